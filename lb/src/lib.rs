@@ -1,1 +1,12 @@
-//! x
+//! Connections to slots: steering tables and programs, listeners, relay workers, the descriptor holder.
+//! Knows sockets and namespaces; knows no containers and no topology.
+
+pub mod front;
+pub mod holder;
+pub mod netns;
+pub mod pinning;
+pub mod ready;
+pub mod relay;
+pub mod sockdiag;
+mod sys;
+pub mod table;

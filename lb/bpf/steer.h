@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What steer.bpf.c and `lb/src/front/maps.rs` share. A change of any of it needs a new STATE_VERSION. */
+#ifndef SHERD_STEER_H
+#define SHERD_STEER_H
+
+#include <linux/types.h>
+
+#define STATE_MAGIC 0x64726873 /* "shrd" */
+#define STATE_VERSION 1
+#define MAX_SLOTS 1024
+#define MASK_WORDS (MAX_SLOTS / 64)
+#define LEVELS 5 /* own (a CPU's slots), same L3, same node, same package, any */
+#define CHUNK_ENTRIES 2048
+
+enum policy { POLICY_CONNECTION = 0, POLICY_CLIENT = 1, POLICY_LOCAL = 2 };
+
+struct mask {
+	__u64 word[MASK_WORDS];
+};
+
+struct row {
+	struct mask level[LEVELS];
+};
+
+struct chunk {
+	__u16 slot[CHUNK_ENTRIES]; /* 0xffff: no slot */
+};
+
+struct seed {
+	__u64 key[2];
+};
+
+struct generation {
+	__u32 policy;
+	__u32 table_len;
+};
+
+struct state {
+	__u32 magic;
+	__u32 version;
+	__u32 sequence; /* bit 0 is the active generation; each flip adds one */
+	__u32 refuse;   /* with no slot in: 1 refuses, 0 waits at the anchor */
+	struct seed seed;
+	__u32 max_slots; /* rows of slots per generation; the anchor's index in `sockets` */
+	__u32 cpus;      /* rows of CPUs per generation */
+	__u32 chunks;    /* of the table per generation */
+	__u32 words;     /* of a mask that can have bits: (max_slots + 63) / 64 */
+	struct generation generations[2];
+	struct mask in;             /* slots in service */
+	__u16 index_of[MAX_SLOTS];  /* a slot's index in `sockets` */
+};
+
+_Static_assert(__builtin_offsetof(struct state, generations) == 48 && __builtin_offsetof(struct state, in) == 64 &&
+		       __builtin_offsetof(struct state, index_of) == 192 && sizeof(struct state) == 2240,
+	       "lb/src/front/maps.rs has these offsets");
+
+struct totals {
+	__u64 failovers; /* connections that got another slot than the first choice */
+	__u64 anchored;
+	__u64 dropped;
+	__u64 retries;  /* selections that failed: an empty entry */
+	__u64 foreign;  /* of these: a socket of another SO_REUSEPORT group. Must stay 0 */
+	__u64 migrated; /* connections moved from a closed listener */
+	__u64 unread;   /* packets whose addresses could not be read. Must stay 0 */
+};
+
+#endif

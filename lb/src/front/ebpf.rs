@@ -1,0 +1,125 @@
+//! Steering by the eBPF program: loads it with maps of its own for one address.
+
+use std::{
+    error::Error,
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use aya::{EbpfLoader, include_bytes_aligned, maps::Map, programs::SkReuseport};
+use socket2::SockRef;
+
+use super::{
+    AdoptError,
+    maps::{Maps, NAMES, Shape, Totals},
+};
+use crate::{
+    sys,
+    table::{Choice, CompiledTable, Model, Seed, SlotIndex, SlotMask, SteeringTable, TableError},
+};
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.o"));
+
+/// The name of the program's descriptor.
+pub(super) const PROGRAM: &str = "program";
+
+/// A loaded program and its maps.
+#[derive(Debug)]
+pub(super) struct Ebpf {
+    program: OwnedFd,
+    maps: Maps,
+}
+
+impl Ebpf {
+    /// # Errors
+    /// When bpf(2) is not permitted, or this kernel refuses the program.
+    pub(super) fn load(max_slots: u16, table: &SteeringTable, seed: Seed) -> Result<Self, Box<dyn Error>> {
+        let shape = Shape::new(max_slots, table.table_len)?;
+        let mut loader = EbpfLoader::new();
+        for (name, (_, _, entries)) in NAMES.into_iter().zip(shape.sizes()) {
+            loader.map_max_entries(name, entries);
+        }
+        let mut object = loader.load(OBJECT)?;
+        let program: &mut SkReuseport = object.program_mut("steer").ok_or("no program in the object")?.try_into()?;
+        program.load()?;
+        let program = program.fd()?.as_fd().try_clone_to_owned()?;
+        let map = |name| -> Result<OwnedFd, Box<dyn Error>> {
+            match object.map(name) {
+                Some(Map::Array(map) | Map::PerCpuArray(map) | Map::ReusePortSockArray(map)) => {
+                    Ok(map.fd().as_fd().try_clone_to_owned()?)
+                }
+                _ => Err(format!("no map {name} in the object").into()),
+            }
+        };
+        let fds = NAMES.into_iter().map(map).collect::<Result<Vec<_>, _>>()?;
+        let maps = Maps::initialize(fds, shape, seed)?;
+        maps.put_table(&CompiledTable::new(table))?;
+        Ok(Self { program, maps })
+    }
+
+    /// The program (attached to the group already) and maps of an earlier process, in the order of [`NAMES`].
+    pub(super) fn adopt(program: OwnedFd, maps: Vec<OwnedFd>) -> Result<Self, AdoptError> {
+        Ok(Self { program, maps: Maps::adopt(maps)? })
+    }
+
+    pub(super) fn max_slots(&self) -> u32 {
+        self.maps.max_slots()
+    }
+
+    pub(super) fn descriptors(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
+        self.maps.descriptors().chain([(PROGRAM, self.program.as_fd())]).collect()
+    }
+
+    pub(super) fn attach(&self, anchor: BorrowedFd<'_>) -> io::Result<()> {
+        sys::sockopt::attach_reuseport_ebpf(anchor, self.program.as_fd())
+    }
+
+    /// A socket enters the array once it listens; the anchor has the last place.
+    pub(super) fn enter(&self, slot: Option<SlotIndex>, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.maps.set_socket(self.index_of(slot), u64::try_from(socket.as_raw_fd()).map_err(io::Error::other)?)
+    }
+
+    pub(super) fn leave(&self, slot: SlotIndex) -> io::Result<()> {
+        self.maps.set_in(slot, false);
+        self.maps.clear_socket(self.index_of(Some(slot)))
+    }
+
+    /// Whether the slot's place holds this socket; None while the place is empty.
+    pub(super) fn holds(&self, slot: Option<SlotIndex>, socket: BorrowedFd<'_>) -> io::Result<Option<bool>> {
+        let cookie = SockRef::from(&socket).cookie()?;
+        Ok(self.maps.socket_cookie(self.index_of(slot))?.map(|held| held == cookie))
+    }
+
+    pub(super) fn set_in(&self, slot: SlotIndex, in_service: bool) {
+        self.maps.set_in(slot, in_service);
+    }
+
+    pub(super) fn in_service(&self) -> SlotMask {
+        self.maps.in_service()
+    }
+
+    pub(super) fn set_refuse(&self, refuse: bool) {
+        self.maps.set_refuse(refuse);
+    }
+
+    pub(super) fn set_table(&self, table: &SteeringTable) -> Result<(), TableError> {
+        self.maps.put_table(&CompiledTable::new(table))
+    }
+
+    pub(super) fn picks(&self, slots: u16) -> Vec<u64> {
+        (0..slots).map(|slot| self.maps.picks(u32::from(slot))).collect()
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        self.maps.totals()
+    }
+
+    pub(super) fn model(&self, table: &SteeringTable, none_in: Choice) -> Model {
+        Model::new(table, self.maps.seed(), self.in_service(), none_in)
+    }
+
+    /// One listener for each slot today: the slot's own number. `index_of` in the program's state says the same.
+    fn index_of(&self, slot: Option<SlotIndex>) -> u32 {
+        slot.map_or(self.maps.max_slots(), |slot| u32::from(slot.0))
+    }
+}

@@ -1,0 +1,304 @@
+//! The steering program's maps: their layout (that of `bpf/steer.h`), and every write to them.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::atomic::{Ordering, fence},
+};
+
+use super::AdoptError;
+use crate::{
+    sys::{bpf::Map, shared_map::SharedMap},
+    table::{CompiledTable, DEFAULT_TABLE_LEN, LEVELS, NO_SLOT, Policy, Row, Seed, SlotIndex, SlotMask, TableError},
+};
+
+const MAGIC: u32 = 0x6472_6873;
+const VERSION: u32 = 1;
+
+/// Offsets in `struct state`; steer.h asserts the same.
+mod state {
+    pub(super) const MAGIC: usize = 0;
+    pub(super) const VERSION: usize = 4;
+    pub(super) const SEQUENCE: usize = 8;
+    pub(super) const REFUSE: usize = 12;
+    pub(super) const SEED: usize = 16;
+    pub(super) const MAX_SLOTS: usize = 32;
+    pub(super) const CPUS: usize = 36;
+    pub(super) const CHUNKS: usize = 40;
+    pub(super) const WORDS: usize = 44;
+    pub(super) const GENERATIONS: usize = 48;
+    pub(super) const IN: usize = 64;
+    pub(super) const INDEX_OF: usize = 192;
+    pub(super) const SIZE: usize = 2240;
+}
+
+const CHUNK_ENTRIES: usize = 2048;
+const CHUNK_SIZE: usize = CHUNK_ENTRIES * size_of::<u16>();
+const ROW_SIZE: usize = LEVELS * SlotMask::WORDS * size_of::<u64>();
+const TOTALS_WORDS: usize = 7;
+
+/// Kernel numbers of map types, and the sizes that `sizes` gives for a shape.
+const ARRAY: u32 = 2;
+const PERCPU_ARRAY: u32 = 6;
+const REUSEPORT_SOCKARRAY: u32 = 20;
+
+/// The maps by the names that the program's object file and the holder know them by.
+pub(super) const NAMES: [&str; 6] = ["state", "table", "rows", "sockets", "picks", "totals"];
+
+/// What the program counts, since it was loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Connections that went to another slot than their first choice.
+    pub failovers: u64,
+    /// Connections that went to the anchor.
+    pub anchored: u64,
+    /// Connections that were refused.
+    pub dropped: u64,
+    /// Selections that failed because a slot's listener was gone; each was followed by another.
+    pub retries: u64,
+    /// Of these: the listener was in another SO_REUSEPORT group. Anything but 0 is a fault.
+    pub foreign: u64,
+    /// Connections that moved from a closed listener to another.
+    pub migrated: u64,
+    /// Packets whose addresses could not be read. Anything but 0 is a fault.
+    pub unread: u64,
+}
+
+/// The sizes that the maps of an address are made with, for its whole life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) max_slots: u32,
+    /// One more than the highest CPU number the kernel can have.
+    pub(super) cpus: u32,
+    /// Of the table, each generation.
+    pub(super) chunks: u32,
+}
+
+impl Shape {
+    pub(super) fn new(max_slots: u16, table_len: u32) -> io::Result<Self> {
+        let longest = table_len.max(DEFAULT_TABLE_LEN).max(crate::table::default_len(usize::from(max_slots)));
+        let chunks = longest.div_ceil(CHUNK_ENTRIES as u32);
+        Ok(Self { max_slots: u32::from(max_slots), cpus: possible_cpus()?.0, chunks })
+    }
+
+    /// Type, size of a value, number of values, in the order of [`NAMES`].
+    pub(super) fn sizes(&self) -> [(u32, u32, u32); NAMES.len()] {
+        [
+            (ARRAY, state::SIZE as u32, 1),
+            (ARRAY, CHUNK_SIZE as u32, 2 * self.chunks),
+            (ARRAY, ROW_SIZE as u32, 2 * (self.max_slots + self.cpus)),
+            // The last is the anchor's.
+            (REUSEPORT_SOCKARRAY, 8, self.max_slots + 1),
+            (PERCPU_ARRAY, 8, self.max_slots),
+            (PERCPU_ARRAY, 8 * TOTALS_WORDS as u32, 1),
+        ]
+    }
+}
+
+/// All maps of one address.
+#[derive(Debug)]
+pub(super) struct Maps {
+    shape: Shape,
+    /// In the order of [`NAMES`].
+    maps: [Map; NAMES.len()],
+    state: SharedMap,
+    table: SharedMap,
+    rows: SharedMap,
+}
+
+impl Maps {
+    /// Takes new maps and writes what stays the same for the address's life.
+    pub(super) fn initialize(fds: Vec<OwnedFd>, shape: Shape, seed: Seed) -> io::Result<Self> {
+        let maps = Self::map(open(fds)?, shape)?;
+        let state = &maps.state;
+        state.store_u64s(state::SEED, &seed.0);
+        state.store_u32(state::MAX_SLOTS, shape.max_slots);
+        state.store_u32(state::CPUS, shape.cpus);
+        state.store_u32(state::CHUNKS, shape.chunks);
+        state.store_u32(state::WORDS, shape.max_slots.div_ceil(64));
+        let identity: Vec<u16> = (0..shape.max_slots as u16).collect();
+        state.store_u16s(state::INDEX_OF, &identity);
+        state.store_u32(state::VERSION, VERSION);
+        state.store_u32(state::MAGIC, MAGIC);
+        Ok(maps)
+    }
+
+    /// Takes maps that an earlier process made, after a look at each.
+    pub(super) fn adopt(fds: Vec<OwnedFd>) -> Result<Self, AdoptError> {
+        let io = |name: &'static str| move |source| AdoptError::Io { name: name.into(), source };
+        let maps = open(fds).map_err(io("maps"))?;
+        let other = |name, detail: String| AdoptError::OtherMake { name, detail };
+        if maps[0].info.value_size as usize != state::SIZE {
+            return Err(other(NAMES[0], format!("its size is {}", maps[0].info.value_size)));
+        }
+        let state = SharedMap::new(maps[0].as_fd(), state::SIZE).map_err(io(NAMES[0]))?;
+        let (magic, version) = (state.load_u32(state::MAGIC), state.load_u32(state::VERSION));
+        if (magic, version) != (MAGIC, VERSION) {
+            return Err(other(
+                NAMES[0],
+                format!("magic {magic:#x} version {version}, wanted {MAGIC:#x} version {VERSION}"),
+            ));
+        }
+        let field = |offset| state.load_u32(offset);
+        let shape =
+            Shape { max_slots: field(state::MAX_SLOTS), cpus: field(state::CPUS), chunks: field(state::CHUNKS) };
+        for ((name, map), (map_type, value_size, entries)) in NAMES.into_iter().zip(&maps).zip(shape.sizes()) {
+            let found = (map.info.map_type, map.info.value_size, map.info.max_entries);
+            if found != (map_type, value_size, entries) {
+                return Err(other(name, format!("type, value size, entries are {found:?}")));
+            }
+        }
+        Self::map(maps, shape).map_err(io("maps"))
+    }
+
+    fn map(maps: [Map; NAMES.len()], shape: Shape) -> io::Result<Self> {
+        let shared = |index: usize| {
+            let (_, value_size, entries) = shape.sizes()[index];
+            SharedMap::new(maps[index].as_fd(), value_size as usize * entries as usize)
+        };
+        let (state, table, rows) = (shared(0)?, shared(1)?, shared(2)?);
+        Ok(Self { shape, maps, state, table, rows })
+    }
+
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
+        NAMES.into_iter().zip(self.maps.iter().map(AsFd::as_fd))
+    }
+
+    pub(super) fn max_slots(&self) -> u32 {
+        self.shape.max_slots
+    }
+
+    pub(super) fn seed(&self) -> Seed {
+        Seed([self.state.load_u64(state::SEED), self.state.load_u64(state::SEED + 8)])
+    }
+
+    pub(super) fn set_refuse(&self, refuse: bool) {
+        self.state.store_u32(state::REFUSE, u32::from(refuse));
+    }
+
+    /// Writes the idle generation and flips to it. The program sees one or the other as a whole.
+    pub(super) fn put_table(&self, table: &CompiledTable) -> Result<(), TableError> {
+        if table.entries.len() > self.shape.chunks as usize * CHUNK_ENTRIES {
+            return Err(TableError::TooLong { table_len: table.entries.len() as u32 });
+        }
+        let sequence = self.state.load_u32(state::SEQUENCE);
+        let idle = (sequence as usize + 1) & 1;
+        // The last flip is visible before the first write to the generation that it retired.
+        fence(Ordering::SeqCst);
+        let policy = match table.policy {
+            Policy::Connection => 0,
+            Policy::Client => 1,
+            Policy::Local => 2,
+        };
+        self.state.store_u32(state::GENERATIONS + idle * 8, policy);
+        self.state.store_u32(state::GENERATIONS + idle * 8 + 4, table.entries.len() as u32);
+        self.table.store_u16s(idle * self.shape.chunks as usize * CHUNK_SIZE, &table.entries);
+        for (slot, row) in &table.slots {
+            self.put_row(idle, u32::from(slot.0), row);
+        }
+        let mut rows_of_cpus = vec![&table.any; self.shape.cpus as usize];
+        for (cpu, row) in &table.cpus {
+            if let Some(place) = rows_of_cpus.get_mut(*cpu as usize) {
+                *place = row;
+            }
+        }
+        for (cpu, row) in (0..).zip(rows_of_cpus) {
+            self.put_row(idle, self.shape.max_slots + cpu, row);
+        }
+        fence(Ordering::SeqCst);
+        self.state.store_u32(state::SEQUENCE, sequence.wrapping_add(1));
+        Ok(())
+    }
+
+    fn put_row(&self, generation: usize, origin: u32, row: &Row) {
+        let index = generation * (self.shape.max_slots + self.shape.cpus) as usize + origin as usize;
+        for (level, mask) in row.iter().enumerate() {
+            self.rows.store_u64s(index * ROW_SIZE + level * size_of_val(mask.words()), mask.words());
+        }
+    }
+
+    pub(super) fn set_in(&self, slot: SlotIndex, in_service: bool) {
+        let (word, bit) = (state::IN + usize::from(slot.0 / 64) * 8, 1 << (slot.0 % 64));
+        if in_service { self.state.set_bits(word, bit) } else { self.state.clear_bits(word, bit) }
+    }
+
+    pub(super) fn in_service(&self) -> SlotMask {
+        SlotMask::from_words(std::array::from_fn(|word| self.state.load_u64(state::IN + word * 8)))
+    }
+
+    pub(super) fn set_socket(&self, index: u32, socket: u64) -> io::Result<()> {
+        self.maps[3].update(index, socket)
+    }
+
+    pub(super) fn clear_socket(&self, index: u32) -> io::Result<()> {
+        match self.maps[3].delete(index) {
+            // It empties itself when its socket closes.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            cleared => cleared,
+        }
+    }
+
+    /// The SO_COOKIE of the socket at `index`.
+    pub(super) fn socket_cookie(&self, index: u32) -> io::Result<Option<u64>> {
+        match self.maps[3].lookup(index) {
+            Ok(cookie) => Ok(cookie.first().copied()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn picks(&self, slot: u32) -> u64 {
+        self.maps[4].lookup(slot).map_or(0, |per_cpu| per_cpu.iter().sum())
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        let per_cpu = self.maps[5].lookup(0).unwrap_or_default();
+        let sum = |word| per_cpu.chunks_exact(TOTALS_WORDS).map(|cpu| cpu[word]).sum();
+        Totals {
+            failovers: sum(0),
+            anchored: sum(1),
+            dropped: sum(2),
+            retries: sum(3),
+            foreign: sum(4),
+            migrated: sum(5),
+            unread: sum(6),
+        }
+    }
+}
+
+fn open(fds: Vec<OwnedFd>) -> io::Result<[Map; NAMES.len()]> {
+    let possible = possible_cpus()?.1;
+    let maps = fds.into_iter().map(|fd| Map::new(fd, possible)).collect::<io::Result<Vec<_>>>()?;
+    maps.try_into().map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// One more than the highest CPU number the kernel can have, and how many it can have.
+fn possible_cpus() -> io::Result<(u32, usize)> {
+    let text = fs::read_to_string("/sys/devices/system/cpu/possible")?;
+    count_cpus(&text).ok_or_else(|| io::Error::other(format!("possible CPUs are {text:?}")))
+}
+
+fn count_cpus(list: &str) -> Option<(u32, usize)> {
+    let mut counted = (0, 0);
+    for range in list.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        counted = (counted.0.max(last + 1), counted.1 + (last.checked_sub(first)? as usize + 1));
+    }
+    Some(counted)
+}
+
+const _: () = assert!(NO_SLOT == 0xffff && SlotMask::WORDS == 16 && LEVELS == 5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn possible_cpus_are_counted() {
+        for (list, expected) in [("0\n", Some((1, 1))), ("0-3\n", Some((4, 4))), ("0,2-4,9", Some((10, 5))), ("", None)]
+        {
+            assert_eq!(count_cpus(list), expected, "{list:?}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The relay path: one worker thread per slot accepts from the slot's listeners, connects inside the shard's network
+//! namespace and copies bytes both ways. Knows sockets and namespaces; knows no steering table and no container.
+//!
+//! A worker is one thread with one epoll instance. It takes no lock on the data path and writes no cache line that
+//! another worker writes. Everything it has is bounded: connections, the queue of those that wait for one, what a
+//! direction holds while its sink is behind, pipes, and the work between two looks at the other connections.
+//!
+//! - **Namespace.** The thread lives in its shard's namespace while it has a [`Backend`], so there is no bridge, no
+//!   veth and no NAT. A listener keeps the namespace it was made in.
+//! - **Back-pressure.** A direction that can't write stops reading.
+//! - **Ends.** A FIN is passed on as a FIN, a reset as a reset. A deadline that cuts bytes off resets, so that nobody
+//!   takes a part for the whole.
+//! - **Failed connects.** The client, of whom no byte was read, goes to the nearest sibling that is open; when none
+//!   is, it waits and is tried again, at most [`Limits::pending_timeout`] after it was accepted.
+//! - **System calls.** A request and its answer are two receives and two sends, and their share of an epoll_wait.
+//!   Sockets are put into epoll once, for edges.
+
+mod command;
+mod connection;
+mod direction;
+mod doors;
+mod epochs;
+mod handle;
+mod namespace;
+mod pipes;
+mod slab;
+mod socket;
+mod stats;
+mod timers;
+mod worker;
+
+use std::{fmt, io, net::SocketAddr, os::fd::OwnedFd, time::Duration};
+
+pub use self::{
+    handle::{Worker, WorkerRef},
+    stats::{Cause, Counter, LATENCY_BOUNDS_MICROS, Latencies, Standing, WorkerStats},
+};
+
+/// Which published port a listener and its connections belong to; the caller's numbering.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortKey(pub u32);
+
+/// Whose connections come from a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The slot's own.
+    Slot,
+    /// Anyone's: they are dealt in turn to this worker and its siblings.
+    Anchor,
+}
+
+/// Where a worker connects to.
+#[derive(Debug)]
+pub struct Backend {
+    /// The shard's network namespace. `None`: the one the worker was born in.
+    pub netns: Option<OwnedFd>,
+    /// The shard's address for each port, as seen in that namespace.
+    pub ports: Vec<(PortKey, SocketAddr)>,
+}
+
+/// Why a worker could not take a backend. It has none then, and is in the namespace it was born in.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The thread could not enter the shard's network namespace.
+    #[error("slot {slot}: cannot enter the shard's network namespace; the agent needs CAP_SYS_ADMIN for that")]
+    Enter {
+        /// The worker's slot.
+        slot: u16,
+        /// What setns(2) said.
+        source: io::Error,
+    },
+    /// The thread could not leave the former shard's network namespace, and keeps it alive.
+    #[error("slot {slot}: cannot leave the former shard's network namespace; end this worker and start another")]
+    Leave {
+        /// The worker's slot.
+        slot: u16,
+        /// What setns(2) said.
+        source: io::Error,
+    },
+}
+
+/// How a drain ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// Connections that were open when it began.
+    pub connections: u32,
+    /// How many of them had to be reset.
+    pub reset: u32,
+}
+
+/// Runs on the new thread before anything else: affinity, memory policy.
+pub type Pin = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+/// What a worker is made with.
+pub struct WorkerConfig {
+    /// The slot it serves; siblings are told apart by it.
+    pub slot: u16,
+    /// The thread's name; the kernel shows 15 bytes of it.
+    pub name: String,
+    /// See [`Pin`].
+    pub pin: Pin,
+    /// Its bounds.
+    pub limits: Limits,
+}
+
+impl fmt::Debug for WorkerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerConfig").field("slot", &self.slot).field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The bounds of one worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections connecting or relayed at a time. Each needs two descriptors.
+    pub max_connections: u32,
+    /// Accepted clients that wait for one of those. When they are full too, accepting stops, and clients wait in the
+    /// kernel's queue.
+    pub max_pending: u32,
+    /// How long a client may wait, from its accept, for a shard that takes it; it is reset then.
+    pub pending_timeout: Duration,
+    /// How long one connect to the shard may take.
+    pub connect_timeout: Duration,
+    /// How long a connection may be silent both ways.
+    pub idle_timeout: Option<Duration>,
+    /// Silence after which the kernel asks either side whether it is still there.
+    pub keepalive: Option<Duration>,
+    /// Siblings a client is handed to, after a failed connect, before it waits. At most 3.
+    pub retries: u8,
+    /// A receive that brings this many bytes begins a transfer that is spliced; smaller payloads are copied.
+    /// `None`: everything is copied.
+    pub splice_above: Option<u32>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 65_536,
+            max_pending: 1_024,
+            pending_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(2),
+            idle_timeout: None,
+            keepalive: Some(Duration::from_secs(60)),
+            retries: 2,
+            splice_above: Some(SPLICE_ABOVE),
+        }
+    }
+}
+
+/// Bytes in one receive from which splicing costs less than copying.
+const SPLICE_ABOVE: u32 = 64 << 10;

@@ -1,0 +1,48 @@
+//! What a worker is told. Values only.
+
+use std::{io, os::fd::OwnedFd, sync::mpsc::Sender, time::Instant};
+
+use super::{Backend, BackendError, Drained, PortKey, Role, WorkerRef, connection::Client};
+
+/// Which connections a drain is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// All there are; nothing new is taken.
+    All,
+    /// Those to backends before the present one.
+    Former,
+}
+
+#[derive(Debug)]
+pub(super) enum Command {
+    Serve {
+        port: PortKey,
+        listener: OwnedFd,
+        role: Role,
+        done: Sender<io::Result<()>>,
+    },
+    StopServing {
+        port: PortKey,
+        role: Role,
+        done: Sender<()>,
+    },
+    SetBackend {
+        backend: Option<Backend>,
+        done: Sender<Result<(), BackendError>>,
+    },
+    SetSiblings(Vec<WorkerRef>),
+    Adopt {
+        client: Client,
+        /// It has the options that connections of our own listeners inherit.
+        prepared: bool,
+    },
+    Drain {
+        scope: Scope,
+        deadline: Instant,
+        done: Sender<Drained>,
+    },
+    CloseFormer {
+        done: Sender<Drained>,
+    },
+    Shutdown,
+}

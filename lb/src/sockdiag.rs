@@ -1,0 +1,206 @@
+//! Who listens where: TCP listeners by NETLINK_SOCK_DIAG, in the calling thread's network namespace, and the process
+//! that owns a socket by /proc. Reads only.
+
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt,
+};
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::{
+    SockDiagMessage,
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP},
+    inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
+};
+use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
+
+/// A listening TCP socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listening {
+    /// What it listens on.
+    pub address: SocketAddr,
+    /// An IPv6 socket that gets no IPv4 connections. False for IPv4.
+    pub v6only: bool,
+    /// The user that made it.
+    pub uid: u32,
+    /// Its inode, as in `/proc/PID/fd` and fstat.
+    pub inode: u32,
+    /// The interface it is bound to, or 0.
+    pub interface: u32,
+    /// Connections in its accept queue.
+    pub queued: u32,
+}
+
+impl Listening {
+    /// Whether a connection to some address could go to this socket as well as to one bound to `address`
+    /// (which, if IPv6, is v6only).
+    pub fn overlaps(&self, address: SocketAddr) -> bool {
+        let (theirs, ours) = (self.address.ip(), address.ip());
+        self.address.port() == address.port()
+            && match (theirs, ours) {
+                (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)) => {
+                    theirs == ours || theirs.is_unspecified() || ours.is_unspecified()
+                }
+                (IpAddr::V6(_), IpAddr::V4(_)) => theirs.is_unspecified() && !self.v6only,
+                (IpAddr::V4(_), IpAddr::V6(_)) => false,
+            }
+    }
+}
+
+/// A process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// Its process id.
+    pub pid: u32,
+    /// Its name, at most 15 bytes.
+    pub comm: String,
+}
+
+/// All TCP listeners on `port`, of both families, in the calling thread's network namespace.
+///
+/// # Errors
+/// ENOENT where the kernel has no `tcp_diag` (load the module).
+pub fn listeners(port: u16) -> io::Result<Vec<Listening>> {
+    // The kernel may tell more than it was asked for.
+    let mut found = dump(AF_INET, port)?;
+    found.extend(dump(AF_INET6, port)?);
+    found.retain(|listening| listening.address.port() == port);
+    Ok(found)
+}
+
+/// All TCP listeners of both families in the calling thread's network namespace.
+///
+/// # Errors
+/// As [`listeners`].
+pub fn all_listeners() -> io::Result<Vec<Listening>> {
+    let mut found = dump(AF_INET, 0)?;
+    found.extend(dump(AF_INET6, 0)?);
+    Ok(found)
+}
+
+/// A process that has the socket open, the one with the lowest id. None if there is none or it can't be seen.
+pub fn owner(inode: u32) -> Option<Owner> {
+    let mut pids: Vec<u32> =
+        fs::read_dir("/proc").ok()?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    let pid = pids.into_iter().find(|pid| has_socket(*pid, inode))?;
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some(Owner { pid, comm: comm.trim_end().into() })
+}
+
+/// The inode of an open socket.
+///
+/// # Errors
+/// As fstat(2).
+pub fn inode(socket: std::os::fd::BorrowedFd<'_>) -> io::Result<u32> {
+    let file = fs::File::from(socket.try_clone_to_owned()?);
+    // The kernel's socket inodes are 32 bits wide: get_next_ino().
+    u32::try_from(file.metadata()?.ino()).map_err(io::Error::other)
+}
+
+fn has_socket(pid: u32, inode: u32) -> bool {
+    let wanted = format!("socket:[{inode}]");
+    let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str()))
+}
+
+fn dump(family: u8, port: u16) -> io::Result<Vec<Listening>> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    let mut socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+    socket_id.source_port = port;
+    let request = InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::LISTEN,
+        socket_id,
+    };
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let mut found = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        if read_datagram(&datagram, &mut found)? {
+            return Ok(found);
+        }
+    }
+}
+
+/// Adds the listeners of one datagram; true once the dump is done.
+fn read_datagram(mut datagram: &[u8], found: &mut Vec<Listening>) -> io::Result<bool> {
+    while !datagram.is_empty() {
+        let message = NetlinkMessage::<SockDiagMessage>::deserialize(datagram).map_err(io::Error::other)?;
+        match message.payload {
+            NetlinkPayload::Done(_) => return Ok(true),
+            NetlinkPayload::Error(error) => return Err(error.to_io()),
+            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => found.push(listening(&response)),
+            _ => {}
+        }
+        // Messages are aligned to 4 bytes.
+        let len = (message.header.length as usize).next_multiple_of(4).max(16);
+        datagram = datagram.get(len..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+fn listening(response: &InetResponse) -> Listening {
+    let header = &response.header;
+    Listening {
+        address: SocketAddr::new(header.socket_id.source_address, header.socket_id.source_port),
+        v6only: response.nlas.iter().any(|nla| matches!(nla, Nla::SkV6Only(true))),
+        uid: header.uid,
+        inode: header.inode,
+        interface: header.socket_id.interface_id,
+        queued: header.recv_queue,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, os::fd::AsFd};
+
+    use super::*;
+
+    #[test]
+    fn a_listener_is_found_with_its_owner() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).expect("loopback has free ports");
+            let address = listener.local_addr().expect("it is bound");
+            let _waiting = std::net::TcpStream::connect(address).expect("it listens");
+            let found = listeners(address.port()).expect("sock_diag answers");
+            let inode = inode(listener.as_fd()).expect("it is open");
+            let one = found.iter().find(|found| found.inode == inode).expect("it is among them");
+            assert_eq!((one.address, one.interface, one.queued), (address, 0, 1));
+            let owner = owner(inode).expect("we own it");
+            assert_eq!(owner.pid, std::process::id());
+            assert!(!owner.comm.is_empty());
+        }
+        assert_eq!(owner(u32::MAX), None);
+    }
+
+    #[test]
+    fn overlap_is_where_a_connection_could_go_to_either() {
+        let check = |theirs: &str, v6only: bool, ours: &str, expected: bool| {
+            let address = theirs.parse().expect("an address");
+            let theirs = Listening { address, v6only, uid: 0, inode: 1, interface: 0, queued: 0 };
+            assert_eq!(theirs.overlaps(ours.parse().expect("an address")), expected, "{theirs:?} {ours}");
+        };
+        check("127.0.0.1:80", false, "127.0.0.1:80", true);
+        check("127.0.0.1:80", false, "127.0.0.1:81", false);
+        check("127.0.0.1:80", false, "127.0.0.2:80", false);
+        check("0.0.0.0:80", false, "127.0.0.2:80", true);
+        check("127.0.0.1:80", false, "0.0.0.0:80", true);
+        check("[::]:80", false, "0.0.0.0:80", true);
+        check("[::]:80", true, "0.0.0.0:80", false);
+        check("[::1]:80", false, "0.0.0.0:80", false);
+        check("0.0.0.0:80", false, "[::]:80", false);
+        check("[::]:80", true, "[::1]:80", true);
+    }
+}

@@ -1,0 +1,118 @@
+//! bpf(2) on a map of which only a descriptor is left, as after a restart: aya's sockarray holds values that can't be
+//! read back, and its other types take no bare descriptor. A thin layer; what the maps mean is `front::maps`' business.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+
+const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
+
+/// A map with keys of 4 bytes and values of whole u64s.
+#[derive(Debug)]
+pub(crate) struct Map {
+    fd: OwnedFd,
+    pub(crate) info: MapInfo,
+    /// What a lookup writes.
+    lookup_words: usize,
+}
+
+/// The beginning of the kernel's `struct bpf_map_info`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct MapInfo {
+    pub(crate) map_type: u32,
+    id: u32,
+    key_size: u32,
+    pub(crate) value_size: u32,
+    pub(crate) max_entries: u32,
+    map_flags: u32,
+}
+
+/// The part of `union bpf_attr` that the element commands use.
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// The part of `union bpf_attr` that BPF_OBJ_GET_INFO_BY_FD uses.
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+impl Map {
+    /// # Errors
+    /// EINVAL when the descriptor is no map, or one of another shape.
+    pub(crate) fn new(fd: OwnedFd, possible_cpus: usize) -> io::Result<Self> {
+        let info = info(fd.as_fd())?;
+        // Per-CPU maps have the same sizes; a program's info is longer than what is asked for, so its type tells nothing.
+        let is_map =
+            std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?.as_os_str() == "anon_inode:bpf-map";
+        if !is_map || info.key_size != 4 || !info.value_size.is_multiple_of(8) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let copies = if info.map_type == BPF_MAP_TYPE_PERCPU_ARRAY { possible_cpus } else { 1 };
+        Ok(Self { fd, info, lookup_words: info.value_size as usize / 8 * copies })
+    }
+
+    /// The element `key`; of a per-CPU map, that of every possible CPU one after the other.
+    pub(crate) fn lookup(&self, key: u32) -> io::Result<Vec<u64>> {
+        let mut value = vec![0; self.lookup_words];
+        self.element(BPF_MAP_LOOKUP_ELEM, key, value.as_mut_ptr() as u64)?;
+        Ok(value)
+    }
+
+    /// Sets the element `key`, whose value is 8 bytes.
+    pub(crate) fn update(&self, key: u32, value: u64) -> io::Result<()> {
+        assert!(self.lookup_words == 1, "the value is 8 bytes");
+        self.element(BPF_MAP_UPDATE_ELEM, key, &raw const value as u64)
+    }
+
+    /// Deletes the element `key`.
+    pub(crate) fn delete(&self, key: u32) -> io::Result<()> {
+        self.element(BPF_MAP_DELETE_ELEM, key, 0)
+    }
+
+    fn element(&self, command: libc::c_int, key: u32, value: u64) -> io::Result<()> {
+        let attr =
+            ElementAttr { map_fd: raw(self.fd.as_fd())?, padding: 0, key: &raw const key as u64, value, flags: 0 };
+        bpf(command, &attr)
+    }
+}
+
+impl AsFd for Map {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    let mut info = MapInfo::default();
+    let attr = InfoAttr { fd: raw(fd)?, info_len: size_of::<MapInfo>() as u32, info: &raw mut info as u64 };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
+    Ok(info)
+}
+
+fn raw(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)
+}
+
+fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<()> {
+    // SAFETY: `attr` is a prefix of union bpf_attr whose length is passed. What it points to lives in the callers above
+    // and is as long as the kernel reads or writes: keys of 4 bytes (checked in `Map::new`), values of `lookup_words`
+    // words (from the kernel's own sizes), and an info of the length given.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

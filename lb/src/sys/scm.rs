@@ -1,0 +1,67 @@
+//! Descriptors over a unix socket: SCM_RIGHTS, with every received descriptor owned from its first moment.
+
+use std::{
+    io::{self, IoSlice},
+    mem,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+};
+
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
+/// What one recvmsg gave.
+pub(crate) struct Received {
+    /// 0: the peer has closed.
+    pub(crate) bytes: usize,
+    pub(crate) fds: Vec<OwnedFd>,
+    /// The kernel dropped descriptors: more than one came, or our table is full.
+    pub(crate) truncated: bool,
+}
+
+/// Sends bytes, with a descriptor on the first of them; returns how many bytes went.
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<usize> {
+    let raw: Vec<RawFd> = fd.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
+    Ok(sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?)
+}
+
+/// Receives up to `bytes.len()` bytes and the descriptors that came with them.
+///
+/// By hand: nix gives nothing of a truncated message, and the descriptors that did arrive would stay open for ever.
+pub(crate) fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received> {
+    let mut data = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // Aligned as cmsghdr; room for a few descriptors.
+    let mut control = [0u64; 8];
+    // SAFETY: all zeros is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut data;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    // SAFETY: `message` points to `bytes` and `control`, with their lengths, which outlive the call.
+    let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let bytes = usize::try_from(result).map_err(|_| io::Error::last_os_error())?;
+    let truncated = message.msg_flags & libc::MSG_CTRUNC != 0;
+    Ok(Received { bytes, fds: take_fds(&message), truncated })
+}
+
+/// The descriptors that the kernel made for the last recvmsg into `message`.
+fn take_fds(message: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    // SAFETY: the kernel filled the control buffer of `message`, which the caller keeps, with well-formed headers; the
+    // macros stay within its length. The descriptors were made by that very call: nothing else owns them.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(message);
+        while let Some(control) = header.as_ref() {
+            if (control.cmsg_level, control.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                let data = libc::CMSG_DATA(header).cast::<RawFd>();
+                #[allow(clippy::unnecessary_cast)] // musl's cmsg_len is a u32
+                let len_bytes = control.cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+                let raw = (0..len_bytes / size_of::<RawFd>()).map(|i| data.add(i).read_unaligned());
+                fds.extend(raw.map(|fd| OwnedFd::from_raw_fd(fd)));
+            }
+            header = libc::CMSG_NXTHDR(message, header);
+        }
+    }
+    fds
+}
