@@ -1,0 +1,18 @@
+//! The `sherd` agent and command line as a library, so that tests reach what the binary is made of.
+
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod demo;
+pub mod fault;
+pub mod health;
+pub mod journal;
+pub mod metrics;
+pub mod reconcile;
+pub mod runtime;
+pub mod spec;
+pub mod status;
+pub mod store;

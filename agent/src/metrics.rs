@@ -1,0 +1,123 @@
+//! Prometheus metrics: a snapshot of what the agent knows, rendered as text. Counts nothing itself and owns no state.
+//!
+//! Counters live where things happen (workers, fronts, the reconcile loop). A scrape asks the loop for a [`Snapshot`],
+//! adds what the kernel knows of each shard's CPU time, and prints it.
+
+use std::net::SocketAddr;
+
+use sherd_topology::plan::{GroupName, SlotId};
+
+use crate::status::AgentStatus;
+
+pub use self::render::render;
+pub use self::server::{BindError, bind, serve};
+pub use self::usage::{Usage, UsageReader};
+
+mod family;
+mod render;
+mod server;
+mod usage;
+
+/// Everything the metrics are made of, at one moment. Counters are since the agent's start and never fall.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    /// Groups, slots, their states, restarts, pids. Ports give the steering mode of each address.
+    pub status: AgentStatus,
+    /// What is counted for each slot, in any order.
+    pub slots: Vec<SlotCounters>,
+    /// What is counted for each published address, in any order.
+    pub ports: Vec<PortCounters>,
+    /// What is counted for each group, in any order.
+    pub groups: Vec<GroupCounters>,
+    /// How long passes of the reconcile loop took.
+    pub reconcile: Histogram,
+    /// Passes that ended because their bound of steps was reached.
+    pub reconcile_unsettled: u64,
+    /// Slots that plans added, removed or moved: kind and number.
+    pub plan_changes: Vec<(&'static str, u64)>,
+    /// Descriptors that the holder keeps; absent when it doesn't answer.
+    pub held_descriptors: Option<u64>,
+}
+
+/// What is counted for one slot.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SlotCounters {
+    /// The group.
+    pub group: GroupName,
+    /// The slot.
+    pub slot: SlotId,
+    /// Times its shard was found on other CPUs or memory nodes than planned.
+    pub pinning_errors: u64,
+    /// Its relay worker; absent when the group publishes no port.
+    pub relay: Option<RelayCounters>,
+}
+
+/// What one relay worker counts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RelayCounters {
+    /// Connections accepted from its listeners.
+    pub accepted: u64,
+    /// Connections that others accepted and handed to it.
+    pub adopted: u64,
+    /// Connections that it handed to another slot.
+    pub handed_over: u64,
+    /// Connections established to the shard.
+    pub established: u64,
+    /// Established connections that have ended.
+    pub closed: u64,
+    /// Connections being connected or relayed now.
+    pub active: u64,
+    /// Clients that wait in its own queue now.
+    pub pending: u64,
+    /// Bytes from clients to the shard.
+    pub bytes_in: u64,
+    /// Bytes from the shard to clients.
+    pub bytes_out: u64,
+    /// Of both, the bytes that were spliced.
+    pub bytes_spliced: u64,
+    /// Times it came back from waiting for events.
+    pub wakeups: u64,
+    /// Failures by cause; every cause it knows, also at 0.
+    pub errors: Vec<(&'static str, u64)>,
+    /// How long connecting to the shard took.
+    pub connect: Histogram,
+}
+
+/// What is counted for one published address.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PortCounters {
+    /// The group.
+    pub group: GroupName,
+    /// The address.
+    pub address: SocketAddr,
+    /// Connections that steering gave each slot.
+    pub picks: Vec<(SlotId, u64)>,
+    /// Connections whose slot was out and that another one got.
+    pub failovers: u64,
+    /// Connections that wait, or waited, at the anchor because no slot was in.
+    pub anchored: u64,
+    /// Connections that steering refused because no slot was in.
+    pub dropped: u64,
+    /// Connections that wait to be accepted, by listener; the anchor's has no slot.
+    pub queued: Vec<(Option<SlotId>, u64)>,
+}
+
+/// What is counted for one group.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupCounters {
+    /// The group.
+    pub group: GroupName,
+    /// Connections ended because no shard was ready within the specified wait.
+    pub overdue: u64,
+}
+
+/// A distribution as its owner counts it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Histogram {
+    /// Upper bounds of the buckets in seconds, ascending.
+    pub bounds_seconds: Vec<f64>,
+    /// Observations in each bucket, not cumulative; one more than there are bounds, for what was above them all.
+    pub counts: Vec<u64>,
+    /// All observations added up.
+    pub sum_seconds: f64,
+}

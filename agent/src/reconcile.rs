@@ -1,0 +1,275 @@
+//! The reconcile loop: one task owns all state of the agent and brings the host to what the specifications say.
+//! Observe, plan, execute, again after every change; whoever wants something sends a message.
+//!
+//! Deciding ([`plan`], [`view`]) is pure; engine calls run as tasks of their own and report back, so a slow engine
+//! holds up its own shards and nothing else.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use sherd_topology::{
+    model::{CpuSet, Host},
+    plan::{GroupName, SlotId},
+};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot},
+    time::MissedTickBehavior,
+};
+
+use self::{group::Group, keeper::Keeper, message::Message};
+use crate::{
+    control::{self, Request},
+    runtime::{Runtime, RuntimeError, ShardId},
+    status::Event,
+    store::Store,
+};
+
+mod adopt;
+mod anchor_age;
+mod apply;
+mod counters;
+mod execute;
+mod group;
+mod inspect;
+pub mod keeper;
+mod message;
+mod observe;
+mod plan;
+mod publish;
+mod report;
+mod requests;
+mod service;
+mod snapshot;
+mod steering_table;
+mod view;
+
+pub use counters::Counters;
+
+/// How often the loop looks at time-outs, anchors and retries.
+const TICK: Duration = Duration::from_millis(250);
+/// How often the runtimes are asked for everything, whatever they reported.
+const OBSERVE_EVERY: Duration = Duration::from_secs(30);
+/// Passes over a group's slots before the loop turns to messages again. A slot takes about ten steps from nothing to
+/// serving; more than that in one go means that two rules undo each other.
+const MAX_PASSES: u32 = 32;
+
+/// What the agent's configuration says to the loop.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Separates several agents on one host.
+    pub instance: String,
+    /// CPUs that no shard gets.
+    pub reserved: CpuSet,
+    /// How long relayed connections may go on when the agent is told to end.
+    pub shutdown_drain: Duration,
+}
+
+/// The runtimes of this agent: `process`, and `docker` where the configuration has an engine.
+pub struct Runtimes(pub Vec<Arc<dyn Runtime>>);
+
+impl Runtimes {
+    fn kinds(&self) -> Vec<&'static str> {
+        self.0.iter().map(|runtime| runtime.kind()).collect()
+    }
+
+    fn of(&self, kind: &str) -> Option<Arc<dyn Runtime>> {
+        self.0.iter().find(|runtime| runtime.kind() == kind).cloned()
+    }
+}
+
+/// What the loop knows of one runtime.
+#[derive(Debug, Default)]
+struct RuntimeView {
+    version: Option<String>,
+    error: Option<String>,
+    /// It has been listed at least once since the agent started: before that nothing of its groups is decided.
+    listed: bool,
+    /// A listing is under way.
+    listing: bool,
+    /// Something changed since the listing under way began.
+    again: bool,
+    last: Option<Instant>,
+    /// No listing before that: the last one failed.
+    not_before: Option<Instant>,
+    failures: u32,
+}
+
+/// Everything the agent knows and owns.
+pub struct Reconciler {
+    host: Arc<Host>,
+    settings: Settings,
+    store: Store,
+    keeper: Keeper,
+    runtimes: Runtimes,
+    runtime_views: BTreeMap<&'static str, RuntimeView>,
+    groups: BTreeMap<GroupName, Group>,
+    /// Shards of groups that no specification knows, being removed.
+    orphans: BTreeSet<ShardId>,
+    /// Containers that claim to be ours and can't be; said once.
+    foreign: BTreeSet<ShardId>,
+    inbox: mpsc::UnboundedReceiver<Message>,
+    outbox: mpsc::UnboundedSender<Message>,
+    events: broadcast::Sender<Event>,
+    counters: Counters,
+    started: std::time::SystemTime,
+    warnings: Vec<String>,
+}
+
+/// What a [`Reconciler`] is made of.
+pub struct Parts {
+    /// The machine.
+    pub host: Host,
+    /// The configuration.
+    pub settings: Settings,
+    /// The state directory.
+    pub store: Store,
+    /// The way to the holder.
+    pub keeper: Keeper,
+    /// The runtimes.
+    pub runtimes: Runtimes,
+}
+
+impl Reconciler {
+    /// A loop that has seen nothing yet. [`Reconciler::adopt`] comes next.
+    pub fn new(parts: Parts) -> Self {
+        let (outbox, inbox) = mpsc::unbounded_channel();
+        let (events, _) = broadcast::channel(control::EVENT_QUEUE_LEN);
+        let kinds = parts.runtimes.kinds();
+        Self {
+            host: Arc::new(parts.host),
+            settings: parts.settings,
+            store: parts.store,
+            keeper: parts.keeper,
+            runtimes: parts.runtimes,
+            runtime_views: kinds.into_iter().map(|kind| (kind, RuntimeView::default())).collect(),
+            groups: BTreeMap::new(),
+            orphans: BTreeSet::new(),
+            foreign: BTreeSet::new(),
+            inbox,
+            outbox,
+            events,
+            counters: Counters::default(),
+            started: std::time::SystemTime::now(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Runs until `shutdown` fires; then drains what is relayed, and leaves shards and listeners as they are.
+    pub async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut shutdown: oneshot::Receiver<()>) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.watch_runtimes();
+        loop {
+            tokio::select! {
+                Some(message) = self.inbox.recv() => self.handle(message),
+                request = requests.recv() => match request {
+                    Some(request) => self.answer(request),
+                    None => break,
+                },
+                _ = tick.tick() => self.on_tick(),
+                _ = &mut shutdown => break,
+            }
+            self.advance();
+        }
+        self.drain_relays().await;
+    }
+
+    fn on_tick(&mut self) {
+        let now = Instant::now();
+        self.keeper.tend(now, || self.groups.values().flat_map(|group| group.fronts.descriptors()).collect());
+        for kind in self.runtimes.kinds() {
+            let view = &self.runtime_views[kind];
+            if view.last.is_none_or(|last| now.duration_since(last) >= OBSERVE_EVERY) || view.again {
+                self.observe(kind);
+            }
+        }
+        self.nudge_probers();
+        self.bury_workers();
+        self.publish_missing(now);
+        self.age_anchors(now);
+    }
+
+    /// Plans and executes until nothing more can be done at once.
+    fn advance(&mut self) {
+        let began = Instant::now();
+        let names: Vec<GroupName> = self.groups.keys().cloned().collect();
+        for name in &names {
+            self.advance_group(name);
+        }
+        self.finish_stops();
+        self.note_slot_states();
+        self.counters.note_reconcile(began.elapsed());
+    }
+
+    fn advance_group(&mut self, name: &GroupName) {
+        for _ in 0..MAX_PASSES {
+            let Some(group) = self.groups.get(name) else { return };
+            if !self.is_listed(group.spec.runtime.kind()) {
+                return;
+            }
+            let steps = plan::next_steps(&group.views(), Instant::now());
+            if steps.is_empty() {
+                self.settle_service(name);
+                return;
+            }
+            for (slot, step) in steps {
+                tracing::debug!(group = %name, %slot, ?step, "step");
+                self.execute(name, slot, step);
+            }
+        }
+        self.counters.note_unsettled();
+        tracing::error!(group = %name, "the group's slots do not settle: please report this with the agent's log");
+    }
+
+    /// Whether a runtime has told what it has since the agent started; before that nothing can be decided.
+    fn is_listed(&self, kind: &str) -> bool {
+        self.runtime_views.get(kind).is_some_and(|view| view.listed)
+    }
+
+    fn send_event(&self, event: Event) {
+        // Nobody listening is the usual case.
+        let _ = self.events.send(event);
+    }
+
+    fn note_runtime(&mut self, kind: &'static str, result: Result<(), &RuntimeError>) {
+        let view = self.runtime_views.entry(kind).or_default();
+        match result {
+            Ok(()) => {
+                if view.error.take().is_some() {
+                    tracing::info!(runtime = kind, "the runtime answers again");
+                }
+                view.failures = 0;
+                view.not_before = None;
+            }
+            Err(error) => {
+                let text = chain(error);
+                view.failures = view.failures.saturating_add(1);
+                let wait = Duration::from_millis(500).saturating_mul(1 << view.failures.min(6)).min(OBSERVE_EVERY);
+                view.not_before = Some(Instant::now() + wait);
+                if view.error.as_ref() != Some(&text) {
+                    tracing::warn!(runtime = kind, error = text, "the runtime does not answer; what runs goes on");
+                }
+                view.error = Some(text);
+            }
+        }
+    }
+
+    fn slot_mut(&mut self, group: &GroupName, slot: SlotId) -> Option<&mut group::SlotRun> {
+        self.groups.get_mut(group)?.slots.get_mut(&slot)
+    }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,124 @@
+//! The first thing an agent does: finds what a former one left, and goes on with it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
+    time::Duration,
+};
+
+use sherd_topology::plan::{GroupName, Layout, MemoryBinding, Slot, SlotId};
+
+use super::{
+    Reconciler,
+    group::{Group, Intent},
+    publish::{self, Fronts},
+    view::Service,
+};
+use crate::{
+    runtime::{ObservedShard, ShardState},
+    store::{Standing, StoreError},
+};
+
+/// How long a runtime may hold up the agent's start. Without its answer the groups are planned as if it had no shards;
+/// planning gives the same slots for the same machine, and what differs is moved later.
+const FIRST_LISTING_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Reconciler {
+    /// Loads the specifications, asks what runs, takes over listeners and tables from the holder. After that the
+    /// loop can run; connections that waited while no agent was there are served as soon as their shard is reached.
+    ///
+    /// # Errors
+    /// When the state directory can't be read.
+    pub async fn adopt(&mut self) -> Result<(), StoreError> {
+        let (stored, aside) = self.store.load()?;
+        for broken in aside {
+            let warning = format!("{} could not be obeyed and was set aside: {}", broken.path.display(), broken.faults);
+            tracing::error!(warning);
+            self.warnings.push(warning);
+        }
+        for stored in stored {
+            let intent = match stored.standing {
+                Standing::Running => Intent::Run,
+                Standing::Stopped => Intent::Stop,
+            };
+            self.groups.insert(stored.spec.name.clone(), Group::new(stored.spec, stored.text, intent));
+        }
+        let shards = self.first_listing().await;
+        self.place_as_found(&shards);
+        self.take_fronts();
+        for group in self.groups.values_mut() {
+            for (id, slot) in &mut group.slots {
+                if group.fronts.is_in(*id) {
+                    slot.service = Some(Service::In);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn first_listing(&mut self) -> Vec<ObservedShard> {
+        let mut shards = Vec::new();
+        for runtime in self.runtimes.0.clone() {
+            let kind = runtime.kind();
+            match tokio::time::timeout(FIRST_LISTING_TIMEOUT, runtime.list()).await {
+                Ok(Ok(listing)) => shards.extend(listing.shards),
+                Ok(Err(error)) => self.note_runtime(kind, Err(&error)),
+                Err(_) => tracing::warn!(runtime = kind, "no answer yet; going on without"),
+            }
+        }
+        shards
+    }
+
+    /// Plans with the CPUs that the running shards have as the current layout.
+    fn place_as_found(&mut self, shards: &[ObservedShard]) {
+        let mut found: BTreeMap<GroupName, BTreeMap<SlotId, Slot>> = BTreeMap::new();
+        for shard in shards.iter().filter(|shard| matches!(shard.state, ShardState::Running { .. })) {
+            let Some(group) = self.groups.get(&shard.key.group) else { continue };
+            let slot = Slot {
+                id: shard.key.slot,
+                cpus: shard.cpus.clone(),
+                mems: shard.mems.clone(),
+                memory: if shard.mems.is_empty() { MemoryBinding::None } else { group.spec.layout.memory },
+                memory_limit_bytes: None,
+            };
+            found.entry(shard.key.group.clone()).or_default().insert(slot.id, slot);
+        }
+        for (group, slots) in found {
+            if let Some(found_group) = self.groups.get_mut(&group) {
+                found_group.layout = Some(Layout { group, slots: slots.into_values().collect() });
+            }
+        }
+        self.replan();
+    }
+
+    /// Takes over what the holder has of each group; what belongs to no group is let go.
+    fn take_fronts(&mut self) {
+        let names: Vec<String> = self.keeper.names();
+        let mut strangers: BTreeSet<&str> = BTreeSet::new();
+        for name in &names {
+            match name.strip_prefix("front/").and_then(|rest| rest.split('/').next()) {
+                Some(group) if self.groups.keys().any(|known| known.as_str() == group) => {}
+                Some(group) => drop(strangers.insert(group)),
+                None => {}
+            }
+        }
+        for group in strangers {
+            tracing::info!(group, "no specification of this group: its addresses are given up");
+            self.keeper.remove_prefix(&format!("front/{group}/"));
+        }
+        for (name, group) in &mut self.groups {
+            if !matches!(group.intent, Intent::Run) {
+                continue;
+            }
+            let kept: Vec<(String, OwnedFd)> = self.keeper.take_prefix(&format!("front/{name}/"));
+            for (name, _) in &kept {
+                self.keeper.note_known(name);
+            }
+            let kept = publish::by_address(kept, name);
+            let slots = group.planned().to_vec();
+            group.fronts =
+                Fronts::adopt(&group.spec, &self.host, &slots, kept, &mut self.keeper);
+            group.fronts.set_tables(&self.host, &slots);
+        }
+    }
+}

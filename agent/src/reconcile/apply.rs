@@ -1,0 +1,219 @@
+//! Takes in specifications: whatever could be wrong with one is found before anything that runs is changed.
+
+
+use sherd_lb::table::MAX_SLOTS;
+use sherd_topology::plan::{self, GroupName, Layout, LayoutRequest, Plan};
+use tokio::sync::oneshot;
+
+use super::{
+    Reconciler,
+    group::{Group, Intent},
+    message::Message,
+    publish::Fronts,
+};
+use crate::{
+    control::ApplyError,
+    fault,
+    runtime::{Progress, RuntimeError},
+    spec::{GroupSpec, RuntimeSpec},
+    status::PlanReport,
+    store::StoreError,
+};
+
+type Reply = oneshot::Sender<Result<PlanReport, ApplyError>>;
+
+impl Reconciler {
+    pub(super) fn apply(&mut self, spec: Box<GroupSpec>, text: String, dry_run: bool, reply: Reply) {
+        let checked = self.check(&spec);
+        let report = match checked {
+            Ok(plan) => self.report(&plan, std::slice::from_ref(&*spec), dry_run),
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        if dry_run {
+            return drop(reply.send(Ok(report)));
+        }
+        let Some(runtime) = self.runtimes.of(spec.runtime.kind()) else {
+            let reason = "the agent's settings say docker = \"off\"; name an engine's socket there".to_owned();
+            return drop(reply.send(Err(ApplyError::Runtime { runtime: spec.runtime.kind(), reason })));
+        };
+        let outbox = self.outbox.clone();
+        tokio::spawn(async move {
+            let (progress, group) = (outbox.clone(), spec.name.clone());
+            let told = move |step: Progress| {
+                let _ = progress.send(Message::Progress { group: group.clone(), line: progress_line(&step) });
+            };
+            let result = runtime.prepare(&spec, &told).await;
+            let _ = outbox.send(Message::Prepared { spec, text, result, reply });
+        });
+    }
+
+    /// What a group needs is there: the rest happens at once, and either all of it or nothing.
+    pub(super) fn on_prepared(
+        &mut self,
+        spec: GroupSpec,
+        text: String,
+        result: Result<(), RuntimeError>,
+        reply: Reply,
+    ) {
+        let answer = match result {
+            Ok(()) => self.commit(spec, text),
+            Err(error) => Err(not_prepared(&spec, &error)),
+        };
+        if let Err(error) = &answer {
+            tracing::warn!(error = super::chain(error), "specification refused; what runs goes on");
+        }
+        drop(reply.send(answer));
+    }
+
+    fn commit(&mut self, spec: GroupSpec, text: String) -> Result<PlanReport, ApplyError> {
+        // The host may have changed while the image was pulled.
+        let plan = self.check(&spec)?;
+        let report = self.report(&plan, std::slice::from_ref(&spec), false);
+        let name = spec.name.clone();
+        let layout = plan.layouts.iter().find(|layout| layout.group == name).cloned();
+        let slots = layout.as_ref().map_or(&[][..], |layout| &layout.slots);
+        let had = self.groups.get(&name).map(|group| group.fronts.addresses()).unwrap_or_default();
+        let opened = Fronts::open(&spec, &self.host, slots, &had)?;
+        // From here on a restarted agent runs this specification.
+        self.store.put(&name, &text).map_err(ApplyError::from)?;
+        fault::point("apply.stored");
+        let group = self.groups.entry(name.clone()).or_insert_with(|| Group::new(spec.clone(), String::new(), Intent::Run));
+        group.set_spec(spec, text);
+        let retired = group.fronts.merge(opened, &group.spec, &mut self.keeper);
+        group.forget_fronts(&retired);
+        group.equip_new_fronts(&mut self.keeper);
+        fault::point("apply.published");
+        self.take_plan(plan);
+        self.follow_live(&name);
+        tracing::info!(group = %name, slots = report.layouts.iter().filter(|layout| layout.group == name).map(|layout| layout.slots.len()).sum::<usize>(), "specification applied");
+        self.send_event(super::report::group_event(&name, "group-applied", "specification applied".into()));
+        Ok(report)
+    }
+
+    /// The plan with this specification, if nothing stands against it.
+    fn check(&self, spec: &GroupSpec) -> Result<Plan, ApplyError> {
+        for (other, group) in &self.groups {
+            if *other == spec.name || !matches!(group.intent, Intent::Run) {
+                continue;
+            }
+            let taken = spec.ports.iter().find(|port| group.spec.ports.iter().any(|theirs| theirs.host.overlaps(&port.host)));
+            if let Some(port) = taken {
+                return Err(ApplyError::PortOfGroup { address: port.host.addresses()[0], other: other.clone() });
+            }
+        }
+        let plan = self.plan_with(std::slice::from_ref(spec));
+        let unplaced: Vec<_> = plan
+            .faults
+            .iter()
+            // A new exclusive group must not push out one that has its place.
+            .filter(|fault| fault.group == spec.name || self.groups.get(&fault.group).is_some_and(|group| group.layout.is_some()))
+            .map(ToString::to_string)
+            .collect();
+        if !unplaced.is_empty() {
+            return Err(ApplyError::Unplaceable { group: spec.name.clone(), faults: unplaced });
+        }
+        let slots = plan.layouts.iter().find(|layout| layout.group == spec.name).map_or(0, |layout| layout.slots.len());
+        check_slots(spec, slots)?;
+        Ok(plan)
+    }
+
+    /// The plan as if these specifications were applied too.
+    pub(super) fn what_if(&self, specs: &[GroupSpec]) -> PlanReport {
+        self.report(&self.plan_with(specs), specs, true)
+    }
+
+    fn plan_with(&self, specs: &[GroupSpec]) -> Plan {
+        let replaced = |name: &GroupName| specs.iter().any(|spec| spec.name == *name);
+        // A group that is being stopped keeps its CPUs until its shards have let go of them.
+        let kept = self.groups.iter().filter(|(name, group)| {
+            !replaced(name) && (matches!(group.intent, Intent::Run) || group.layout.is_some())
+        });
+        let mut requests: Vec<LayoutRequest> = kept.map(|(_, group)| group.spec.layout.clone()).collect();
+        requests.extend(specs.iter().map(|spec| spec.layout.clone()));
+        let current: Vec<Layout> = self.groups.values().filter_map(|group| group.layout.clone()).collect();
+        plan::plan(&self.host, &self.settings.reserved, &requests, &current)
+    }
+
+    /// Plans what is there again and takes the result.
+    pub(super) fn replan(&mut self) {
+        let plan = self.plan_with(&[]);
+        self.take_plan(plan);
+    }
+
+    /// Makes a plan the one that is executed.
+    fn take_plan(&mut self, plan: Plan) {
+        for change in &plan.changes {
+            tracing::info!(group = %change.group, slot = %change.slot, kind = ?change.kind, reason = %change.reason, "plan");
+        }
+        self.counters.note_plan_changes(&plan.changes);
+        for (name, group) in &mut self.groups {
+            let layout = plan.layouts.iter().find(|layout| layout.group == *name).cloned();
+            group.fault = plan.faults.iter().find(|fault| fault.group == *name).map(ToString::to_string);
+            if let Some(fault) = &group.fault {
+                tracing::error!(group = %name, fault, "the group has no place");
+            }
+            group.set_layout(layout, &self.host);
+        }
+    }
+}
+
+fn check_slots(spec: &GroupSpec, slots: usize) -> Result<(), ApplyError> {
+    let group = spec.name.clone();
+    if slots > usize::from(MAX_SLOTS) {
+        return Err(ApplyError::TooManySlots { group, slots, max: usize::from(MAX_SLOTS) });
+    }
+    for port in &spec.ports {
+        let publish = port.publish();
+        if let Some(weights) = port.weights.as_ref().filter(|weights| weights.len() != slots) {
+            let reason = format!(
+                "port {publish} has {} weights for {slots} slots: give one weight for each slot",
+                weights.len()
+            );
+            return Err(ApplyError::Refused { group, reason });
+        }
+        if (port.table_len as usize) < 100 * slots {
+            let reason = format!(
+                "port {publish} has a table of {} entries for {slots} slots: set table_len to a prime of at least {}",
+                port.table_len,
+                100 * slots
+            );
+            return Err(ApplyError::Refused { group, reason });
+        }
+    }
+    Ok(())
+}
+
+fn not_prepared(spec: &GroupSpec, error: &RuntimeError) -> ApplyError {
+    let reason = super::chain(error);
+    match &spec.runtime {
+        RuntimeSpec::Docker(container) if !error.is_outage() => {
+            ApplyError::Image { image: container.image.clone(), reason }
+        }
+        RuntimeSpec::Docker(_) | RuntimeSpec::Process(_) => {
+            ApplyError::Runtime { runtime: spec.runtime.kind(), reason }
+        }
+    }
+}
+
+fn progress_line(step: &Progress) -> String {
+    match step.bytes {
+        Some((done, total)) if total > 0 => {
+            format!("{}: {} {} of {} KiB", step.subject, step.action, done / 1024, total / 1024)
+        }
+        _ => format!("{}: {}", step.subject, step.action),
+    }
+}
+
+impl From<StoreError> for ApplyError {
+    fn from(error: StoreError) -> Self {
+        let (path, source) = error.into_parts();
+        ApplyError::Store { path, source }
+    }
+}
+
+impl From<StoreError> for crate::control::StopError {
+    fn from(error: StoreError) -> Self {
+        let (path, source) = error.into_parts();
+        crate::control::StopError::Store { path, source }
+    }
+}

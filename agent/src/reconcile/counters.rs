@@ -1,0 +1,52 @@
+//! What the reconcile loop counts about itself.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use sherd_topology::plan::{Change, GroupName, SlotId};
+
+/// Upper bounds of the buckets of reconcile durations, in seconds.
+pub(super) const RECONCILE_BUCKETS: [f64; 10] = [0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0];
+
+/// Counters since the agent's start.
+#[derive(Debug, Clone, Default)]
+pub struct Counters {
+    /// Passes of the loop, by the first bucket they fit in; the last counts what fits in none.
+    pub reconciles: [u64; RECONCILE_BUCKETS.len() + 1],
+    /// Seconds that all passes took.
+    pub reconcile_seconds: f64,
+    /// Passes that ended because their bound was reached.
+    pub unsettled: u64,
+    /// Slots added, removed or moved by plans, by what it was.
+    pub plan_changes: BTreeMap<&'static str, u64>,
+    /// Times that a shard was found elsewhere than planned.
+    pub pinning_faults: BTreeMap<(GroupName, SlotId), u64>,
+    /// Connections ended because no shard was ready within the bound.
+    pub anchored_overdue: BTreeMap<GroupName, u64>,
+}
+
+impl Counters {
+    pub(super) fn note_reconcile(&mut self, took: Duration) {
+        let seconds = took.as_secs_f64();
+        let bucket = RECONCILE_BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(RECONCILE_BUCKETS.len());
+        self.reconciles[bucket] += 1;
+        self.reconcile_seconds += seconds;
+    }
+
+    pub(super) fn note_unsettled(&mut self) {
+        self.unsettled += 1;
+    }
+
+    pub(super) fn note_plan_changes(&mut self, changes: &[Change]) {
+        for change in changes {
+            *self.plan_changes.entry(super::report::kind_name(&change.kind)).or_default() += 1;
+        }
+    }
+
+    pub(super) fn note_pinning_fault(&mut self, group: &GroupName, slot: SlotId) {
+        *self.pinning_faults.entry((group.clone(), slot)).or_default() += 1;
+    }
+
+    pub(super) fn note_overdue(&mut self, group: &GroupName, connections: u64) {
+        *self.anchored_overdue.entry(group.clone()).or_default() += connections;
+    }
+}

@@ -1,0 +1,457 @@
+//! Carries out steps, without judgement: what a step does is here, when it is due is [`super::plan`]'s.
+//!
+//! What takes an engine or the kernel a while runs as a task and reports back; the slot is busy until then. What is a
+//! few system calls is done at once.
+
+use std::{
+    net::TcpListener,
+    os::fd::OwnedFd,
+    sync::{Arc, mpsc::Receiver},
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt;
+use sherd_lb::relay::{Backend, Worker, WorkerConfig};
+use sherd_topology::plan::{GroupName, Slot, SlotId};
+use tokio::sync::mpsc;
+
+use super::{
+    Reconciler,
+    group::{Group, Running, SlotRun},
+    message::{Message, Outcome},
+    steering_table::index_of,
+    view::{Pinning, Service, Step},
+};
+use crate::{
+    fault,
+    runtime::{Runtime, RuntimeError, ShardId, ShardKey, ShardOrder, ShardState, verify},
+    spec::{ContainerPort, GroupSpec, RuntimeSpec},
+};
+
+/// Lines of a failed shard's output that are kept when it is removed.
+const LAST_LINES: usize = 20;
+/// How long reading them may hold up a restart.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(2);
+/// When a wrong pinning is mended again after the last try.
+const REPIN_RETRY: Duration = Duration::from_secs(5);
+
+impl Reconciler {
+    pub(super) fn execute(&mut self, group: &GroupName, slot: SlotId, step: Step) {
+        match step {
+            Step::Equip => self.equip(group, slot),
+            Step::Connect(shard) => self.connect(group, slot, shard),
+            Step::TakeIn => self.set_service(group, slot, Service::In),
+            Step::TakeOut => self.set_service(group, slot, Service::Out),
+            Step::Drain => self.drain(group, slot),
+            Step::Disconnect => self.disconnect(group, slot),
+            Step::Retire => self.retire(group, slot),
+            Step::Create => self.create(group, slot),
+            Step::Start(_) | Step::Verify(_) | Step::Repin(_) | Step::Stop(_) | Step::Remove(_) => {
+                self.begin(group, slot, step);
+            }
+        }
+    }
+
+    /// The name of a slot's worker thread; the kernel keeps 15 bytes of it.
+    fn worker_name(group: &GroupName, slot: SlotId) -> String {
+        format!("{slot}/{group}").chars().take(15).collect()
+    }
+
+    fn equip(&mut self, name: &GroupName, id: SlotId) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let Some(place) = group.place(id).cloned() else { return };
+        let spec = Arc::clone(&group.spec);
+        fault::point("equip.before");
+        let made = spawn_worker(Self::worker_name(name, id), &spec, &place)
+            .map_err(|error| format!("its worker thread can't be started: {error}"))
+            .and_then(|worker| {
+                let served = group.fronts.equip(id, &worker, &mut self.keeper).map_err(|error| super::chain(&error))?;
+                Ok((worker, served))
+            });
+        fault::point("equip.after");
+        let Some(slot) = group.slots.get_mut(&id) else { return };
+        match made {
+            Ok((worker, served)) => {
+                slot.worker = Some(Arc::new(worker));
+                let wait = move || match served.into_iter().find_map(failure) {
+                    Some(cause) => Outcome::Worker(format!("its worker can't accept: {cause}")),
+                    None => Outcome::Done,
+                };
+                self.await_worker(name, id, Step::Equip, wait);
+            }
+            Err(cause) => {
+                slot.fail(&spec, Duration::ZERO, cause, Instant::now());
+                slot.hold_until_backoff();
+            }
+        }
+    }
+
+    fn connect(&mut self, name: &GroupName, id: SlotId, shard: ShardId) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let Some(slot) = group.slots.get_mut(&id) else { return };
+        let (Some(worker), Some(reach)) = (&slot.worker, slot.live.as_ref().and_then(|live| live.reach.as_ref())) else {
+            return;
+        };
+        let netns = match reach.netns.as_ref().map(|netns| netns.try_clone()).transpose() {
+            Ok(netns) => netns,
+            Err(error) => {
+                let cause = format!("its namespace can't be kept open: {error}");
+                slot.fail(&group.spec, Duration::ZERO, cause, Instant::now());
+                slot.hold_until_backoff();
+                return;
+            }
+        };
+        let backend = Backend { netns: netns.map(OwnedFd::from), ports: group.fronts.backend_ports(&reach.ports) };
+        let entered = worker.set_backend(Some(backend));
+        slot.backend = Some(shard.clone());
+        self.await_worker(name, id, Step::Connect(shard), move || match entered.recv_timeout(WORKER_TIMEOUT) {
+            Ok(Ok(())) => Outcome::Done,
+            Ok(Err(error)) => Outcome::Worker(super::chain(&error)),
+            Err(error) => Outcome::Worker(error.to_string()),
+        });
+    }
+
+    /// Waits, on a thread for that, until a worker has done what it was told; the slot is busy until then.
+    fn await_worker(
+        &mut self,
+        name: &GroupName,
+        id: SlotId,
+        step: Step,
+        wait: impl FnOnce() -> Outcome + Send + 'static,
+    ) {
+        let Some(slot) = self.slot_mut(name, id) else { return };
+        slot.step = Some(Running { step: step.clone() });
+        let (outbox, key) = (self.outbox.clone(), ShardKey { group: name.clone(), slot: id });
+        tokio::task::spawn_blocking(move || {
+            let outcome = wait();
+            report(&outbox, key, step, outcome, Vec::new());
+        });
+    }
+
+    fn set_service(&mut self, name: &GroupName, id: SlotId, service: Service) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let is_in = service == Service::In;
+        fault::point(if is_in { "take_in.before" } else { "take_out.before" });
+        let set = group.fronts.set_in(id, is_in);
+        fault::point(if is_in { "take_in.after" } else { "take_out.after" });
+        let Some(slot) = group.slots.get_mut(&id) else { return };
+        match set {
+            Err(error) if is_in => {
+                slot.fail(&group.spec, Duration::ZERO, super::chain(&error), Instant::now());
+                slot.hold_until_backoff();
+            }
+            Err(error) => tracing::error!(group = %name, slot = %id, error = super::chain(&error), "not taken out"),
+            Ok(()) => slot.service = Some(service),
+        }
+    }
+
+    fn drain(&mut self, name: &GroupName, id: SlotId) {
+        let Some(drain) = self.groups.get(name).map(|group| group.spec.drain) else { return };
+        self.set_service(name, id, Service::Draining { until: Instant::now() + drain });
+    }
+
+    fn disconnect(&mut self, name: &GroupName, id: SlotId) {
+        let Some(slot) = self.slot_mut(name, id) else { return };
+        slot.backend = None;
+        let Some(worker) = &slot.worker else { return };
+        let (left, closed) = (worker.set_backend(None), worker.close_backend_connections());
+        self.await_worker(name, id, Step::Disconnect, move || {
+            // A worker that is gone has left and closed everything too.
+            let _ = (left.recv_timeout(WORKER_TIMEOUT), closed.recv_timeout(WORKER_TIMEOUT));
+            Outcome::Done
+        });
+    }
+
+    /// The slot is out of the table, has no shard and serves nothing: when its worker has emptied the queues, listeners
+    /// and worker end.
+    fn retire(&mut self, name: &GroupName, id: SlotId) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let Some(worker) = group.slots.get(&id).and_then(|slot| slot.worker.clone()) else { return };
+        fault::point("retire.before");
+        let emptied = group.fronts.stop_serving(id, &worker);
+        self.await_worker(name, id, Step::Retire, move || {
+            for queue in emptied {
+                // An error means that the worker is gone: what is queued moves on when the listener ends.
+                let _ = queue.recv_timeout(WORKER_TIMEOUT);
+            }
+            Outcome::Done
+        });
+    }
+
+    fn on_retired(&mut self, name: &GroupName, id: SlotId) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        group.fronts.retire(id, &mut self.keeper);
+        fault::point("retire.after");
+        group.settled.clear();
+        if let Some(worker) = group.slots.get_mut(&id).and_then(|slot| slot.worker.take()) {
+            // Its end waits for its thread, which may be in the middle of something.
+            tokio::task::spawn_blocking(move || drop(worker));
+        }
+        self.forget_if_gone(name, id);
+    }
+
+    /// A slot that no plan has any more is forgotten when nothing of it is left.
+    fn forget_if_gone(&mut self, name: &GroupName, id: SlotId) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let planned = group.place(id).is_some();
+        if !planned && group.slots.get(&id).is_some_and(|slot| slot.shards.is_empty() && slot.worker.is_none()) {
+            group.slots.remove(&id);
+        }
+    }
+
+    fn create(&mut self, name: &GroupName, id: SlotId) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let (spec, shards) = (Arc::clone(&group.spec), group.planned().len());
+        let Some(place) = group.place(id).cloned() else { return };
+        let Some(slot) = group.slots.get_mut(&id) else { return };
+        slot.generation += 1;
+        let process_ports = match &spec.runtime {
+            RuntimeSpec::Process(_) => free_ports(&spec),
+            RuntimeSpec::Docker(_) => Ok(Vec::new()),
+        };
+        let process_ports = match process_ports {
+            Ok(ports) => ports,
+            Err(error) => {
+                slot.fail(&spec, Duration::ZERO, format!("no free port for it: {error}"), Instant::now());
+                return;
+            }
+        };
+        let order = ShardOrder {
+            key: ShardKey { group: name.clone(), slot: id },
+            spec,
+            slot: place,
+            shards: u32::try_from(shards).unwrap_or(u32::MAX),
+            generation: slot.generation,
+            process_ports,
+        };
+        let Some(runtime) = self.runtimes.of(order.spec.runtime.kind()) else { return };
+        slot.step = Some(Running { step: Step::Create });
+        let outbox = self.outbox.clone();
+        tokio::spawn(async move {
+            let outcome = outcome(runtime.create(&order).await.map(|_| ()));
+            report(&outbox, order.key, Step::Create, outcome, Vec::new());
+        });
+    }
+
+    fn begin(&mut self, name: &GroupName, id: SlotId, step: Step) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let (spec, place) = (Arc::clone(&group.spec), group.place(id).cloned());
+        let Some(runtime) = self.runtimes.of(spec.runtime.kind()) else { return };
+        let Some(slot) = group.slots.get_mut(&id) else { return };
+        if let Step::Stop(shard) = &step {
+            slot.note_overdue(&spec, shard);
+            slot.stopping = Some(shard.clone());
+        }
+        slot.step = Some(Running { step: step.clone() });
+        let task = StepTask {
+            runtime,
+            key: ShardKey { group: name.clone(), slot: id },
+            pid: slot.live.as_ref().map(|live| live.pid),
+            failed: slot.backoff.failures() > 0,
+            spec,
+            place,
+        };
+        let outbox = self.outbox.clone();
+        tokio::spawn(async move {
+            let (outcome, last_lines) = task.run(&step).await;
+            report(&outbox, task.key, step, outcome, last_lines);
+        });
+    }
+
+    pub(super) fn on_stepped(
+        &mut self,
+        name: &GroupName,
+        id: SlotId,
+        step: &Step,
+        outcome: Outcome,
+        last_lines: Vec<String>,
+    ) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let spec = Arc::clone(&group.spec);
+        let Some(slot) = group.slots.get_mut(&id) else { return };
+        let now = Instant::now();
+        slot.step = None;
+        if matches!(step, Step::Create | Step::Start(_) | Step::Stop(_) | Step::Remove(_)) {
+            (slot.changed, slot.stale) = (Some(now), true);
+        }
+        if !last_lines.is_empty() {
+            slot.last_lines = last_lines;
+        }
+        let engine_changed = slot.stale;
+        match (step, outcome) {
+            (Step::Verify(_) | Step::Repin(_), outcome) => self.note_pinning(name, id, outcome),
+            (Step::Retire, _) => self.on_retired(name, id),
+            (_, Outcome::Done) => {}
+            (_, Outcome::Engine(error)) => {
+                slot.fail(&spec, Duration::ZERO, super::chain(&error), now);
+                slot.hold_until_backoff();
+                if error.is_outage() {
+                    self.note_runtime(spec.runtime.kind(), Err(&error));
+                }
+            }
+            (_, Outcome::Worker(cause) | Outcome::NotPinned(cause)) => {
+                slot.backend = None;
+                slot.fail(&spec, Duration::ZERO, cause, now);
+                slot.hold_until_backoff();
+            }
+        }
+        if engine_changed {
+            self.observe(spec.runtime.kind());
+        }
+    }
+
+    fn note_pinning(&mut self, name: &GroupName, id: SlotId, outcome: Outcome) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let place = group.place(id).cloned();
+        let Some(slot) = group.slots.get_mut(&id) else { return };
+        let (pinning, fault) = match (outcome, place) {
+            (Outcome::Done, Some(place)) => (Pinning::Holds(place), None),
+            (Outcome::Done, None) => (Pinning::Unknown, None),
+            (Outcome::NotPinned(cause) | Outcome::Worker(cause), _) => (Pinning::Faulty { retry_after: Instant::now() + REPIN_RETRY }, Some(cause)),
+            (Outcome::Engine(error), _) => {
+                (Pinning::Faulty { retry_after: Instant::now() + REPIN_RETRY }, Some(super::chain(&error)))
+            }
+        };
+        if let Some(live) = &mut slot.live {
+            live.pinning = pinning;
+        }
+        if let Some(cause) = fault {
+            self.counters.note_pinning_fault(name, id);
+            tracing::warn!(group = %name, slot = %id, cause, "not pinned as planned");
+            slot.last_error = Some(cause);
+        }
+    }
+}
+
+/// How long a worker may take for what it is told: a few system calls, or a queue that has to be emptied.
+const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a listener isn't served, if it isn't.
+fn failure(served: Receiver<std::io::Result<()>>) -> Option<String> {
+    match served.recv_timeout(WORKER_TIMEOUT) {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+fn spawn_worker(name: String, spec: &GroupSpec, place: &Slot) -> std::io::Result<Worker> {
+    let cpus: Vec<u32> = place.cpus.iter().map(|cpu| cpu.0).collect();
+    Worker::spawn(WorkerConfig {
+        slot: index_of(place.id).0,
+        name,
+        pin: Box::new(move || sherd_lb::pinning::set_affinity(&cpus)),
+        limits: super::publish::limits(spec),
+    })
+}
+
+/// A port nobody has at the moment, for each container port. Somebody else may be quicker; the shard then ends and
+/// the next one gets other ports.
+fn free_ports(spec: &GroupSpec) -> std::io::Result<Vec<(ContainerPort, u16)>> {
+    let mut held = Vec::new();
+    for port in &spec.ports {
+        if held.iter().all(|(container, _): &(ContainerPort, TcpListener)| *container != port.container) {
+            held.push((port.container, TcpListener::bind(("0.0.0.0", 0))?));
+        }
+    }
+    held.iter().map(|(container, listener)| Ok((*container, listener.local_addr()?.port()))).collect()
+}
+
+fn outcome(result: Result<(), RuntimeError>) -> Outcome {
+    match result {
+        Ok(()) => Outcome::Done,
+        Err(error) => Outcome::Engine(error),
+    }
+}
+
+fn report(outbox: &mpsc::UnboundedSender<Message>, key: ShardKey, step: Step, outcome: Outcome, last_lines: Vec<String>) {
+    // Nobody receives when the loop has ended, and then nobody has to know.
+    let _ = outbox.send(Message::Stepped { group: key.group, slot: key.slot, step, outcome, last_lines });
+}
+
+/// What a step that runs as a task needs.
+struct StepTask {
+    runtime: Arc<dyn Runtime>,
+    key: ShardKey,
+    spec: Arc<GroupSpec>,
+    place: Option<Slot>,
+    pid: Option<u32>,
+    /// The slot's shards have been failing: what the last one said is worth keeping.
+    failed: bool,
+}
+
+impl StepTask {
+    async fn run(&self, step: &Step) -> (Outcome, Vec<String>) {
+        match step {
+            Step::Start(shard) => (outcome(self.runtime.start(shard).await), Vec::new()),
+            Step::Stop(shard) => (outcome(self.runtime.stop(shard, self.spec.stop_grace).await), Vec::new()),
+            Step::Remove(shard) => {
+                let lines = if self.failed { last_lines(&*self.runtime, shard).await } else { Vec::new() };
+                (outcome(self.runtime.remove(shard).await), lines)
+            }
+            Step::Verify(_) => (self.verify().await, Vec::new()),
+            Step::Repin(shard) => (self.repin(shard).await, Vec::new()),
+            // The others are done at once, in `execute`.
+            Step::Equip
+            | Step::Create
+            | Step::Connect(_)
+            | Step::TakeIn
+            | Step::TakeOut
+            | Step::Drain
+            | Step::Disconnect
+            | Step::Retire => (Outcome::Done, Vec::new()),
+        }
+    }
+
+    async fn repin(&self, shard: &ShardId) -> Outcome {
+        let Some(place) = &self.place else { return Outcome::Done };
+        if let Err(error) = self.runtime.update_cpus(shard, place).await {
+            return Outcome::Engine(error);
+        }
+        self.verify().await
+    }
+
+    async fn verify(&self) -> Outcome {
+        let (Some(place), Some(pid)) = (self.place.clone(), self.pid) else { return Outcome::Done };
+        match tokio::task::spawn_blocking(move || verify::pinning(pid, &place)).await {
+            Ok(Ok(())) => Outcome::Done,
+            Ok(Err(fault)) => Outcome::NotPinned(super::chain(&fault)),
+            Err(panic) => Outcome::NotPinned(format!("asking the kernel failed: {panic}")),
+        }
+    }
+}
+
+/// The end of a shard's output; what can't be had in time is not worth waiting for.
+async fn last_lines(runtime: &dyn Runtime, shard: &ShardId) -> Vec<String> {
+    let lines = runtime.logs(shard, Some(LAST_LINES), false);
+    let lines = lines.take(LAST_LINES).filter_map(|line| async { line.ok().map(|line| line.text) }).collect();
+    tokio::time::timeout(LAST_LINES_TIMEOUT, lines).await.unwrap_or_default()
+}
+
+impl SlotRun {
+    /// Keeps planning from trying the same again before the back-off ends.
+    fn hold_until_backoff(&mut self) {
+        self.held_until = self.backoff.start_after();
+    }
+
+    /// A shard that is stopped because it was never ready in time has failed.
+    fn note_overdue(&mut self, spec: &GroupSpec, shard: &ShardId) {
+        let Some(live) = self.live.as_ref().filter(|live| live.id == *shard && !live.was_ready) else { return };
+        let ran = live.seen.elapsed();
+        if ran > spec.readiness.start_timeout {
+            let why = self.cause.as_deref().unwrap_or("no probe succeeded");
+            let cause = format!("not ready within {:?}: {why}", spec.readiness.start_timeout);
+            self.restarts += 1;
+            self.fail(spec, ran, cause, Instant::now());
+        }
+    }
+}
+
+impl Group {
+    /// Whether a shard of it is alive.
+    pub(super) fn has_living_shard(&self) -> bool {
+        self.slots.values().flat_map(|slot| &slot.shards).any(|shard| {
+            matches!(shard.state, ShardState::Running { .. } | ShardState::Paused { .. })
+        })
+    }
+}

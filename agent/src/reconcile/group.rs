@@ -1,0 +1,269 @@
+//! One group as the reconcile loop holds it: its specification, its layout, its published addresses and the state of
+//! each slot. Plain state and its views; execution changes it, nothing here touches the world.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use sherd_lb::relay::{Cause, Worker};
+use sherd_topology::{
+    model::Host,
+    plan::{Layout, Slot, SlotId},
+};
+use tokio::{
+    sync::{Notify, oneshot},
+    task::JoinHandle,
+};
+
+use super::{
+    inspect::Reach,
+    publish::Fronts,
+    view::{Health, Pinning, Service, ShardView, SlotView, Step, Wanted},
+};
+use crate::{
+    control::StopError,
+    health::{Backoff, Readiness, Verdict},
+    runtime::{ObservedShard, ShardId, ShardState},
+    spec::{GroupSpec, SpecHash},
+    status::SlotState,
+};
+
+/// What is to become of a group.
+#[derive(Debug)]
+pub(super) enum Intent {
+    /// Its shards run.
+    Run,
+    /// Its shards end; the specification stays.
+    Stop,
+    /// Everything of it goes.
+    Purge,
+}
+
+/// One group.
+pub(super) struct Group {
+    pub(super) spec: Arc<GroupSpec>,
+    pub(super) hash: SpecHash,
+    /// The specification as the operator wrote it.
+    pub(super) text: String,
+    pub(super) intent: Intent,
+    /// Absent: the planner has no place for it.
+    pub(super) layout: Option<Layout>,
+    /// Why it can't be placed or published.
+    pub(super) fault: Option<String>,
+    pub(super) fronts: Fronts,
+    pub(super) slots: BTreeMap<SlotId, SlotRun>,
+    /// Policies or weights changed: the tables are due although the layout isn't.
+    pub(super) tables_due: bool,
+    /// The slots in service when siblings and anchors were last brought in line.
+    pub(super) settled: Vec<SlotId>,
+    /// Since when no slot is in service.
+    pub(super) unready_since: Option<Instant>,
+    /// Who waits for the group to be stopped.
+    pub(super) stop_waiters: Vec<oneshot::Sender<Result<(), StopError>>>,
+}
+
+impl Group {
+    pub(super) fn new(spec: GroupSpec, text: String, intent: Intent) -> Self {
+        let hash = spec.hash();
+        Self {
+            fronts: Fronts::none(&spec.name),
+            spec: Arc::new(spec),
+            hash,
+            text,
+            intent,
+            layout: None,
+            fault: None,
+            slots: BTreeMap::new(),
+            tables_due: false,
+            settled: Vec::new(),
+            unready_since: Some(Instant::now()),
+            stop_waiters: Vec::new(),
+        }
+    }
+
+    /// Goes on with another specification. Somebody asked for this: earlier failures don't hold it up.
+    pub(super) fn set_spec(&mut self, spec: GroupSpec, text: String) {
+        let asks_otherwise = spec.ports != self.spec.ports || spec.readiness != self.spec.readiness;
+        self.hash = spec.hash();
+        self.spec = Arc::new(spec);
+        (self.text, self.intent, self.tables_due) = (text, Intent::Run, true);
+        for slot in self.slots.values_mut() {
+            slot.backoff.reset();
+            slot.held_until = None;
+            if asks_otherwise {
+                // The loop follows the living shards anew, with the present question.
+                slot.live = None;
+                slot.backend = None;
+            }
+        }
+    }
+
+    /// Goes on with other places; slots that are new appear, slots that are gone are wound down.
+    pub(super) fn set_layout(&mut self, layout: Option<Layout>, host: &Host) {
+        if layout == self.layout && !self.tables_due {
+            return;
+        }
+        self.layout = layout;
+        self.tables_due = false;
+        for slot in self.layout.iter().flat_map(|layout| &layout.slots) {
+            self.slots.entry(slot.id).or_default();
+        }
+        let slots = self.layout.as_ref().map_or(&[][..], |layout| &layout.slots);
+        self.fronts.set_tables(host, slots);
+        // Who is near to whom may have changed.
+        self.settled.clear();
+    }
+
+    /// The slots as planned; none where the group has no place.
+    pub(super) fn planned(&self) -> &[Slot] {
+        self.layout.as_ref().map_or(&[], |layout| &layout.slots)
+    }
+
+    pub(super) fn place(&self, id: SlotId) -> Option<&Slot> {
+        self.planned().iter().find(|slot| slot.id == id)
+    }
+
+    fn wanted(&self, id: SlotId) -> Wanted {
+        match (&self.intent, self.place(id)) {
+            (Intent::Run, Some(slot)) => Wanted::Run { spec: self.hash.clone(), slot: slot.clone() },
+            (Intent::Stop, _) => Wanted::Stopped,
+            (Intent::Run, None) | (Intent::Purge, _) => Wanted::Gone,
+        }
+    }
+
+    /// What planning sees of the group.
+    pub(super) fn views(&self) -> Vec<SlotView> {
+        let timeout = self.spec.readiness.start_timeout;
+        let view = |(id, slot): (&SlotId, &SlotRun)| {
+            slot.view(*id, self.wanted(*id), timeout, || self.fronts.queued(*id))
+        };
+        self.slots.iter().map(view).collect()
+    }
+
+    /// Nothing of it is left on the host, or nothing but ended shards where those are to stay.
+    pub(super) fn is_wound_down(&self) -> bool {
+        self.slots.values().all(|slot| {
+            let ended = slot.shards.iter().all(|shard| {
+                matches!(shard.state, ShardState::Exited { .. } | ShardState::Created | ShardState::Dead)
+            });
+            let shards_done = if matches!(self.intent, Intent::Purge) { slot.shards.is_empty() } else { ended };
+            shards_done && slot.worker.is_none() && slot.step.is_none() && !slot.stale
+        })
+    }
+}
+
+/// A step that is being executed.
+#[derive(Debug, Clone)]
+pub(super) struct Running {
+    pub(super) step: Step,
+}
+
+/// The shard that runs in a slot, as far as the agent has got with it.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) id: ShardId,
+    pub(super) pid: u32,
+    pub(super) started: SystemTime,
+    /// When this agent first saw it run.
+    pub(super) seen: Instant,
+    pub(super) readiness: Readiness,
+    /// It has been ready at least once.
+    pub(super) was_ready: bool,
+    pub(super) pinning: Pinning,
+    /// How a worker reaches it; known once a probe has found its listener.
+    pub(super) reach: Option<Reach>,
+    pub(super) prober: JoinHandle<()>,
+    /// Wakes the prober before its time.
+    pub(super) nudge: Arc<Notify>,
+    /// Failed connects of the worker when it was last looked at.
+    pub(super) connect_failures: u64,
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.prober.abort();
+    }
+}
+
+/// One slot.
+#[derive(Default)]
+pub(super) struct SlotRun {
+    pub(super) shards: Vec<ObservedShard>,
+    pub(super) step: Option<Running>,
+    /// The engine has been changed since it was last asked.
+    pub(super) stale: bool,
+    /// When the last step that changed the engine ended.
+    pub(super) changed: Option<Instant>,
+    pub(super) live: Option<Live>,
+    pub(super) backoff: Backoff,
+    pub(super) service: Option<Service>,
+    pub(super) backend: Option<ShardId>,
+    pub(super) worker: Option<Arc<Worker>>,
+    /// This shard was told to end: its exit is no failure.
+    pub(super) stopping: Option<ShardId>,
+    pub(super) generation: u64,
+    pub(super) restarts: u64,
+    pub(super) cause: Option<String>,
+    pub(super) last_error: Option<String>,
+    /// The end of what the last failed shard wrote.
+    pub(super) last_lines: Vec<String>,
+    /// A step failed; nothing is tried before that.
+    pub(super) held_until: Option<Instant>,
+    /// What was last reported, and since when.
+    pub(super) reported: Option<(SlotState, SystemTime)>,
+}
+
+impl SlotRun {
+    pub(super) fn service(&self) -> Service {
+        self.service.unwrap_or(Service::Out)
+    }
+
+    pub(super) fn health(&self) -> Health {
+        match &self.live {
+            Some(live) if live.readiness.verdict() == Verdict::Unready => Health::Unready,
+            Some(live) if live.reach.is_none() => Health::Adopted,
+            Some(_) => Health::Ready,
+            None => Health::Unready,
+        }
+    }
+
+    /// Connections that its worker has.
+    pub(super) fn open(&self) -> u64 {
+        self.worker.as_ref().map_or(0, |worker| worker.stats().active.get() + worker.stats().pending.get())
+    }
+
+    /// How often its worker could not connect to a shard.
+    pub(super) fn connect_failures(&self) -> u64 {
+        let causes = [Cause::ConnectRefused, Cause::ConnectTimeout, Cause::ConnectFailed];
+        let count = |worker: &Arc<Worker>| causes.iter().map(|cause| worker.stats().errors(*cause)).sum();
+        self.worker.as_ref().map_or(0, count)
+    }
+
+    fn view(&self, id: SlotId, wanted: Wanted, start_timeout: Duration, queued: impl FnOnce() -> u64) -> SlotView {
+        let relayed = self.open();
+        // The queues matter only to a slot that is being emptied, and asking for them costs system calls.
+        let open = if self.service() == Service::In { relayed } else { relayed + queued() };
+        let shards = self.shards.iter().map(|shard| ShardView {
+            id: shard.id.clone(),
+            spec: shard.spec.clone(),
+            generation: shard.generation,
+            state: shard.state.clone(),
+        });
+        SlotView {
+            id,
+            wanted,
+            shards: shards.collect(),
+            busy: self.step.is_some() || self.stale || self.held_until.is_some_and(|until| Instant::now() < until),
+            start_after: self.backoff.start_after(),
+            health: self.health(),
+            overdue: self.live.as_ref().is_some_and(|live| !live.was_ready && live.seen.elapsed() > start_timeout),
+            service: self.service(),
+            open,
+            backend: self.backend.clone(),
+            pinning: self.live.as_ref().map_or(Pinning::Unknown, |live| live.pinning.clone()),
+            equipped: self.worker.is_some(),
+        }
+    }
+}

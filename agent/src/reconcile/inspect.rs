@@ -1,0 +1,212 @@
+//! Finds out how a shard is reached and whether it takes connections. Looks into the shard's network namespace;
+//! changes nothing that the shard has.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsFd,
+    sync::Arc,
+    time::Duration,
+};
+
+use sherd_lb::{
+    netns::{Family, Loopback, Netns},
+    ready::{self, HttpCheck},
+    sockdiag::{self, Listening},
+};
+
+use crate::spec::{Check, ContainerPort};
+
+/// Where a worker connects to reach a shard.
+#[derive(Debug, Clone)]
+pub(super) struct Reach {
+    /// The shard's network namespace; absent when it is the agent's own.
+    pub(super) netns: Option<Arc<Netns>>,
+    /// Where each container port is listened on.
+    pub(super) ports: Vec<(ContainerPort, SocketAddr)>,
+}
+
+/// One container port and where its listener is expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PortQuestion {
+    pub(super) container: ContainerPort,
+    /// The port inside the shard's namespace: the container port, or the one that a process was told.
+    pub(super) port: u16,
+    /// A listener on loopback only will do.
+    pub(super) loopback: bool,
+}
+
+/// What is asked of a shard.
+#[derive(Debug, Clone)]
+pub(super) struct Question {
+    pub(super) pid: u32,
+    pub(super) ports: Vec<PortQuestion>,
+    pub(super) check: Check,
+    /// The only port that is probed; absent: as the check has it.
+    pub(super) only: Option<ContainerPort>,
+    pub(super) timeout: Duration,
+}
+
+/// Why a shard gets no connections.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreached {
+    #[error("its network namespace can't be entered")]
+    Namespace(#[source] std::io::Error),
+    #[error("nothing listens on port {port}{}", elsewhere(others))]
+    NotListening { port: u16, others: Vec<u16> },
+    #[error(
+        "listens on {address} only: a program that is reached through loopback may trust its clients; \
+         let it listen on all addresses, or set `loopback = true` for the port"
+    )]
+    LoopbackOnly { address: SocketAddr },
+    #[error("its namespace has no address but loopback: give the host an address, or set `loopback = true` for the port")]
+    NoAddress,
+    #[error("{address}: {source}")]
+    Probe { address: SocketAddr, source: ready::ProbeError },
+}
+
+fn elsewhere(others: &[u16]) -> String {
+    let ports: Vec<String> = others.iter().take(8).map(u16::to_string).collect();
+    if ports.is_empty() { String::new() } else { format!(" (it listens on {})", ports.join(", ")) }
+}
+
+impl Question {
+    /// Finds the listeners, where they aren't known yet, and probes them. Blocks for at most the time-out of each
+    /// probe; must not run on a thread that serves others.
+    pub(super) fn ask(&self, known: Option<Reach>) -> Result<Reach, Unreached> {
+        let reach = match known {
+            Some(reach) => reach,
+            None => self.find()?,
+        };
+        for (container, address) in &reach.ports {
+            if self.is_probed(*container, &reach) {
+                self.probe(&reach, *address).map_err(|source| Unreached::Probe { address: *address, source })?;
+            }
+        }
+        Ok(reach)
+    }
+
+    fn is_probed(&self, container: ContainerPort, reach: &Reach) -> bool {
+        match (self.only, &self.check) {
+            (Some(only), _) => only == container,
+            (None, Check::Tcp) => true,
+            (None, Check::Http { .. }) => reach.ports.first().is_some_and(|(first, _)| *first == container),
+        }
+    }
+
+    fn probe(&self, reach: &Reach, address: SocketAddr) -> Result<(), ready::ProbeError> {
+        let netns = reach.netns.as_ref().map(|netns| netns.as_fd());
+        match &self.check {
+            Check::Tcp => ready::probe_tcp(netns, address, self.timeout),
+            Check::Http { path, host, status } => {
+                let check = HttpCheck { path: path.clone(), host: host.clone(), status: status.0..=status.1 };
+                ready::probe_http(netns, address, &check, self.timeout)
+            }
+        }
+    }
+
+    fn find(&self) -> Result<Reach, Unreached> {
+        let netns = Netns::of_pid(self.pid).map_err(Unreached::Namespace)?;
+        let own = Netns::current().map_err(Unreached::Namespace)?;
+        let same = |a: &Netns, b: &Netns| Ok(a.id()? == b.id()?);
+        let is_own = same(&netns, &own).map_err(Unreached::Namespace)?;
+        let listeners = netns.with(sockdiag::all_listeners).flatten().map_err(Unreached::Namespace)?;
+        let mut ports = Vec::with_capacity(self.ports.len());
+        for question in &self.ports {
+            // In the host's own namespace "elsewhere" would list everybody's ports.
+            let own_address = |family, loopback| netns.service_address(family, loopback).ok();
+            let address = choose(&listeners, *question, !is_own, own_address)?;
+            ports.push((question.container, address));
+        }
+        Ok(Reach { netns: (!is_own).then(|| Arc::new(netns)), ports })
+    }
+}
+
+/// The address of the listener on a port: IPv4 before IPv6, never loopback unless that is meant.
+fn choose(
+    listeners: &[Listening],
+    question: PortQuestion,
+    tell_others: bool,
+    own: impl Fn(Family, Loopback) -> Option<IpAddr>,
+) -> Result<SocketAddr, Unreached> {
+    let here: Vec<&Listening> = listeners.iter().filter(|found| found.address.port() == question.port).collect();
+    if here.is_empty() {
+        let mut others: Vec<u16> = listeners.iter().map(|found| found.address.port()).collect();
+        others.sort_unstable();
+        others.dedup();
+        return Err(Unreached::NotListening {
+            port: question.port,
+            others: if tell_others { others } else { Vec::new() },
+        });
+    }
+    let at = |ip| SocketAddr::new(ip, question.port);
+    let v4 = here.iter().any(|found| found.address.ip() == Ipv4Addr::UNSPECIFIED || dual_stack(found));
+    let v6 = here.iter().any(|found| found.address.ip() == Ipv6Addr::UNSPECIFIED);
+    let trust = if question.loopback { Loopback::Allowed } else { Loopback::Never };
+    for (listens, family) in [(v4, Family::V4), (v6, Family::V6)] {
+        if let Some(ip) = listens.then(|| own(family, trust)).flatten() {
+            return Ok(at(ip));
+        }
+    }
+    if v4 || v6 {
+        return Err(Unreached::NoAddress);
+    }
+    let mut specific: Vec<IpAddr> = here.iter().map(|found| found.address.ip()).collect();
+    specific.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6(), *ip));
+    let chosen = specific[0];
+    if chosen.is_loopback() && !question.loopback {
+        return Err(Unreached::LoopbackOnly { address: at(chosen) });
+    }
+    Ok(at(chosen))
+}
+
+fn dual_stack(found: &Listening) -> bool {
+    found.address.ip() == Ipv6Addr::UNSPECIFIED && !found.v6only
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(listening: &[(&str, bool)], loopback: bool, expected: Result<&str, &str>) {
+        let listeners: Vec<Listening> = listening
+            .iter()
+            .map(|(address, v6only)| Listening {
+                address: address.parse().expect("an address"),
+                v6only: *v6only,
+                uid: 0,
+                inode: 1,
+                interface: 0,
+                queued: 0,
+            })
+            .collect();
+        let question = PortQuestion { container: ContainerPort(80), port: 80, loopback };
+        let own = |family, loopback| match (family, loopback) {
+            (Family::V4, _) => Some("172.17.0.2".parse().expect("an address")),
+            (Family::V6, _) => Some("fd00::2".parse().expect("an address")),
+        };
+        let found = choose(&listeners, question, true, own).map_err(|error| error.to_string());
+        match (found, expected) {
+            (Ok(found), Ok(expected)) => assert_eq!(found.to_string(), expected),
+            (Err(found), Err(expected)) => assert!(found.contains(expected), "{found} lacks {expected}"),
+            (found, expected) => panic!("{listening:?}: {found:?} instead of {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn a_listener_is_reached_where_it_listens_and_not_through_loopback() {
+        check(&[("0.0.0.0:80", false)], false, Ok("172.17.0.2:80"));
+        check(&[("[::]:80", false)], false, Ok("172.17.0.2:80"));
+        check(&[("[::]:80", true)], false, Ok("[fd00::2]:80"));
+        check(&[("[::]:80", true), ("0.0.0.0:80", false)], false, Ok("172.17.0.2:80"));
+        check(&[("10.0.0.7:80", false), ("127.0.0.1:80", false)], false, Ok("10.0.0.7:80"));
+        check(&[("127.0.0.1:80", false)], true, Ok("127.0.0.1:80"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        check(&[], false, Err("nothing listens on port 80"));
+        check(&[("0.0.0.0:8081", false)], false, Err("it listens on 8081"));
+        check(&[("127.0.0.1:80", false)], false, Err("loopback = true"));
+        check(&[("[::1]:80", true)], false, Err("[::1]:80"));
+    }
+}

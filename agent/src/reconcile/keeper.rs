@@ -1,0 +1,185 @@
+//! The agent's end of the holder: what must outlive the agent is given to it here. Finds or starts the holder, and
+//! gives it everything again when it was away.
+
+use std::{
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use sherd_lb::holder::HolderClient;
+
+/// How long a holder that was just started may take to answer.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the holder is asked whether it is there.
+const PING_EVERY: Duration = Duration::from_secs(5);
+
+/// Who starts the holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HolderUnit {
+    /// systemd: it has a unit of its own.
+    Systemd,
+    /// The agent, from this program; the holder ends by itself when nobody needs it.
+    Spawned(PathBuf),
+}
+
+/// Why there is no holder.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// Its unit isn't running.
+    #[error("no holder answers on {path}: start it with `systemctl start sherd-holder`")]
+    NotRunning {
+        /// Where it should listen.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It can't be started.
+    #[error("the holder can't be started as `{} holder`", program.display())]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// The way to the holder.
+#[derive(Debug)]
+pub struct Keeper {
+    path: PathBuf,
+    unit: HolderUnit,
+    client: Option<HolderClient>,
+    known: std::collections::BTreeSet<String>,
+    next_ping: Instant,
+}
+
+impl Keeper {
+    /// Reaches the holder, starting it where that is the agent's part. Blocks for a few seconds at most.
+    ///
+    /// # Errors
+    /// When there is none: an agent without a holder would break its promise at its first crash.
+    pub fn connect(path: &Path, unit: HolderUnit) -> Result<Self, KeeperError> {
+        let client = reach(path, &unit)?;
+        Ok(Self {
+            path: path.to_owned(),
+            unit,
+            client: Some(client),
+            known: std::collections::BTreeSet::new(),
+            next_ping: Instant::now() + PING_EVERY,
+        })
+    }
+
+    /// Everything whose name starts with `prefix`.
+    pub(super) fn take_prefix(&mut self, prefix: &str) -> Vec<(String, OwnedFd)> {
+        self.with("get", |client| client.get_prefix(prefix)).unwrap_or_default()
+    }
+
+    /// All names.
+    pub(super) fn names(&mut self) -> Vec<String> {
+        self.with("list", HolderClient::list).unwrap_or_default()
+    }
+
+    /// Gives it a descriptor. If it is away, it gets it when it is back ([`Keeper::tend`]).
+    pub(super) fn put(&mut self, name: &str, descriptor: BorrowedFd<'_>) {
+        if self.with("put", |client| client.put(name, descriptor)).is_some() {
+            self.known.insert(name.to_owned());
+        }
+    }
+
+    /// The same, unless it has it.
+    pub(super) fn put_once(&mut self, name: &str, descriptor: BorrowedFd<'_>) {
+        if !self.known.contains(name) {
+            self.put(name, descriptor);
+        }
+    }
+
+    /// What is in the holder already, by a former agent.
+    pub(super) fn note_known(&mut self, name: &str) {
+        self.known.insert(name.to_owned());
+    }
+
+    pub(super) fn remove(&mut self, name: &str) {
+        self.known.remove(name);
+        self.with("remove", |client| client.remove(name));
+    }
+
+    pub(super) fn remove_prefix(&mut self, prefix: &str) {
+        self.known.retain(|name| !name.starts_with(prefix));
+        self.with("remove", |client| client.remove_prefix(prefix));
+    }
+
+    /// How many descriptors it keeps; `None`: it doesn't answer.
+    pub(super) fn held(&mut self) -> Option<u64> {
+        self.with("list", HolderClient::list).map(|names| names.len() as u64)
+    }
+
+    /// Looks after the holder: when it was away, it is started and gets everything again.
+    pub(super) fn tend<'a>(&mut self, now: Instant, all: impl FnOnce() -> Vec<(String, BorrowedFd<'a>)>) {
+        if now < self.next_ping {
+            return;
+        }
+        self.next_ping = now + PING_EVERY;
+        if self.with("ping", HolderClient::ping).is_some() {
+            return;
+        }
+        match reach(&self.path, &self.unit) {
+            Ok(client) => {
+                tracing::warn!("the holder was away: giving it everything again");
+                self.client = Some(client);
+                self.known.clear();
+                for (name, descriptor) in all() {
+                    self.put(&name, descriptor);
+                }
+            }
+            Err(error) => tracing::error!(error = super::chain(&error), "no holder: if the agent died now, connections would be refused"),
+        }
+    }
+
+    fn with<T, E: std::error::Error>(
+        &mut self,
+        action: &'static str,
+        ask: impl FnOnce(&mut HolderClient) -> Result<T, E>,
+    ) -> Option<T> {
+        match ask(self.client.as_mut()?) {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                tracing::warn!(action, error = super::chain(&error), "the holder did not do it");
+                self.next_ping = Instant::now();
+                None
+            }
+        }
+    }
+}
+
+fn reach(path: &Path, unit: &HolderUnit) -> Result<HolderClient, KeeperError> {
+    let failed = match HolderClient::connect(path) {
+        Ok(client) => return Ok(client),
+        Err(error) => error,
+    };
+    let HolderUnit::Spawned(program) = unit else {
+        return Err(KeeperError::NotRunning { path: path.to_owned(), source: io::Error::other(failed) });
+    };
+    let spawn_error = |source| KeeperError::Spawn { program: program.clone(), source };
+    // `--detach` forks into a session of its own and returns when the socket listens: the holder is nobody's child.
+    let status = Command::new(program)
+        .args(["holder", "--detach", "--exit-when-idle", "--socket"])
+        .arg(path)
+        .stdin(Stdio::null())
+        .status()
+        .map_err(spawn_error)?;
+    if !status.success() {
+        return Err(spawn_error(io::Error::other(format!("it ended with {status}"))));
+    }
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        match HolderClient::connect(path) {
+            Ok(client) => return Ok(client),
+            Err(error) if Instant::now() >= deadline => return Err(spawn_error(io::Error::other(error))),
+            // The socket is being bound; there is nothing to wait on before it exists.
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What tasks report back to the reconcile loop.
+
+use std::time::Instant;
+
+use sherd_topology::plan::{GroupName, SlotId};
+use tokio::sync::oneshot;
+
+use super::{
+    inspect::{Reach, Unreached},
+    view::Step,
+};
+use crate::{
+    control::ApplyError,
+    runtime::{Listing, RuntimeError, ShardId},
+    spec::GroupSpec,
+    status::PlanReport,
+};
+
+/// How a step ended that ran as a task.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// As asked.
+    Done,
+    /// The runtime couldn't.
+    Engine(RuntimeError),
+    /// The worker couldn't.
+    Worker(String),
+    /// The kernel says something else than the plan.
+    NotPinned(String),
+}
+
+/// One report.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// A runtime was asked for all our shards.
+    Listed { runtime: &'static str, began: Instant, result: Result<Listing, RuntimeError> },
+    /// A runtime's event stream says that something changed, or ended.
+    Changed { runtime: &'static str },
+    /// A runtime told its version.
+    Version { runtime: &'static str, version: String },
+    /// A step ended.
+    Stepped { group: GroupName, slot: SlotId, step: Step, outcome: Outcome, last_lines: Vec<String> },
+    /// A shard was probed.
+    Probed { group: GroupName, slot: SlotId, shard: ShardId, result: Result<Reach, Unreached> },
+    /// What a group needs is there, or isn't.
+    Prepared {
+        spec: Box<GroupSpec>,
+        text: String,
+        result: Result<(), RuntimeError>,
+        reply: oneshot::Sender<Result<PlanReport, ApplyError>>,
+    },
+    /// A line of progress of `prepare`.
+    Progress { group: GroupName, line: String },
+    /// A shard of no group is gone, or isn't.
+    OrphanRemoved { runtime: &'static str, id: ShardId, result: Result<(), RuntimeError> },
+}

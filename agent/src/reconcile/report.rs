@@ -1,0 +1,256 @@
+//! Says what is: the status of everything, plans as reports, events. Reads the loop's state; changes only what was
+//! last reported.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use sherd_topology::{
+    model::Host,
+    plan::{Change, ChangeKind, GroupName, Plan, Slot, SlotId},
+};
+
+use super::{
+    Reconciler,
+    group::{Group, Intent, SlotRun},
+    publish::Published,
+    view::{Service, Step},
+};
+use crate::{
+    spec::GroupSpec,
+    status::{
+        AgentStatus, Event, GroupLayout, GroupState, GroupStatus, Path, PlanChange, PlanReport, PortStatus,
+        RuntimeStatus, SlotLayout, SlotState, SlotStatus, Steering,
+    },
+};
+
+impl Reconciler {
+    pub(super) fn status(&self) -> AgentStatus {
+        let runtimes = self.runtime_views.iter().map(|(name, view)| RuntimeStatus {
+            name: (*name).to_owned(),
+            available: view.listed && view.error.is_none(),
+            version: view.version.clone(),
+            error: view.error.clone(),
+        });
+        AgentStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            instance: self.settings.instance.clone(),
+            started_unix_ms: unix_ms(self.started),
+            host: host_name(),
+            usable_cpus: self.host.usable(),
+            reserved_cpus: self.settings.reserved.clone(),
+            runtimes: runtimes.collect(),
+            groups: self.groups.iter().map(|(name, group)| group.status(name, &self.host)).collect(),
+            warnings: self.warnings.clone(),
+        }
+    }
+
+    /// A plan in words. `specs` are those that would be applied.
+    pub(super) fn report(&self, plan: &Plan, specs: &[GroupSpec], dry_run: bool) -> PlanReport {
+        let layouts = plan.layouts.iter().map(|layout| GroupLayout {
+            group: layout.group.clone(),
+            slots: layout
+                .slots
+                .iter()
+                .map(|slot| SlotLayout { slot: slot.id, cpus: slot.cpus.clone(), mems: slot.mems.clone() })
+                .collect(),
+        });
+        let mut changes: Vec<PlanChange> = plan.changes.iter().map(plan_change).collect();
+        for spec in specs {
+            let restarts = self.groups.get(&spec.name).is_some_and(|group| {
+                matches!(group.intent, Intent::Run) && group.hash != spec.hash() && group.has_living_shard()
+            });
+            if restarts {
+                changes.push(PlanChange {
+                    group: spec.name.clone(),
+                    slot: None,
+                    kind: "restarted".into(),
+                    message: format!("{}: its shards are replaced slot by slot, because what runs in them changes", spec.name),
+                });
+            }
+        }
+        let faults = plan.faults.iter().map(ToString::to_string).collect();
+        PlanReport { dry_run, layouts: layouts.collect(), changes, faults }
+    }
+
+    /// Remembers since when each slot is in its state, and tells subscribers of changes.
+    pub(super) fn note_slot_states(&mut self) {
+        let mut events = Vec::new();
+        for (name, group) in &mut self.groups {
+            for (id, slot) in &mut group.slots {
+                let state = slot.state();
+                if slot.reported.is_some_and(|(reported, _)| reported == state) {
+                    continue;
+                }
+                slot.reported = Some((state, SystemTime::now()));
+                let message = match (&slot.cause, state) {
+                    (Some(cause), SlotState::Failed | SlotState::Waiting | SlotState::Unready) => cause.clone(),
+                    _ => String::new(),
+                };
+                tracing::info!(group = %name, slot = %id, %state, cause = message, "slot");
+                events.push(Event {
+                    at_unix_ms: unix_ms(SystemTime::now()),
+                    group: Some(name.clone()),
+                    slot: Some(*id),
+                    kind: "slot-state".into(),
+                    state: Some(state),
+                    message,
+                });
+            }
+        }
+        events.into_iter().for_each(|event| self.send_event(event));
+    }
+}
+
+impl Group {
+    fn status(&self, name: &GroupName, host: &Host) -> GroupStatus {
+        let published = !self.spec.ports.is_empty();
+        let slots: Vec<SlotStatus> =
+            self.slots.iter().map(|(id, slot)| slot.status(*id, self.place(*id), published, host)).collect();
+        let (state, message) = self.state(&slots);
+        GroupStatus {
+            name: name.clone(),
+            runtime: self.spec.runtime.kind().to_owned(),
+            unit: self.spec.layout.unit,
+            spec: self.hash.to_string(),
+            state,
+            message,
+            ports: self.fronts.list.iter().map(port_status).collect(),
+            slots,
+        }
+    }
+
+    fn state(&self, slots: &[SlotStatus]) -> (GroupState, Option<String>) {
+        match self.intent {
+            Intent::Stop if self.is_wound_down() => return (GroupState::Stopped, None),
+            Intent::Stop | Intent::Purge => return (GroupState::Stopping, None),
+            Intent::Run => {}
+        }
+        let unpublished = self.fronts.list.iter().find_map(|published| published.front.as_ref().err());
+        if let Some(fault) = self.fault.as_ref().or(unpublished) {
+            return (GroupState::Degraded, Some(fault.clone()));
+        }
+        if !slots.is_empty() && slots.iter().all(|slot| slot.ready) {
+            return (GroupState::Ready, None);
+        }
+        let troubled = slots.iter().find(|slot| {
+            matches!(slot.state, SlotState::Failed | SlotState::Waiting | SlotState::Unready)
+        });
+        match troubled {
+            Some(slot) => {
+                let cause = slot.cause.as_deref().unwrap_or("it is not ready");
+                (GroupState::Degraded, Some(format!("slot {}: {cause}", slot.slot)))
+            }
+            None => (GroupState::Progressing, None),
+        }
+    }
+}
+
+fn port_status(published: &Published) -> PortStatus {
+    let (steering, steering_reason, error) = match &published.front {
+        Ok(front) => match front.mode() {
+            sherd_lb::front::SteeringMode::Ebpf => (Steering::Ebpf, None, None),
+            sherd_lb::front::SteeringMode::Classic { reason } => (Steering::Classic, Some(reason.clone()), None),
+        },
+        Err(error) => (Steering::None, None, Some(error.clone())),
+    };
+    PortStatus {
+        address: published.address,
+        container_port: published.port.container.0,
+        policy: published.port.policy.to_string(),
+        steering,
+        steering_reason,
+        path: Path::Relay,
+        error,
+    }
+}
+
+impl SlotRun {
+    /// Where the slot is between nothing and ready.
+    pub(super) fn state(&self) -> SlotState {
+        let waits = |until: Option<Instant>| until.is_some_and(|until| Instant::now() < until);
+        match (&self.step, &self.live, self.service()) {
+            (_, _, Service::Draining { .. }) if self.live.is_some() => SlotState::Draining,
+            (Some(running), _, _) if matches!(running.step, Step::Stop(_)) => SlotState::Stopping,
+            (_, Some(_), Service::In) => SlotState::Ready,
+            (_, Some(live), _) if live.was_ready => SlotState::Unready,
+            (_, Some(_), _) => SlotState::Starting,
+            (Some(running), None, _) if matches!(running.step, Step::Create | Step::Start(_)) => SlotState::Creating,
+            (_, None, _) if waits(self.held_until) => SlotState::Failed,
+            (_, None, _) if waits(self.backoff.start_after()) => SlotState::Waiting,
+            (_, None, _) if self.stale || self.shards.iter().any(is_new) => SlotState::Creating,
+            (_, None, _) => SlotState::Absent,
+        }
+    }
+
+    fn status(&self, id: SlotId, place: Option<&Slot>, published: bool, host: &Host) -> SlotStatus {
+        let newest = self.shards.iter().max_by_key(|shard| shard.generation);
+        let cpus = place.map(|slot| slot.cpus.clone()).or_else(|| newest.map(|shard| shard.cpus.clone()));
+        let cpus = cpus.unwrap_or_default();
+        let state = self.state();
+        SlotStatus {
+            slot: id,
+            mems: place.map(|slot| slot.mems.clone()).unwrap_or_default(),
+            node: host.nodes_of(&cpus),
+            cpus,
+            state,
+            path: published.then_some(Path::Relay),
+            shard: newest.map(|shard| shard.id.to_string()),
+            pid: self.live.as_ref().map(|live| live.pid),
+            generation: self.generation,
+            since_unix_ms: self.reported.map_or(0, |(_, since)| unix_ms(since)),
+            shard_started_unix_ms: self.live.as_ref().map(|live| unix_ms(live.started)),
+            restarts: self.restarts,
+            ready: state == SlotState::Ready,
+            connections: self.open(),
+            accepted: self.worker.as_ref().map_or(0, |worker| worker.stats().accepted.get()),
+            cause: self.cause.clone(),
+            last_error: self.last_error.clone(),
+        }
+    }
+}
+
+fn is_new(shard: &crate::runtime::ObservedShard) -> bool {
+    shard.state == crate::runtime::ShardState::Created
+}
+
+/// A change's kind as one word.
+pub(super) fn kind_name(kind: &ChangeKind) -> &'static str {
+    match kind {
+        ChangeKind::Added { .. } => "added",
+        ChangeKind::Removed { .. } => "removed",
+        ChangeKind::Moved { .. } => "moved",
+    }
+}
+
+fn plan_change(change: &Change) -> PlanChange {
+    PlanChange {
+        group: change.group.clone(),
+        slot: Some(change.slot),
+        kind: kind_name(&change.kind).to_owned(),
+        message: change.to_string(),
+    }
+}
+
+pub(super) fn progress(group: GroupName, message: String) -> Event {
+    group_event(&group, "progress", message)
+}
+
+pub(super) fn group_event(group: &GroupName, kind: &str, message: String) -> Event {
+    Event {
+        at_unix_ms: unix_ms(SystemTime::now()),
+        group: Some(group.clone()),
+        slot: None,
+        kind: kind.to_owned(),
+        state: None,
+        message,
+    }
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().map_or_else(|_| "unknown".to_owned(), |name| name.to_string_lossy().into_owned())
+}

@@ -1,0 +1,168 @@
+//! What follows from which slots are in service: who helps whom, who serves the anchors, and how long connections wait
+//! there when nobody does.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use sherd_lb::relay::{Role, Worker};
+use sherd_topology::{
+    model::Host,
+    plan::{GroupName, SlotId},
+};
+
+use super::{
+    Reconciler,
+    group::{Group, Intent, SlotRun},
+    keeper::Keeper,
+    publish::EquipError,
+    steering_table,
+    view::Service,
+};
+use crate::spec::Unready;
+
+impl Reconciler {
+    /// Brings siblings and anchors in line with the slots that are in service now.
+    pub(super) fn settle_service(&mut self, name: &GroupName) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        group.settle(&self.host);
+    }
+
+    /// Ends what has waited in the anchors of groups without a ready shard for too long.
+    pub(super) fn age_anchors(&mut self, now: Instant) {
+        for (name, group) in &mut self.groups {
+            let Unready::Wait(bound) = group.spec.unready else { continue };
+            if group.unready_since.is_none() {
+                continue;
+            }
+            let ended = group.fronts.end_overdue(bound, now);
+            if ended > 0 {
+                tracing::warn!(group = %name, connections = ended, ?bound, "no shard was ready in time: connections ended");
+                self.counters.note_overdue(name, ended);
+            }
+        }
+    }
+
+    /// Tries again to publish what could not be.
+    pub(super) fn publish_missing(&mut self, now: Instant) {
+        for group in self.groups.values_mut().filter(|group| matches!(group.intent, Intent::Run)) {
+            let slots = group.layout.as_ref().map_or(&[][..], |layout| &layout.slots);
+            let new = group.fronts.publish_missing(&group.spec, &self.host, slots, &mut self.keeper, now);
+            if new {
+                group.equip_new_fronts(&mut self.keeper);
+            }
+        }
+    }
+
+    /// The agent ends: nobody accepts any more (new connections wait in the listeners, which the holder has), and what
+    /// is relayed has a while to finish.
+    pub(super) async fn drain_relays(&mut self) {
+        let workers: Vec<Arc<Worker>> = self.groups.values().flat_map(Group::workers).cloned().collect();
+        let deadline = Instant::now() + self.settings.shutdown_drain;
+        let open: u64 = workers.iter().map(|worker| worker.stats().active.get()).sum();
+        tracing::info!(connections = open, "relayed connections may finish; shards and listeners stay");
+        let drains: Vec<_> = workers.iter().map(|worker| worker.drain(deadline)).collect();
+        let waited = tokio::task::spawn_blocking(move || {
+            for drain in drains {
+                // Each worker keeps to the deadline itself; this bounds waiting for one that is stuck.
+                let _ = drain.recv_timeout(deadline.saturating_duration_since(Instant::now()) + DRAIN_SLACK);
+            }
+        });
+        if let Err(panic) = waited.await {
+            tracing::error!(%panic, "waiting for the workers failed");
+        }
+    }
+
+    /// Replaces workers whose thread has ended by a fault of ours: the slot gets another.
+    pub(super) fn bury_workers(&mut self) {
+        for (name, group) in &mut self.groups {
+            for (id, slot) in &mut group.slots {
+                let Some(worker) = slot.worker.take_if(|worker| !worker.is_alive()) else { continue };
+                let reason = worker.last_error().unwrap_or_default();
+                tracing::error!(group = %name, slot = %id, reason, "a relay worker ended: starting another; please report this");
+                slot.last_error = Some(format!("its relay worker ended: {reason}"));
+                slot.backend = None;
+                group.settled.clear();
+            }
+        }
+    }
+}
+
+/// What a worker may take beyond its deadline.
+const DRAIN_SLACK: Duration = Duration::from_secs(1);
+
+impl Group {
+    pub(super) fn workers(&self) -> impl Iterator<Item = &Arc<Worker>> {
+        self.slots.values().filter_map(|slot| slot.worker.as_ref())
+    }
+
+    /// Slots that are in service, ascending.
+    pub(super) fn in_service(&self) -> Vec<SlotId> {
+        let serving = |(id, slot): (&SlotId, &SlotRun)| {
+            (slot.service() == Service::In && slot.worker.is_some()).then_some(*id)
+        };
+        self.slots.iter().filter_map(serving).collect()
+    }
+
+    fn settle(&mut self, host: &Host) {
+        let serving = self.in_service();
+        if serving == self.settled {
+            return;
+        }
+        let worker_of = |id: &SlotId| self.slots.get(id).and_then(|slot| slot.worker.as_ref());
+        for (id, slot) in &self.slots {
+            let (Some(worker), Some(place)) = (&slot.worker, self.place(*id)) else { continue };
+            let near = steering_table::nearest_first(host, self.planned(), place);
+            let siblings = near.iter().filter(|other| serving.contains(other)).filter_map(worker_of);
+            worker.set_siblings(siblings.map(|sibling| sibling.handle()).collect());
+        }
+        let former = self.fronts.anchor_server();
+        let server = serving.first().copied();
+        if former != server {
+            let former = former.and_then(|id| worker_of(&id).cloned());
+            let worker = server.and_then(|id| Some((id, worker_of(&id)?.clone())));
+            self.fronts.serve_anchors(worker.as_ref().map(|(id, worker)| (*id, worker)), former.as_ref());
+        }
+        self.unready_since = match (serving.is_empty(), self.unready_since) {
+            (true, None) => Some(Instant::now()),
+            (true, since) => since,
+            (false, _) => None,
+        };
+        self.settled = serving;
+    }
+
+    /// Lets the workers there are accept from addresses that are new.
+    pub(super) fn equip_new_fronts(&mut self, keeper: &mut Keeper) {
+        for (id, slot) in &mut self.slots {
+            let Some(worker) = slot.worker.clone() else { continue };
+            let equipped = self.fronts.equip(*id, &worker, keeper);
+            let serving = slot.service() == Service::In;
+            let taken_in = equipped.map(drop).and_then(|()| match serving {
+                true => self.fronts.set_in(*id, true).map_err(EquipError::from),
+                false => Ok(()),
+            });
+            if let Err(error) = taken_in {
+                slot.last_error = Some(format!("it can't serve a new address: {}", super::chain(&error)));
+            }
+            // The new address needs a target: it is given with the next connect.
+            slot.backend = None;
+        }
+        // Their anchors need a server too.
+        let server = self.fronts.anchor_server();
+        if let Some((id, worker)) = server.and_then(|id| Some((id, self.slots.get(&id)?.worker.clone()?))) {
+            self.fronts.serve_anchors(Some((id, &worker)), None);
+        }
+    }
+
+    /// Stops accepting for addresses that are gone.
+    pub(super) fn forget_fronts(&self, keys: &[sherd_lb::relay::PortKey]) {
+        for worker in self.workers() {
+            for key in keys {
+                // Its completion is of no interest: the descriptor closes when the worker is done with it.
+                drop(worker.stop_serving(*key, Role::Slot));
+                drop(worker.stop_serving(*key, Role::Anchor));
+            }
+        }
+    }
+}

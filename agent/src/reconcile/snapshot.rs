@@ -1,0 +1,92 @@
+//! The numbers of one moment for the metrics: read from workers, fronts and the loop's own counters.
+
+use sherd_lb::relay::{Cause, LATENCY_BOUNDS_MICROS, WorkerStats};
+use sherd_topology::plan::{GroupName, SlotId};
+
+use super::{
+    Reconciler,
+    counters::RECONCILE_BUCKETS,
+    group::{Group, SlotRun},
+    publish::Published,
+    steering_table::index_of,
+};
+use crate::metrics::{GroupCounters, Histogram, PortCounters, RelayCounters, SlotCounters, Snapshot};
+
+impl Reconciler {
+    pub(super) fn snapshot(&mut self) -> Snapshot {
+        let counters = &self.counters;
+        let slot_counters = |(name, group): (&GroupName, &Group)| -> Vec<SlotCounters> {
+            let of = |(id, slot): (&SlotId, &SlotRun)| SlotCounters {
+                group: name.clone(),
+                slot: *id,
+                pinning_errors: counters.pinning_faults.get(&(name.clone(), *id)).copied().unwrap_or(0),
+                relay: slot.worker.as_ref().map(|worker| relay(worker.stats())),
+            };
+            group.slots.iter().map(of).collect()
+        };
+        let slots = self.groups.iter().flat_map(slot_counters).collect();
+        let ports = self
+            .groups
+            .iter()
+            .flat_map(|(name, group)| group.fronts.list.iter().filter_map(|published| port(name, group, published)));
+        let groups = self.groups.keys().map(|name| GroupCounters {
+            group: name.clone(),
+            overdue: counters.anchored_overdue.get(name).copied().unwrap_or(0),
+        });
+        Snapshot {
+            status: self.status(),
+            slots,
+            ports: ports.collect(),
+            groups: groups.collect(),
+            reconcile: Histogram {
+                bounds_seconds: RECONCILE_BUCKETS.to_vec(),
+                counts: counters.reconciles.to_vec(),
+                sum_seconds: counters.reconcile_seconds,
+            },
+            reconcile_unsettled: counters.unsettled,
+            plan_changes: counters.plan_changes.iter().map(|(kind, count)| (*kind, *count)).collect(),
+            held_descriptors: self.keeper.held(),
+        }
+    }
+}
+
+fn relay(stats: &WorkerStats) -> RelayCounters {
+    RelayCounters {
+        accepted: stats.accepted.get(),
+        adopted: stats.adopted.get(),
+        handed_over: stats.handed_over.get(),
+        established: stats.established.get(),
+        closed: stats.closed.get(),
+        active: stats.active.get(),
+        pending: stats.pending.get(),
+        bytes_in: stats.bytes_in.get(),
+        bytes_out: stats.bytes_out.get(),
+        bytes_spliced: stats.bytes_spliced.get(),
+        wakeups: stats.wakeups.get(),
+        errors: Cause::ALL.iter().map(|cause| (cause.label(), stats.errors(*cause))).collect(),
+        connect: Histogram {
+            bounds_seconds: LATENCY_BOUNDS_MICROS.iter().map(|bound| *bound as f64 / 1e6).collect(),
+            counts: stats.connect_latency.buckets().to_vec(),
+            // Exact up to 2^53 microseconds, which is 285 years.
+            sum_seconds: stats.connect_latency.sum_micros() as f64 / 1e6,
+        },
+    }
+}
+
+fn port(name: &GroupName, group: &Group, published: &Published) -> Option<PortCounters> {
+    let front = published.front.as_ref().ok()?;
+    let picks = front.picks();
+    let of = |id: &SlotId| picks.get(usize::from(index_of(*id).0)).copied().unwrap_or(0);
+    let queue = |slot: Option<SlotId>| Some((slot, u64::from(front.queue_len(slot.map(index_of)).ok()?)));
+    let listeners = std::iter::once(None).chain(group.slots.keys().copied().map(Some));
+    let totals = front.totals();
+    Some(PortCounters {
+        group: name.clone(),
+        address: published.address,
+        picks: group.slots.keys().map(|id| (*id, of(id))).collect(),
+        failovers: totals.failovers,
+        anchored: totals.anchored,
+        dropped: totals.dropped,
+        queued: listeners.filter_map(queue).collect(),
+    })
+}

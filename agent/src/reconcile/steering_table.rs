@@ -1,0 +1,65 @@
+//! From a layout on a machine to the table that steers its connections. PURE.
+
+use sherd_lb::table::{CpuEntry, Policy, SlotEntry, SlotIndex, SteeringTable};
+use sherd_topology::{
+    model::{CpuId, CpuSet, Host, Locality},
+    plan::{Slot, SlotId},
+};
+
+/// What differs from port to port of a group.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PortChoice<'a> {
+    /// How a connection finds its slot.
+    pub(super) policy: Policy,
+    /// Share of each slot, in the order of slots; equal where absent.
+    pub(super) weights: Option<&'a [u32]>,
+    /// Length of the Maglev table.
+    pub(super) table_len: u32,
+}
+
+/// The kernel's name of a slot.
+pub(super) fn index_of(slot: SlotId) -> SlotIndex {
+    // The planner's bound on slots (`MAX_SLOTS`) is checked before a layout gets here.
+    SlotIndex(u16::try_from(slot.0).unwrap_or(u16::MAX))
+}
+
+/// The table of a port of a group with these slots.
+pub(super) fn build(host: &Host, slots: &[Slot], choice: PortChoice<'_>) -> SteeringTable {
+    let weight = |position: usize| choice.weights.and_then(|weights| weights.get(position)).copied().unwrap_or(1);
+    let entries = slots.iter().enumerate().map(|(position, slot)| SlotEntry {
+        index: index_of(slot.id),
+        weight: weight(position),
+        levels: levels(host, slots, &slot.cpus, [Locality::L3, Locality::Node, Locality::Package]),
+    });
+    let online = host.online();
+    let cpus = online.iter().map(|cpu| CpuEntry { cpu: cpu.0, levels: cpu_levels(host, slots, cpu) });
+    SteeringTable {
+        policy: choice.policy,
+        slots: entries.collect(),
+        cpus: if choice.policy == Policy::Local { cpus.collect() } else { Vec::new() },
+        table_len: choice.table_len,
+    }
+}
+
+fn cpu_levels(host: &Host, slots: &[Slot], cpu: CpuId) -> [Vec<SlotIndex>; 4] {
+    let here = CpuSet::from_iter([cpu]);
+    let owning = slots.iter().filter(|slot| slot.cpus.contains(cpu)).map(|slot| index_of(slot.id)).collect();
+    let [l3, node, package] = levels(host, slots, &here, [Locality::L3, Locality::Node, Locality::Package]);
+    [owning, l3, node, package]
+}
+
+/// The slots that are at most that far from `origin`, for each of the given distances.
+fn levels(host: &Host, slots: &[Slot], origin: &CpuSet, within: [Locality; 3]) -> [Vec<SlotIndex>; 3] {
+    let distances: Vec<_> = slots.iter().map(|slot| (index_of(slot.id), host.locality(origin, &slot.cpus))).collect();
+    within.map(|bound| distances.iter().filter(|(_, distance)| *distance <= bound).map(|(index, _)| *index).collect())
+}
+
+/// The other slots, nearest first; equally near ones in an order that starts behind `slot`, so that the slots of one
+/// cache don't all turn to the same one.
+pub(super) fn nearest_first(host: &Host, slots: &[Slot], slot: &Slot) -> Vec<SlotId> {
+    let count = slots.len();
+    let Some(position) = slots.iter().position(|other| other.id == slot.id) else { return Vec::new() };
+    let mut others: Vec<&Slot> = (1..count).map(|step| &slots[(position + step) % count]).collect();
+    others.sort_by_key(|other| host.locality(&slot.cpus, &other.cpus));
+    others.into_iter().map(|other| other.id).collect()
+}

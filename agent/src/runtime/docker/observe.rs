@@ -1,0 +1,111 @@
+//! From the engine's description of a container to an observed shard, or to what makes it foreign. PURE.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
+
+use bollard::models::{ContainerInspectResponse, ContainerState, ContainerStateStatusEnum as Status};
+
+use super::labels::Identity;
+use crate::runtime::{Foreign, ObservedShard, ShardId, ShardState};
+
+/// Reads one container; `name` is without the engine's leading slash.
+pub(super) fn container(inspected: &ContainerInspectResponse, instance: &str) -> Result<ObservedShard, Foreign> {
+    let id = ShardId(inspected.id.clone().unwrap_or_default());
+    let name = inspected.name.as_deref().unwrap_or_default().trim_start_matches('/').to_owned();
+    let none = HashMap::new();
+    let labels = inspected.config.as_ref().and_then(|config| config.labels.as_ref()).unwrap_or(&none);
+    let identity = match Identity::read(labels, &name, instance) {
+        Ok(identity) => identity,
+        Err(reason) => return Err(Foreign { id, name, reason }),
+    };
+    let host = inspected.host_config.as_ref();
+    let cpus = host.and_then(|host| host.cpuset_cpus.as_deref()).unwrap_or_default().parse();
+    let mems = host.and_then(|host| host.cpuset_mems.as_deref()).unwrap_or_default().parse();
+    let (Ok(cpus), Ok(mems)) = (cpus, mems) else {
+        return Err(Foreign { id, name, reason: "its cpuset is no list of numbers".to_owned() });
+    };
+    let state = inspected.state.as_ref().map_or(ShardState::Dead, state);
+    let Identity { key, spec, generation } = identity;
+    Ok(ObservedShard { id, key, spec, cpus, mems, state, generation, process_ports: Vec::new() })
+}
+
+fn state(state: &ContainerState) -> ShardState {
+    let pid = state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
+    let exited = ShardState::Exited {
+        code: state.exit_code.and_then(|code| i32::try_from(code).ok()),
+        oom: state.oom_killed == Some(true),
+    };
+    let running = |pid| ShardState::Running {
+        pid,
+        started: state.started_at.as_deref().and_then(timestamp).unwrap_or(SystemTime::UNIX_EPOCH),
+    };
+    match (state.status, pid) {
+        (Some(Status::RUNNING | Status::RESTARTING | Status::STOPPING), Some(pid)) => running(pid),
+        (Some(Status::PAUSED), Some(pid)) => ShardState::Paused { pid },
+        // An engine leaves a container whose program couldn't be run as "created", with an exit code.
+        (Some(Status::CREATED), _) if state.exit_code.unwrap_or_default() == 0 => ShardState::Created,
+        (Some(Status::REMOVING), _) => ShardState::Removing,
+        (Some(Status::DEAD | Status::EMPTY) | None, _) => ShardState::Dead,
+        (Some(_), _) => exited,
+    }
+}
+
+/// RFC 3339, as engines write it: `2026-01-02T03:04:05.678901234Z`, or with an offset.
+fn timestamp(text: &str) -> Option<SystemTime> {
+    let (date, time) = text.split_once('T')?;
+    let mut date = date.splitn(3, '-').map(str::parse::<i64>);
+    let (year, month, day) = (date.next()?.ok()?, date.next()?.ok()?, date.next()?.ok()?);
+    let (clock, offset_s) = match time.find(['Z', '+', '-']) {
+        Some(at) => (&time[..at], offset_s(&time[at..])?),
+        None => return None,
+    };
+    let mut clock = clock.splitn(3, ':');
+    let (hour, minute) = (clock.next()?.parse::<i64>().ok()?, clock.next()?.parse::<i64>().ok()?);
+    let second = clock.next()?.parse::<f64>().ok().filter(|second| (0.0..61.0).contains(second))?;
+    let valid = (1..=12).contains(&month) && (1..=31).contains(&day) && hour < 24 && minute < 60;
+    let whole_s = days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 - offset_s;
+    // Docker says 0001-01-01T00:00:00Z for "never".
+    let whole = Duration::from_secs(u64::try_from(whole_s).ok().filter(|_| valid)?);
+    SystemTime::UNIX_EPOCH.checked_add(whole + Duration::from_secs_f64(second))
+}
+
+fn offset_s(zone: &str) -> Option<i64> {
+    let sign = match zone.as_bytes().first()? {
+        b'Z' => return Some(0),
+        b'-' => -1,
+        _ => 1,
+    };
+    let (hours, minutes) = zone[1..].split_once(':')?;
+    Some(sign * (hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60))
+}
+
+/// Howard Hinnant's `days_from_civil`: years begin in March, so that the leap day is the last.
+fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestamps_are_rfc_3339() {
+        let check = |text: &str, expected: Option<u64>| {
+            let found = timestamp(text).and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+            assert_eq!(found.map(|time| time.as_secs()), expected, "{text}");
+        };
+        check("1970-01-01T00:00:00Z", Some(0));
+        check("2000-02-29T12:00:01.5Z", Some(951_825_601));
+        check("2026-11-22T12:30:00.123456789+02:00", Some(1_795_343_400));
+        check("0001-01-01T00:00:00Z", None);
+        for bad in ["", "2026-11-22", "2026-13-01T00:00:00Z", "2026-11-22T25:00:00Z", "2026-11-22T12:00:00", "x"] {
+            check(bad, None);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! TOML to [`GroupSpec`]: the one place where a specification's keys, defaults and bounds are decided.
+
+use std::time::Duration;
+
+use sherd_topology::plan::ShardCount;
+
+use super::document::{Format, Section, inspect};
+use super::fault::SpecFaults;
+use super::{
+    Backoff, Check, ContainerPort, DEFAULT_DRAIN, DEFAULT_STOP_GRACE, GroupSpec, PortSpec, Readiness, RelayLimits,
+    RuntimeSpec, Unready, words,
+};
+
+mod container;
+mod layout;
+mod ports;
+
+const MS: Duration = Duration::from_millis(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+pub(super) fn group(file: &str, text: &str) -> Result<GroupSpec, SpecFaults> {
+    inspect(file, text, &Format { keys: words::GROUP, home_of: words::home_of }, read)
+}
+
+fn read(root: &Section<'_, '_>) -> Option<GroupSpec> {
+    let name = root.parsed("name");
+    if !root.has("name") {
+        root.missing("name", "name the group, for example name = \"web\"");
+    }
+    let layout = layout::read(root, name.as_ref());
+    let shards = layout.as_ref().map(|layout| layout.shards);
+    let runtime = runtime(root);
+    let ports = ports::read(root, shards);
+    let memory = layout.as_ref().and_then(|layout| layout.memory_limit_bytes);
+    if let (Some(RuntimeSpec::Docker(container)), Some(_)) = (&runtime, memory)
+        && container.memory_bytes.is_some()
+    {
+        root.fault("layout", "memory_limit is the group's and container.memory each shard's: give one of them");
+    }
+    let spec = GroupSpec {
+        readiness: readiness(root, &ports),
+        unready: unready(root),
+        drain: root.duration("drain", Duration::ZERO..=DAY).unwrap_or(DEFAULT_DRAIN),
+        stop_grace: root.duration("stop_grace", Duration::ZERO..=HOUR).unwrap_or(DEFAULT_STOP_GRACE),
+        backoff: backoff(root),
+        relay: relay(root),
+        environment: root.map("environment", environment_name),
+        name: name?,
+        layout: layout?,
+        runtime: runtime?,
+        ports,
+    };
+    Some(spec)
+}
+
+fn runtime(root: &Section<'_, '_>) -> Option<RuntimeSpec> {
+    match (root.has("container"), root.has("process")) {
+        (true, true) => {
+            root.fault("process", "a group has [container] or [process], not both: remove one");
+            None
+        }
+        (true, false) => container::container(root).map(|container| RuntimeSpec::Docker(Box::new(container))),
+        (false, true) => container::process(root).map(RuntimeSpec::Process),
+        (false, false) => {
+            root.missing(
+                "container",
+                "say what runs: [container] with image = \"…\", or [process] with command = [\"…\"]",
+            );
+            None
+        }
+    }
+}
+
+fn environment_name(name: &str) -> Result<(), String> {
+    match name.is_empty() || name.contains(['=', '\0']) {
+        true => Err("not the name of an environment variable: it must not be empty or contain `=`".to_owned()),
+        false => Ok(()),
+    }
+}
+
+fn unready(root: &Section<'_, '_>) -> Unready {
+    let timeout = root.duration("unready_timeout", MS..=HOUR);
+    let refuse = root.choice("unready", &[("wait", false), ("refuse", true)]).unwrap_or(false);
+    match (refuse, timeout) {
+        (true, _) => {
+            if root.has("unready_timeout") {
+                root.fault("unready_timeout", "only with unready = \"wait\": remove one of them");
+            }
+            Unready::Refuse
+        }
+        (false, Some(timeout)) => Unready::Wait(timeout),
+        (false, None) => Unready::default(),
+    }
+}
+
+fn readiness(root: &Section<'_, '_>, ports: &[PortSpec]) -> Readiness {
+    let default = Readiness::default();
+    let Some(section) = root.section("readiness", words::READINESS) else { return default };
+    let http = section.choice("check", &[("tcp", false), ("http", true)]).unwrap_or(false);
+    let check = if http { http_check(&section) } else { Check::Tcp };
+    if !http {
+        for key in ["path", "host", "status"] {
+            if section.has(key) {
+                section.fault(key, "only with check = \"http\": set it, or remove this");
+            }
+        }
+    }
+    let port = section.integer("port", 1..=u16::MAX).map(ContainerPort);
+    if port.is_some_and(|port| !ports.iter().any(|published| published.container == port)) {
+        section.fault("port", "must be the container's side of a published port");
+    }
+    Readiness {
+        check,
+        port,
+        interval: section.duration("interval", 10 * MS..=HOUR).unwrap_or(default.interval),
+        timeout: section.duration("timeout", MS..=MINUTE).unwrap_or(default.timeout),
+        rise: section.integer("rise", 1..=1000).unwrap_or(default.rise),
+        fall: section.integer("fall", 1..=1000).unwrap_or(default.fall),
+        start_timeout: section.duration("start_timeout", 100 * MS..=DAY).unwrap_or(default.start_timeout),
+    }
+}
+
+fn http_check(section: &Section<'_, '_>) -> Check {
+    let path = section.text("path").unwrap_or_else(|| "/".to_owned());
+    if !path.starts_with('/') || path.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        section.fault("path", "must start with `/` and contain no spaces: write for example \"/healthz\"");
+    }
+    let host = section.text("host");
+    if host.as_ref().is_some_and(|host| host.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/')) {
+        section.fault("host", "must be a host name, for example \"www.example.org\"");
+    }
+    let status = section.text("status").map_or(Some((200, 399)), |text| status_range(&text));
+    if status.is_none() {
+        section.fault("status", "must be a status or a range from 100 to 599, for example \"200\" or \"200-399\"");
+    }
+    Check::Http { path, host, status: status.unwrap_or((200, 399)) }
+}
+
+fn status_range(text: &str) -> Option<(u16, u16)> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let status = |text: &str| text.trim().parse().ok().filter(|status| (100..=599).contains(status));
+    let (first, last) = (status(first)?, status(last)?);
+    (first <= last).then_some((first, last))
+}
+
+fn backoff(root: &Section<'_, '_>) -> Backoff {
+    let default = Backoff::default();
+    let Some(section) = root.section("backoff", words::BACKOFF) else { return default };
+    let first = section.duration("first", MS..=HOUR).unwrap_or(default.first);
+    let max = section.duration("max", MS..=HOUR).unwrap_or(default.max.max(first));
+    if max < first {
+        section.fault("max", "must not be less than `first`");
+    }
+    let reset_after = section.duration("reset_after", MS..=DAY).unwrap_or(default.reset_after);
+    Backoff { first, max, reset_after }
+}
+
+fn relay(root: &Section<'_, '_>) -> RelayLimits {
+    let default = RelayLimits::default();
+    let Some(section) = root.section("relay", words::RELAY) else { return default };
+    RelayLimits {
+        max_connections: section.integer("max_connections", 1..=1_000_000).unwrap_or(default.max_connections),
+        max_pending: section.integer("max_pending", 0..=1_000_000).unwrap_or(default.max_pending),
+        connect_timeout: section.duration("connect_timeout", MS..=MINUTE).unwrap_or(default.connect_timeout),
+        idle_timeout: section.duration_or_off("idle_timeout", MS..=30 * DAY).unwrap_or(default.idle_timeout),
+        keepalive: section.duration_or_off("keepalive", 1000 * MS..=9 * HOUR).unwrap_or(default.keepalive),
+        retries: section.integer("retries", 0..=16).unwrap_or(default.retries),
+        backlog: section.integer("backlog", 1..=65_535).unwrap_or(default.backlog),
+    }
+}
+
+/// Number of slots, where the specification fixes it.
+fn fixed(shards: Option<ShardCount>) -> Option<u32> {
+    match shards {
+        Some(ShardCount::Exactly(count)) => Some(count.get()),
+        _ => None,
+    }
+}

@@ -1,0 +1,324 @@
+//! What the agent reports about itself and its groups: the JSON of the API, read by the command line; plain values only.
+//!
+//! Additions are compatible, so readers ignore fields they don't know.
+
+use serde::{Deserialize, Serialize};
+use sherd_topology::model::{CpuSet, NodeSet};
+use sherd_topology::plan::{GroupName, SlotId, Unit};
+use utoipa::ToSchema;
+
+/// The agent and everything it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AgentStatus {
+    /// Version of the agent.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Separates several agents on one host.
+    pub instance: String,
+    /// When it started, milliseconds since 1970.
+    pub started_unix_ms: u64,
+    /// Host name.
+    pub host: String,
+    /// PUs that the plan may use.
+    #[schema(value_type = String, example = "0-3,8")]
+    pub usable_cpus: CpuSet,
+    /// PUs kept for the system.
+    #[schema(value_type = String, example = "0")]
+    pub reserved_cpus: CpuSet,
+    /// The runtimes and whether they answer.
+    pub runtimes: Vec<RuntimeStatus>,
+    /// Groups by name.
+    pub groups: Vec<GroupStatus>,
+    /// What keeps the agent from its work as a whole, each with what to do.
+    pub warnings: Vec<String>,
+}
+
+/// One runtime.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RuntimeStatus {
+    /// `docker` or `process`.
+    pub name: String,
+    /// Whether it answered the last time it was asked.
+    pub available: bool,
+    /// Its version, once known.
+    pub version: Option<String>,
+    /// Why it isn't available.
+    pub error: Option<String>,
+}
+
+/// One group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GroupStatus {
+    /// Its name.
+    #[schema(value_type = String, example = "web")]
+    pub name: GroupName,
+    /// `docker` or `process`.
+    pub runtime: String,
+    /// What a slot is a whole of.
+    #[schema(value_type = String, example = "core")]
+    pub unit: Unit,
+    /// Hash of what a shard can only get by a restart.
+    pub spec: String,
+    /// All its slots together.
+    pub state: GroupState,
+    /// Why it is in that state, and what to do, when it isn't ready.
+    pub message: Option<String>,
+    /// Published addresses.
+    pub ports: Vec<PortStatus>,
+    /// Slots by number.
+    pub slots: Vec<SlotStatus>,
+}
+
+impl GroupStatus {
+    /// Number of slots that get connections.
+    pub fn ready_slots(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.ready).count()
+    }
+}
+
+/// State of a group as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum GroupState {
+    /// Every slot is ready.
+    Ready,
+    /// On its way there.
+    Progressing,
+    /// A slot failed, or lost its shard, or the group can't be placed or published as specified.
+    Degraded,
+    /// Being stopped.
+    Stopping,
+    /// Nothing of it runs; `sherd apply` starts it again.
+    Stopped,
+}
+
+impl GroupState {
+    /// Every state, for tables and metrics.
+    pub const ALL: [Self; 5] = [Self::Ready, Self::Progressing, Self::Degraded, Self::Stopping, Self::Stopped];
+
+    /// The state's name, as in JSON and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Progressing => "progressing",
+            Self::Degraded => "degraded",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// One published address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortStatus {
+    /// What is bound, for example `0.0.0.0:8080` or `[::]:8080`.
+    #[schema(value_type = String, example = "0.0.0.0:8080")]
+    pub address: std::net::SocketAddr,
+    /// Where the shard listens.
+    pub container_port: u16,
+    /// `connection`, `client` or `local`.
+    pub policy: String,
+    /// Who chooses the listener of a new connection.
+    pub steering: Steering,
+    /// Why it isn't eBPF.
+    pub steering_reason: Option<String>,
+    /// How bytes reach the shard.
+    pub path: Path,
+    /// Why the address isn't bound, and what to do.
+    pub error: Option<String>,
+}
+
+/// Who chooses the listener of a new connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Steering {
+    /// The eBPF program.
+    Ebpf,
+    /// The classic-BPF program.
+    Classic,
+    /// Nobody yet: the address isn't bound.
+    None,
+}
+
+/// How bytes reach the shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Path {
+    /// Through a worker of the agent on the slot's CPUs.
+    Relay,
+}
+
+/// One slot and the shard in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SlotStatus {
+    /// Its number in the group.
+    #[schema(value_type = u32)]
+    pub slot: SlotId,
+    /// PUs it owns.
+    #[schema(value_type = String, example = "2,34")]
+    pub cpus: CpuSet,
+    /// NUMA nodes its memory comes from.
+    #[schema(value_type = String, example = "0")]
+    pub mems: NodeSet,
+    /// NUMA nodes of its PUs.
+    #[schema(value_type = String, example = "0")]
+    pub node: NodeSet,
+    /// Where it is between nothing and ready.
+    pub state: SlotState,
+    /// How bytes reach the shard; absent when the group publishes no port.
+    pub path: Option<Path>,
+    /// The shard, as its runtime names it.
+    pub shard: Option<String>,
+    /// Process id of the shard on the host.
+    pub pid: Option<u32>,
+    /// Counts the shards this slot has had.
+    pub generation: u64,
+    /// When it entered its state, milliseconds since 1970.
+    pub since_unix_ms: u64,
+    /// When its shard started, milliseconds since 1970.
+    pub shard_started_unix_ms: Option<u64>,
+    /// Restarts by the agent since it was given this slot.
+    pub restarts: u64,
+    /// Whether it gets connections.
+    pub ready: bool,
+    /// Connections established now.
+    pub connections: u64,
+    /// Connections accepted since the agent's start.
+    pub accepted: u64,
+    /// Why it is in this state, in a few words.
+    pub cause: Option<String>,
+    /// The last thing that went wrong, also when it is ready again.
+    pub last_error: Option<String>,
+}
+
+/// Where a slot is between nothing and ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SlotState {
+    /// Without a shard, until its back-off ends.
+    Waiting,
+    /// The runtime makes its shard, or pulls the image.
+    Creating,
+    /// The shard runs and hasn't been ready yet.
+    Starting,
+    /// It gets connections.
+    Ready,
+    /// It was ready and fails its checks.
+    Unready,
+    /// No new connections; the ones there are finish.
+    Draining,
+    /// Its shard was told to end.
+    Stopping,
+    /// Its shard can't be made or started, or isn't pinned as planned.
+    Failed,
+    /// No shard.
+    Absent,
+}
+
+impl SlotState {
+    /// Every state, for tables and metrics.
+    pub const ALL: [Self; 9] = [
+        Self::Waiting,
+        Self::Creating,
+        Self::Starting,
+        Self::Ready,
+        Self::Unready,
+        Self::Draining,
+        Self::Stopping,
+        Self::Failed,
+        Self::Absent,
+    ];
+
+    /// The state's name, as in JSON and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Creating => "creating",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Unready => "unready",
+            Self::Draining => "draining",
+            Self::Stopping => "stopping",
+            Self::Failed => "failed",
+            Self::Absent => "absent",
+        }
+    }
+}
+
+impl std::fmt::Display for SlotState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What applying a specification does, or would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlanReport {
+    /// True when nothing was changed.
+    pub dry_run: bool,
+    /// Every group's slots as planned, groups by name.
+    pub layouts: Vec<GroupLayout>,
+    /// What differs from now; empty when nothing does.
+    pub changes: Vec<PlanChange>,
+    /// Why a group can't be placed, each with what to do.
+    pub faults: Vec<String>,
+}
+
+/// Planned slots of one group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GroupLayout {
+    /// The group.
+    #[schema(value_type = String)]
+    pub group: GroupName,
+    /// Its slots by number.
+    pub slots: Vec<SlotLayout>,
+}
+
+/// One planned slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SlotLayout {
+    /// Its number.
+    #[schema(value_type = u32)]
+    pub slot: SlotId,
+    /// Its PUs.
+    #[schema(value_type = String)]
+    pub cpus: CpuSet,
+    /// Its memory nodes.
+    #[schema(value_type = String)]
+    pub mems: NodeSet,
+}
+
+/// One difference between now and the plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlanChange {
+    /// The group.
+    #[schema(value_type = String)]
+    pub group: GroupName,
+    /// The slot; absent when the change is the whole group's.
+    #[schema(value_type = Option<u32>)]
+    pub slot: Option<SlotId>,
+    /// `added`, `removed`, `moved`, `restarted` or `updated`.
+    pub kind: String,
+    /// What changes and why, as one sentence.
+    pub message: String,
+}
+
+/// Something that happened; a line of the event stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// When, milliseconds since 1970.
+    pub at_unix_ms: u64,
+    /// Whose.
+    #[schema(value_type = Option<String>)]
+    pub group: Option<GroupName>,
+    /// Which slot's.
+    #[schema(value_type = Option<u32>)]
+    pub slot: Option<SlotId>,
+    /// What sort of event: `group-applied`, `group-stopped`, `slot-state`, `progress`, `plan`, `runtime`, `lagged`.
+    pub kind: String,
+    /// The slot's state, for `slot-state`.
+    pub state: Option<SlotState>,
+    /// One sentence.
+    pub message: String,
+}

@@ -1,0 +1,209 @@
+//! The state directory: which specifications are to run. Owns its files, written atomically; obeys no file that it
+//! cannot read whole.
+//!
+//! `groups/GROUP.toml` is the specification of a group, `groups/GROUP.stopped` says that it is to stand still, and
+//! `lock` keeps a second agent out.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use sherd_topology::plan::GroupName;
+
+use crate::{
+    fault,
+    spec::{GroupSpec, SpecFaults},
+};
+
+/// Whether a stored group is to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Its shards run.
+    Running,
+    /// `sherd stop` without `--purge`: nothing runs, the specification stays.
+    Stopped,
+}
+
+/// A specification found in the state directory.
+#[derive(Debug)]
+pub struct Stored {
+    /// What is to run.
+    pub spec: GroupSpec,
+    /// The file as the operator wrote it.
+    pub text: String,
+    /// Whether it is to run.
+    pub standing: Standing,
+}
+
+/// Why the state directory can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Reading, writing or making something failed.
+    #[error("{action} {path}: check that the directory exists, is writable and has free space")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Another agent holds the lock.
+    #[error("another sherd agent uses the state directory {path}: stop it, or give this one a --state-dir of its own")]
+    Locked {
+        /// The state directory.
+        path: PathBuf,
+    },
+}
+
+impl StoreError {
+    /// The file or directory it is about, and what the kernel said.
+    pub fn into_parts(self) -> (PathBuf, io::Error) {
+        match self {
+            StoreError::Io { path, source, .. } => (path, source),
+            StoreError::Locked { path } => (path, io::Error::from(io::ErrorKind::WouldBlock)),
+        }
+    }
+}
+
+/// A file that could not be obeyed and was set aside.
+#[derive(Debug)]
+pub struct SetAside {
+    /// Where it lies now.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub faults: SpecFaults,
+}
+
+/// The state directory, locked for this process.
+#[derive(Debug)]
+pub struct Store {
+    groups: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Store {
+    /// Makes the directory where it is missing and takes its lock.
+    ///
+    /// # Errors
+    /// When it can't be made or another agent holds it.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        let groups = directory.join("groups");
+        fs::create_dir_all(&groups).map_err(|source| io_error("making", &groups, source))?;
+        let path = directory.join("lock");
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(|source| io_error("opening", &path, source))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Self { groups, _lock: lock }),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked { path: directory.to_owned() }),
+            Err((_, errno)) => Err(io_error("locking", &path, errno.into())),
+        }
+    }
+
+    /// All specifications, by name; and the files that were set aside as `NAME.toml.broken`.
+    ///
+    /// # Errors
+    /// When the directory can't be read.
+    pub fn load(&self) -> Result<(Vec<Stored>, Vec<SetAside>), StoreError> {
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(&self.groups).map_err(|source| io_error("reading", &self.groups, source))? {
+            let path = entry.map_err(|source| io_error("reading", &self.groups, source))?.path();
+            if path.extension().is_some_and(|extension| extension == "toml") {
+                paths.push(path);
+            }
+        }
+        paths.sort();
+        let (mut stored, mut aside) = (Vec::new(), Vec::new());
+        for path in paths {
+            // Not UTF-8 is as broken as not TOML: let the parser say so.
+            let bytes = fs::read(&path).map_err(|source| io_error("reading", &path, source))?;
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            match GroupSpec::parse(&path.display().to_string(), &text) {
+                Ok(spec) => {
+                    let standing =
+                        if self.stopped(&spec.name).exists() { Standing::Stopped } else { Standing::Running };
+                    stored.push(Stored { spec, text, standing });
+                }
+                Err(faults) => {
+                    let broken = path.with_extension("toml.broken");
+                    fs::rename(&path, &broken).map_err(|source| io_error("setting aside", &path, source))?;
+                    aside.push(SetAside { path: broken, faults });
+                }
+            }
+        }
+        Ok((stored, aside))
+    }
+
+    /// Keeps a specification that is to run. Once this returns, a restarted agent will run it.
+    ///
+    /// # Errors
+    /// When it can't be written; what was stored before is then unchanged.
+    pub fn put(&self, group: &GroupName, text: &str) -> Result<(), StoreError> {
+        fault::point("store.put.before");
+        write_atomically(&self.file(group), text.as_bytes())?;
+        fault::point("store.put.written");
+        remove(&self.stopped(group))?;
+        fault::point("store.put.after");
+        Ok(())
+    }
+
+    /// Remembers that a group is to stand still.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn stop(&self, group: &GroupName) -> Result<(), StoreError> {
+        fault::point("store.stop.before");
+        write_atomically(&self.stopped(group), b"")?;
+        fault::point("store.stop.after");
+        Ok(())
+    }
+
+    /// Forgets a group.
+    ///
+    /// # Errors
+    /// When a file can't be removed.
+    pub fn remove(&self, group: &GroupName) -> Result<(), StoreError> {
+        fault::point("store.remove.before");
+        remove(&self.file(group))?;
+        fault::point("store.remove.half");
+        remove(&self.stopped(group))?;
+        fault::point("store.remove.after");
+        Ok(())
+    }
+
+    fn file(&self, group: &GroupName) -> PathBuf {
+        self.groups.join(format!("{group}.toml"))
+    }
+
+    fn stopped(&self, group: &GroupName) -> PathBuf {
+        self.groups.join(format!("{group}.stopped"))
+    }
+}
+
+/// Writes beside the target and renames: a reader sees the old file or the new one, whatever ends the writer.
+fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let beside = path.with_extension("tmp");
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        // The rename itself is durable only with the directory.
+        path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    };
+    write().map_err(|source| io_error("writing", path, source))
+}
+
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("removing", path, error)),
+        _ => Ok(()),
+    }
+}
+
+fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
+    StoreError::Io { action, path: path.to_owned(), source }
+}

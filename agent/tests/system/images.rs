@@ -1,0 +1,124 @@
+//! Container images made in the test, from programs of this machine: nothing is pulled.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+};
+
+/// An engine to make images with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// Docker.
+    Docker,
+    /// Podman.
+    Podman,
+}
+
+impl Engine {
+    /// The socket of its API.
+    pub fn socket(self) -> String {
+        match self {
+            Engine::Docker => sherd_testkit::docker_socket(),
+            Engine::Podman => sherd_testkit::podman_socket(),
+        }
+    }
+
+    /// The docker command line against this engine; Podman speaks the same API.
+    pub fn docker(self) -> Command {
+        let mut command = Command::new("docker");
+        command.arg("-H").arg(format!("unix://{}", self.socket())).stdin(Stdio::null());
+        command
+    }
+}
+
+/// Makes the image `name` from a directory of files, with `docker import` changes such as `CMD ["/server"]`.
+pub fn import(engine: Engine, name: &str, root: &Path, changes: &[&str]) {
+    let archive = root.with_extension("tar");
+    run(Command::new("tar").arg("-C").arg(root).arg("-cf").arg(&archive).arg("."));
+    let mut import = engine.docker();
+    import.arg("import");
+    for change in changes {
+        import.arg("--change").arg(change);
+    }
+    run(import.arg(&archive).arg(name));
+}
+
+/// Removes an image.
+pub fn remove(engine: Engine, name: &str) {
+    let _ = engine.docker().args(["rmi", "-f", name]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+}
+
+/// A static Go server that answers with what the agent told it, and with what its kernel says.
+pub fn go_server() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let directory = std::env::temp_dir().join(format!("sherd-go-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("a directory");
+        fs::write(directory.join("server.go"), include_str!("server.go")).expect("its source");
+        let server = directory.join("server");
+        run(Command::new("go")
+            .current_dir(&directory)
+            .envs([("CGO_ENABLED", "0"), ("GO111MODULE", "off"), ("GOFLAGS", "")])
+            .args(["build", "-ldflags", "-s -w", "-o"])
+            .arg(&server)
+            .arg("server.go"));
+        server
+    })
+}
+
+/// A root with busybox.
+pub fn busybox_root(directory: &Path) -> PathBuf {
+    let root = directory.join("busybox");
+    for part in ["bin", "www/cgi-bin", "tmp", "etc"] {
+        fs::create_dir_all(root.join(part)).expect("a directory");
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
+    for applet in ["sh", "cat", "httpd", "sleep", "echo", "hostname"] {
+        let link = root.join("bin").join(applet);
+        if !link.exists() {
+            std::os::unix::fs::symlink("busybox", link).expect("a link");
+        }
+    }
+    let script = "#!/bin/sh\necho 'Content-Type: text/plain'\necho\ncat /proc/self/status\n";
+    let path = root.join("www/cgi-bin/status");
+    fs::write(&path, script).expect("a script");
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("its mode");
+    fs::write(root.join("www/index.html"), "busybox\n").expect("a page");
+    fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\n").expect("users");
+    root
+}
+
+/// A root with this machine's nginx and the libraries it needs.
+pub fn nginx_root(directory: &Path) -> PathBuf {
+    let root = directory.join("nginx");
+    let nginx = Path::new("/usr/sbin/nginx");
+    copy_into(&root, nginx);
+    let libraries = Command::new("ldd").arg(nginx).output().expect("ldd");
+    for word in String::from_utf8_lossy(&libraries.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
+        copy_into(&root, Path::new(word));
+    }
+    for part in ["var/log/nginx", "var/lib/nginx", "run", "tmp", "etc"] {
+        fs::create_dir_all(root.join(part)).expect("a directory");
+    }
+    let users = "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n";
+    fs::write(root.join("etc/passwd"), users).expect("users");
+    fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n").expect("groups");
+    let settings = "daemon off;\nmaster_process on;\nworker_processes 1;\nuser nobody nogroup;\nerror_log /dev/stderr;\npid /run/nginx.pid;\n\
+                    events {}\nhttp { access_log off; server { listen 80; location / { default_type text/plain; \
+                    return 200 \"nginx $hostname\\n\"; } } }\n";
+    fs::write(root.join("etc/nginx.conf"), settings).expect("its settings");
+    root
+}
+
+fn copy_into(root: &Path, file: &Path) {
+    let target = root.join(file.strip_prefix("/").expect("an absolute path"));
+    fs::create_dir_all(target.parent().expect("a directory")).expect("a directory");
+    fs::copy(file, &target).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}

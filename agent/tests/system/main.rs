@@ -1,0 +1,14 @@
+//! The real binary on a real kernel, and real engines: what the README promises, from the outside.
+//!
+//! Each test runs an agent of its own, with its own instance, directories and network namespace.
+
+mod bad_input;
+mod containers;
+mod crash_points;
+mod images;
+mod kills;
+mod leaks;
+mod metrics;
+mod traffic;
+mod walkthrough;
+mod world;

@@ -1,0 +1,146 @@
+//! A small client: connections to a group's demo service that note who answered, and when something failed.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+/// How long an answer may take before the connection counts as failed.
+const TIMEOUT: Duration = Duration::from_secs(40);
+
+/// One connection to the service.
+pub struct Connection {
+    reader: BufReader<TcpStream>,
+}
+
+impl Connection {
+    /// Connects.
+    pub fn open(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { reader: BufReader::new(stream) })
+    }
+
+    /// One request; the body of the answer.
+    pub fn get(&mut self) -> io::Result<String> {
+        self.reader.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")?;
+        let mut length = None;
+        let mut line = String::new();
+        loop {
+            line.clear();
+            if self.reader.read_line(&mut line)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let (name, value) = line.split_once(':').unwrap_or((&line, ""));
+            if name.eq_ignore_ascii_case("content-length") {
+                length = value.trim().parse().ok();
+            }
+            if line == "\r\n" {
+                break;
+            }
+        }
+        let length: usize = length.ok_or_else(|| io::Error::other("an answer without Content-Length"))?;
+        let mut body = vec![0; length];
+        self.reader.read_exact(&mut body)?;
+        String::from_utf8(body).map_err(io::Error::other)
+    }
+
+    /// One request to the demo service: the slot and the pid that answered.
+    pub fn who(&mut self) -> io::Result<(u64, u32)> {
+        let answer: Value = serde_json::from_str(&self.get()?)?;
+        let slot = answer["slot"].as_u64().or_else(|| answer["slot"].as_str()?.parse().ok());
+        let pid = answer["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        slot.zip(pid).ok_or_else(|| io::Error::other(format!("not the demo service: {answer}")))
+    }
+}
+
+/// The slot and pid that answer a new connection.
+pub fn ask(address: SocketAddr) -> io::Result<(u64, u32)> {
+    Connection::open(address)?.who()
+}
+
+/// A connection that failed.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// When it was begun.
+    pub began: Instant,
+    /// When it failed.
+    pub ended: Instant,
+    /// Who served it, if somebody had answered on it.
+    pub served_by: Option<u32>,
+    /// What the kernel said.
+    pub error: String,
+}
+
+/// Clients that connect, ask twice and close, over and over.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicUsize>,
+    failures: Arc<Mutex<Vec<Failure>>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    /// Starts `clients` threads, which end after `connections` altogether or when told to. They run in the network
+    /// namespace of the calling thread.
+    pub fn start(address: SocketAddr, clients: usize, connections: usize) -> Self {
+        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let failures = Arc::new(Mutex::new(Vec::new()));
+        let begun = Arc::new(AtomicUsize::new(0));
+        let threads = (0..clients).map(|_| {
+            let (stop, done, failures, begun) = (stop.clone(), done.clone(), failures.clone(), begun.clone());
+            thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) && begun.fetch_add(1, Ordering::Relaxed) < connections {
+                    if let Err(failure) = one(address) {
+                        failures.lock().expect("no client panics").push(failure);
+                    }
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        });
+        let threads = threads.collect();
+        Self { stop, done, failures, threads }
+    }
+
+    /// Connections that have ended, well or not.
+    pub fn done(&self) -> usize {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// All clients have ended.
+    pub fn is_finished(&self) -> bool {
+        self.threads.iter().all(JoinHandle::is_finished)
+    }
+
+    /// Ends the clients; how many connections there were, and those that failed.
+    pub fn finish(self) -> (usize, Vec<Failure>) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().expect("no client panics");
+        }
+        let failures = self.failures.lock().expect("no client panics").clone();
+        (self.done.load(Ordering::Relaxed), failures)
+    }
+}
+
+fn one(address: SocketAddr) -> Result<(), Failure> {
+    let began = Instant::now();
+    let mut served_by = None;
+    let mut twice = || -> io::Result<()> {
+        let mut connection = Connection::open(address)?;
+        served_by = Some(connection.who()?.1);
+        connection.who()?;
+        Ok(())
+    };
+    let result = twice();
+    result.map_err(|error| Failure { began, ended: Instant::now(), served_by, error: error.to_string() })
+}
