@@ -1,0 +1,179 @@
+//! From samples to what may be said: medians, ratios with intervals, the control, the noise, and whether targets hold;
+//! pure, and the only place that concludes anything.
+
+use serde::Serialize;
+
+pub use self::{
+    noise::Noise,
+    target::{Bound, Target, Verdict, VerdictWord},
+};
+use crate::{
+    sample::{IdleMemory, Measure, Sample},
+    stats::{Estimate, median, ratio},
+};
+
+mod noise;
+mod target;
+
+/// What a comparison says.
+#[derive(Debug, Clone, Serialize)]
+pub struct Analysis {
+    /// Each contestant's median of each measure.
+    pub medians: Vec<Median>,
+    /// The subject against the others.
+    pub ratios: Vec<Ratio>,
+    /// The subject against itself: what this run cannot tell apart.
+    pub control: Vec<Ratio>,
+    /// How much else the host did.
+    pub noise: Noise,
+    /// Whether the targets hold.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// A contestant's median over all samples of one measure.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Median {
+    /// Of what.
+    pub measure: Measure,
+    /// Whose.
+    pub contestant: String,
+    /// In the measure's unit.
+    pub value: f64,
+}
+
+/// One contestant against another.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Ratio {
+    /// Of what.
+    pub measure: Measure,
+    /// Above the line.
+    pub of: String,
+    /// Below it.
+    pub to: String,
+    /// What the pairs say.
+    #[serde(flatten)]
+    pub estimate: Estimate,
+}
+
+/// Who is compared with whom.
+#[derive(Debug, Clone, Copy)]
+pub struct Cast<'a> {
+    /// Whose ratios are told.
+    pub subject: &'a str,
+    /// The subject's second name in the same run.
+    pub control: &'a str,
+    /// All contestants, the subject among them, the control not.
+    pub contestants: &'a [String],
+}
+
+/// Concludes from `samples` and `idle`. The same `seed` gives the same intervals.
+pub fn analyse(
+    cast: Cast<'_>,
+    samples: &[Sample],
+    idle: &[IdleMemory],
+    targets: &[Target],
+    host_cpus: usize,
+    seed: u64,
+) -> Analysis {
+    let pair = |measure, to: &str| {
+        let estimate = ratio(&pairs(samples, measure, cast.subject, to), seed)?;
+        Some(Ratio { measure, of: cast.subject.into(), to: to.into(), estimate })
+    };
+    let others = || cast.contestants.iter().filter(|name| *name != cast.subject);
+    let ratios: Vec<Ratio> =
+        Measure::ALL.iter().flat_map(|measure| others().filter_map(|to| pair(*measure, to))).collect();
+    let control: Vec<Ratio> = Measure::ALL.iter().filter_map(|measure| pair(*measure, cast.control)).collect();
+    let noise = Noise::of(samples, host_cpus);
+    let verdicts = targets.iter().map(|target| target.judge(cast.subject, &ratios, &control, idle, &noise)).collect();
+    Analysis { medians: medians(cast, samples), ratios, control, noise, verdicts }
+}
+
+fn medians(cast: Cast<'_>, samples: &[Sample]) -> Vec<Median> {
+    let one = |measure: Measure, contestant: &String| {
+        let of_it = samples.iter().filter(|sample| sample.contestant == *contestant);
+        let values: Vec<f64> = of_it.filter_map(|sample| measure.of(sample)).collect();
+        Some(Median { measure, contestant: contestant.clone(), value: median(&values)? })
+    };
+    Measure::ALL
+        .iter()
+        .flat_map(|measure| cast.contestants.iter().filter_map(move |contestant| one(*measure, contestant)))
+        .collect()
+}
+
+/// One pair for each block: the means of `of` and of `to` there. A block runs A B B A, so that a drift that is even over
+/// the block falls out of the means.
+fn pairs(samples: &[Sample], measure: Measure, of: &str, to: &str) -> Vec<(f64, f64)> {
+    let blocks = samples.iter().map(|sample| sample.block + 1).max().unwrap_or(0);
+    let mean = |block: usize, contestant: &str| {
+        let of_it = samples.iter().filter(|sample| sample.block == block && sample.contestant == contestant);
+        let values: Vec<f64> = of_it.filter_map(|sample| measure.of(sample)).collect();
+        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    };
+    (0..blocks).filter_map(|block| Some((mean(block, of)?, mean(block, to)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        sample::{LoadKind, tests::sample},
+        stats::Random,
+    };
+
+    /// Blocks A A' B B' B' … mirrored, under a drift and some noise; B costs `factor` times A's CPU.
+    fn run(factor: f64, blocks: usize, seed: u64) -> Vec<Sample> {
+        let mut random = Random::new(seed);
+        let mut samples = Vec::new();
+        for block in 0..blocks {
+            let order = ["a", "a again", "b", "b", "a again", "a"];
+            for (position, contestant) in order.into_iter().enumerate() {
+                let drift = 1.0 + 0.05 * (block * order.len() + position) as f64;
+                let noise = 1.0 + 0.01 * (2.0 * random.unit() - 1.0);
+                let cost = if contestant == "b" { factor } else { 1.0 };
+                let mut sample = sample(LoadKind::KeepAlive, contestant, block);
+                sample.balancer_cpu_seconds = Some(0.1 * drift * noise * cost);
+                samples.push(sample);
+            }
+        }
+        samples
+    }
+
+    fn analysis(samples: &[Sample]) -> Analysis {
+        let contestants = ["a".to_owned(), "b".to_owned()];
+        let cast = Cast { subject: "a", control: "a again", contestants: &contestants };
+        analyse(cast, samples, &[], &[], 2, 1)
+    }
+
+    fn cpu(ratios: &[Ratio]) -> Estimate {
+        ratios.iter().find(|ratio| ratio.measure == Measure::CpuPerRequest).expect("it was measured").estimate
+    }
+
+    #[test]
+    fn a_planted_difference_is_found_through_drift_and_noise() {
+        let found = cpu(&analysis(&run(1.05, 10, 3)).ratios);
+        assert!(found.high < 1.0 && found.includes(1.0 / 1.05), "{found:?}");
+        assert_eq!(found.pairs, 10);
+    }
+
+    #[test]
+    fn the_control_and_a_planted_nothing_include_one() {
+        let mut outside = 0;
+        for seed in 0..50 {
+            let analysis = analysis(&run(1.0, 10, seed));
+            outside += usize::from(!cpu(&analysis.control).includes(1.0));
+            outside += usize::from(!cpu(&analysis.ratios).includes(1.0));
+        }
+        assert!(outside <= 12, "about 5 of 100 intervals may miss, {outside} did");
+    }
+
+    #[test]
+    fn medians_are_of_the_contestants_only() {
+        let found = analysis(&run(2.0, 3, 3)).medians;
+        let names: Vec<&str> = found
+            .iter()
+            .filter(|median| median.measure == Measure::RequestsPerSecond)
+            .map(|median| &*median.contestant)
+            .collect();
+        assert_eq!(names, ["a", "b"]);
+    }
+}

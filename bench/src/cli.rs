@@ -1,0 +1,121 @@
+//! Arguments to calls; owns the words of the command line.
+
+use std::{
+    env,
+    ffi::OsString,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use sherd_bench::{contestant, keeper, measure::cpus, shard::Announcement};
+
+mod relay;
+
+/// Measures sherd side by side with what else could stand in front of a service.
+///
+/// Everything runs on loopback, is started, pinned and stopped by this program, and is gone afterwards, however the
+/// run ends. Results are ratios between contestants that ran interleaved on the same host, each with an interval that
+/// holds it with 95 % confidence, and a control: a contestant against itself.
+#[derive(Parser)]
+#[command(name = "sherd-bench", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Relay(Box<relay::Relay>),
+    Install(Install),
+    #[command(hide = true)]
+    Shard(Shard),
+    #[command(name = keeper::KEEPER_COMMAND, hide = true)]
+    Keep(Keep),
+    #[command(name = contestant::STAGE_COMMAND, hide = true)]
+    Stage(Stage),
+}
+
+/// Installs the peers into a directory of this user's own: HAProxy and nginx. Needs python3, and apt-get for Debian's nginx.
+#[derive(Args)]
+struct Install {
+    /// The directory.
+    #[arg(long, value_name = "DIR", default_value_os_t = contestant::default_peers())]
+    peers: PathBuf,
+}
+
+/// Serves as a shard: answers `GET /N` with N bytes.
+#[derive(Args)]
+struct Shard {
+    /// The port on loopback; 0 takes any.
+    #[arg(long, env = "PORT", default_value_t = 0)]
+    port: u16,
+    /// Where to write a file that says where it listens.
+    #[arg(long, value_name = "DIR")]
+    announce: PathBuf,
+}
+
+/// Keeps a run.
+#[derive(Args)]
+struct Keep {
+    #[arg(last = true)]
+    arguments: Vec<OsString>,
+}
+
+/// Becomes a contestant's program.
+#[derive(Args)]
+struct Stage {
+    #[arg(long)]
+    parent: i32,
+    #[arg(long)]
+    cpus: String,
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+/// Does what the command line says.
+pub(crate) fn run() -> anyhow::Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Relay(relay) => relay.run(),
+        Command::Install(install) => install.run(),
+        Command::Shard(shard) => shard.run(),
+        Command::Keep(keep) => keeper::keep(&keep.arguments).context("the run cannot be kept"),
+        Command::Stage(stage) => stage.run(),
+    }
+}
+
+impl Install {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        contestant::install(&self.peers)?;
+        println!("peers are in {}", self.peers.display());
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Shard {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+        let mut shard = sherd_bench::shard::Shard::bind(address)
+            .with_context(|| format!("the shard cannot listen at {address}"))?;
+        let announcement = Announcement { pid: std::process::id() as i32, address: shard.address()? };
+        announcement.write(&self.announce)?;
+        shard.serve().context("the shard cannot go on")?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Stage {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        let cpus = if self.cpus.is_empty() { Vec::new() } else { cpus::parse_list(&self.cpus)? };
+        let (program, arguments) = self.command.split_first().context("no program")?;
+        let error = contestant::run_stage(self.parent, &cpus, program, arguments);
+        Err(error).with_context(|| format!("{} cannot be started", program.display()))
+    }
+}
+
+/// The arguments of this process, the program left out.
+fn own_arguments() -> Vec<OsString> {
+    env::args_os().skip(1).collect()
+}

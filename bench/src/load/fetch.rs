@@ -1,0 +1,75 @@
+//! One request whose answer is checked byte by byte: shows that a contestant works before it is measured; waits, and
+//! measures nothing.
+
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use super::http::{self, Answer};
+use crate::shard::body_byte;
+
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// An answer did not come or was wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The connection failed.
+    #[error("{address} cannot be asked for {answer_bytes} bytes")]
+    Connection {
+        /// Who was asked.
+        address: SocketAddr,
+        /// For how much.
+        answer_bytes: usize,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A byte is not what the shard sent.
+    #[error("{address} gave a wrong byte at offset {offset} of an answer of {answer_bytes} bytes")]
+    Corrupt {
+        /// Who was asked.
+        address: SocketAddr,
+        /// For how much.
+        answer_bytes: usize,
+        /// Where it is wrong.
+        offset: usize,
+    },
+}
+
+/// Asks `address` for `answer_bytes` bytes, checks them, and gives the connection back, kept alive.
+pub fn fetch(address: SocketAddr, answer_bytes: usize) -> Result<TcpStream, FetchError> {
+    let fail = |source| FetchError::Connection { address, answer_bytes, source };
+    let mut stream = TcpStream::connect_timeout(&address, DEADLINE).map_err(fail)?;
+    let body = ask(&mut stream, answer_bytes).map_err(fail)?;
+    match body.iter().enumerate().find(|(offset, byte)| **byte != body_byte(*offset)) {
+        Some((offset, _)) => Err(FetchError::Corrupt { address, answer_bytes, offset }),
+        None => Ok(stream),
+    }
+}
+
+fn ask(stream: &mut TcpStream, answer_bytes: usize) -> io::Result<Vec<u8>> {
+    let bad = |bad| io::Error::new(io::ErrorKind::InvalidData, bad);
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.set_write_timeout(Some(DEADLINE))?;
+    stream.write_all(&http::request(answer_bytes, false))?;
+    let mut answer = Answer::default();
+    let mut body = Vec::new();
+    let mut buffer = [0; 16 << 10];
+    while answer.body_left() != Some(0) {
+        let count = stream.read(&mut buffer)?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let of_body = match answer.body_left() {
+            None => answer.take(&buffer[..count]).map_err(bad)?,
+            Some(_) => answer.skip(count).map(|()| count).map_err(bad)?,
+        };
+        body.extend_from_slice(&buffer[count - of_body..count]);
+    }
+    if body.len() != answer_bytes {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("the answer has {} bytes", body.len())));
+    }
+    Ok(body)
+}

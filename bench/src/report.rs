@@ -1,0 +1,126 @@
+//! What a run leaves: JSON with every sample, and a table to read; owns their form and concludes nothing itself.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+
+pub use self::{date::utc, progress::Progress, table::Table};
+use crate::{
+    analysis::Analysis,
+    contestant::Facts,
+    measure::HostFacts,
+    sample::{IdleMemory, Sample},
+};
+
+mod date;
+mod progress;
+mod table;
+
+/// All of a run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The scenario's name.
+    pub scenario: &'static str,
+    /// What it was run with and on.
+    #[serde(flatten)]
+    pub header: Header,
+    /// What it says.
+    pub analysis: Analysis,
+    /// Memory of idle connections, measured once.
+    pub idle: Vec<IdleMemory>,
+    /// Every measurement.
+    pub samples: Vec<Sample>,
+}
+
+/// What a run was run with and on.
+#[derive(Debug, Clone, Serialize)]
+pub struct Header {
+    /// As typed.
+    pub command_line: String,
+    /// Of the working directory, with `+` when it has changes.
+    pub commit: Option<String>,
+    /// UTC.
+    pub started: String,
+    /// All of it.
+    pub took_seconds: f64,
+    /// Where.
+    pub host: HostFacts,
+    /// How.
+    pub settings: Settings,
+    /// Who.
+    pub contestants: Vec<Facts>,
+    /// Who not.
+    pub missing: Vec<Missing>,
+    /// What a reader should know.
+    pub remarks: Vec<String>,
+}
+
+/// How a comparison is run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Settings {
+    /// Blocks, each with two samples of every contestant under every load.
+    pub pairs: usize,
+    /// Each window.
+    pub duration_seconds: f64,
+    /// Before each window.
+    pub warm_up_seconds: f64,
+    /// Connections of the small loads.
+    pub connections: usize,
+    /// Their answers.
+    pub answer_bytes: usize,
+    /// Connections of the bulk load.
+    pub bulk_connections: usize,
+    /// Its answers.
+    pub bulk_bytes: usize,
+    /// The open loop's rate as a share of the slowest contestant's maximum.
+    pub open_share: f64,
+    /// Idle connections.
+    pub idle_connections: usize,
+    /// Of orders, arrivals and intervals.
+    pub seed: u64,
+    /// CPUs of contestants and shards: one thread and one shard on each.
+    pub cpus: Vec<usize>,
+    /// CPUs of the load: one thread on each.
+    pub load_cpus: Vec<usize>,
+}
+
+/// A contestant that did not take part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Missing {
+    /// Who.
+    pub name: String,
+    /// Why, and the command that changes it.
+    pub why: String,
+}
+
+/// A report could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{} cannot be written", path.display())]
+pub struct WriteError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl Report {
+    /// Writes `NAME.json` and `NAME.txt` into `directory`, each whole or not at all; gives the JSON's path.
+    pub fn write(&self, directory: &Path, name: &str) -> Result<PathBuf, WriteError> {
+        let json = directory.join(format!("{name}.json"));
+        let text = directory.join(format!("{name}.txt"));
+        fs::create_dir_all(directory).map_err(|source| WriteError { path: directory.to_owned(), source })?;
+        let values = serde_json::to_string_pretty(self)
+            .map_err(|error| WriteError { path: json.clone(), source: error.into() })?;
+        write_whole(&json, &values)?;
+        write_whole(&text, &Table(self).to_string())?;
+        Ok(json)
+    }
+}
+
+fn write_whole(path: &Path, text: &str) -> Result<(), WriteError> {
+    let partial = path.with_extension("partial");
+    fs::write(&partial, text)
+        .and_then(|()| fs::rename(&partial, path))
+        .map_err(|source| WriteError { path: path.to_owned(), source })
+}

@@ -1,0 +1,177 @@
+//! A report as a person reads it in a terminal; reads it and changes nothing.
+
+use std::fmt;
+
+use super::Report;
+use crate::{
+    analysis::{Ratio, VerdictWord},
+    sample::{IdleMemory, Measure},
+};
+
+/// Shows a report as text.
+#[derive(Debug)]
+pub struct Table<'a>(pub &'a Report);
+
+const TITLE: usize = 24;
+const CELL: usize = 16;
+const RATIO: usize = 19;
+
+impl fmt::Display for Table<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.header(f)?;
+        self.medians(f)?;
+        self.ratios(f)?;
+        self.remarks(f)?;
+        self.verdicts(f)
+    }
+}
+
+impl Table<'_> {
+    fn header(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let header = &self.0.header;
+        let (host, settings) = (&header.host, &header.settings);
+        writeln!(f, "{}", header.command_line)?;
+        let commit = header.commit.as_deref().unwrap_or("unknown");
+        writeln!(f, "{}, {:.0} s, commit {commit}", header.started, header.took_seconds)?;
+        writeln!(f, "{}, {}, {} × {}", host.name, host.kernel, host.cpus.len(), host.cpu)?;
+        writeln!(
+            f,
+            "{} pairs of {} s; contestants and shards on CPUs {:?}, load on {:?}; answers of {} bytes on {} connections, \
+             {} on {}",
+            settings.pairs,
+            settings.duration_seconds,
+            settings.cpus,
+            settings.load_cpus,
+            settings.answer_bytes,
+            settings.connections,
+            settings.bulk_bytes,
+            settings.bulk_connections,
+        )?;
+        for facts in &header.contestants {
+            let program = facts.program.as_deref().map(|program| program.display().to_string()).unwrap_or_default();
+            writeln!(f, "  {:<16}{:<22}{program}", facts.name, facts.version)?;
+        }
+        for missing in &header.missing {
+            writeln!(f, "  {:<16}missing: {}", missing.name, missing.why)?;
+        }
+        Ok(())
+    }
+
+    fn medians(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let contestants = &self.0.header.contestants;
+        let cell = |value: Option<f64>| value.map_or_else(|| "–".into(), number);
+        write!(f, "\n{:<TITLE$}", "medians")?;
+        for facts in contestants {
+            write!(f, "{:>CELL$}", facts.name)?;
+        }
+        writeln!(f)?;
+        for measure in Measure::ALL {
+            write!(f, "{:<TITLE$}", measure.title())?;
+            for facts in contestants {
+                let of_it =
+                    |median: &&crate::analysis::Median| median.measure == measure && median.contestant == facts.name;
+                write!(f, "{:>CELL$}", cell(self.0.analysis.medians.iter().find(of_it).map(|median| median.value)))?;
+            }
+            writeln!(f)?;
+        }
+        let idle = |name: &str| self.0.idle.iter().find(|memory| memory.contestant == name);
+        for (title, value) in [
+            ("bytes/idle connection", IdleMemory::bytes_per_connection as fn(&IdleMemory) -> Option<f64>),
+            ("  kernel's, whole path", |memory| Some(memory.slab_bytes_per_connection())),
+        ] {
+            write!(f, "{title:<TITLE$}")?;
+            for facts in contestants {
+                write!(f, "{:>CELL$}", cell(idle(&facts.name).and_then(value)))?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+
+    fn ratios(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let analysis = &self.0.analysis;
+        let Some(subject) = analysis.ratios.first().map(|ratio| &ratio.of) else { return Ok(()) };
+        let mut others: Vec<&str> = Vec::new();
+        for ratio in &analysis.ratios {
+            if !others.contains(&ratio.to.as_str()) {
+                others.push(&ratio.to);
+            }
+        }
+        let title = format!("{subject} ÷");
+        write!(f, "\n{title:<TITLE$}")?;
+        for other in &others {
+            write!(f, "{other:>RATIO$}")?;
+        }
+        writeln!(f, "{:>RATIO$}", "(control)")?;
+        for measure in Measure::ALL {
+            let to = |other: &str| analysis.ratios.iter().find(|ratio| ratio.measure == measure && ratio.to == other);
+            let itself = analysis.control.iter().find(|ratio| ratio.measure == measure);
+            write!(f, "{:<TITLE$}", measure.title())?;
+            for found in others.iter().map(|other| to(other)).chain([itself]) {
+                write!(f, "{:>RATIO$}", found.map_or_else(|| "–".into(), interval))?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+
+    fn remarks(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let noise = &self.0.analysis.noise;
+        writeln!(
+            f,
+            "\nnoise: {:.1} % of the CPU time stolen, {:.1} % used by others",
+            noise.stolen_share * 100.0,
+            noise.foreign_share * 100.0
+        )?;
+        if let Some(complaint) = noise.complaint() {
+            writeln!(f, "TOO NOISY TO CONCLUDE: {complaint}")?;
+        }
+        for remark in &self.0.header.remarks {
+            writeln!(f, "note: {remark}")?;
+        }
+        Ok(())
+    }
+
+    fn verdicts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for verdict in &self.0.analysis.verdicts {
+            write!(f, "{:<10} {}", verdict.word, verdict.target)?;
+            if !verdict.found.is_empty() {
+                write!(f, ": {}", verdict.found)?;
+            }
+            if let (VerdictWord::Undecided, Some(because)) = (verdict.word, &verdict.because) {
+                write!(f, " ({because})")?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
+
+fn interval(ratio: &Ratio) -> String {
+    let estimate = ratio.estimate;
+    format!("{:.3} ({:.2}–{:.2})", estimate.ratio, estimate.low, estimate.high)
+}
+
+/// Three or more significant digits.
+fn number(value: f64) -> String {
+    match value.abs() {
+        100.0.. => format!("{value:.0}"),
+        10.0.. => format!("{value:.1}"),
+        1.0.. => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_keep_three_digits() {
+        for (value, expected) in
+            [(31_245.7, "31246"), (23.46, "23.5"), (1.234, "1.23"), (0.1234, "0.123"), (0.0, "0.000")]
+        {
+            assert_eq!(number(value), expected);
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! One measurement and what can be told from it; plain values, and the arithmetic from counters to measures.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// The loads of a comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoadKind {
+    /// Closed loop, kept connections, small answers.
+    KeepAlive,
+    /// Closed loop, a connection for each request.
+    Connections,
+    /// Closed loop, kept connections, large answers.
+    Bulk,
+    /// Open loop at one rate for all contestants.
+    Open,
+}
+
+impl LoadKind {
+    /// All, in the order in which they run.
+    pub const ALL: [Self; 4] = [Self::KeepAlive, Self::Connections, Self::Bulk, Self::Open];
+
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::KeepAlive => "keep-alive",
+            Self::Connections => "connections",
+            Self::Bulk => "bulk",
+            Self::Open => "open loop",
+        }
+    }
+}
+
+/// One load on one contestant once.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Sample {
+    /// Which.
+    pub load: LoadKind,
+    /// On whom; the control has a name of its own.
+    pub contestant: String,
+    /// Samples of one block are near each other in time and make pairs.
+    pub block: usize,
+    /// How long the window was.
+    pub seconds: f64,
+    /// Answered requests.
+    pub requests: u64,
+    /// Bytes of their bodies.
+    pub body_bytes: u64,
+    /// Failed requests by cause.
+    pub errors: BTreeMap<String, u64>,
+    /// CPU time of the balancer's processes; none where there is no balancer.
+    pub balancer_cpu_seconds: Option<f64>,
+    /// CPU time of the shards.
+    pub shard_cpu_seconds: f64,
+    /// CPU time of the load generator.
+    pub load_cpu_seconds: f64,
+    /// CPU time of everything on the host.
+    pub host_cpu_seconds: f64,
+    /// CPU time the hypervisor gave to others.
+    pub stolen_seconds: f64,
+    /// Latencies in microseconds, by percentile.
+    pub latency_micros: Latency,
+}
+
+/// Latencies in microseconds. From when a request was due, in an open loop; from when it was sent, in a closed one.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Latency {
+    /// Half are below.
+    pub p50: f64,
+    /// 90 % are below.
+    pub p90: f64,
+    /// 99 % are below.
+    pub p99: f64,
+    /// 99.9 % are below.
+    pub p999: f64,
+    /// The longest.
+    pub max: f64,
+}
+
+/// Memory that idle connections cost.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct IdleMemory {
+    /// Whose.
+    pub contestant: String,
+    /// How many connections.
+    pub connections: usize,
+    /// Proportional set size of the balancer before; none where there is no balancer.
+    pub pss_before_bytes: Option<u64>,
+    /// And with them open.
+    pub pss_after_bytes: Option<u64>,
+    /// The kernel's slab memory, whole host, before: sockets of the client and the shards are in it as well.
+    pub slab_before_bytes: u64,
+    /// And with them open.
+    pub slab_after_bytes: u64,
+}
+
+impl IdleMemory {
+    /// The balancer's own memory for one connection.
+    pub fn bytes_per_connection(&self) -> Option<f64> {
+        let (before, after) = (self.pss_before_bytes?, self.pss_after_bytes?);
+        Some(after.saturating_sub(before) as f64 / self.connections as f64)
+    }
+
+    /// The kernel's memory for one connection, from client to shard.
+    pub fn slab_bytes_per_connection(&self) -> f64 {
+        self.slab_after_bytes.saturating_sub(self.slab_before_bytes) as f64 / self.connections as f64
+    }
+}
+
+/// What is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Measure {
+    /// Microseconds of the balancer's CPU per request, at the maximum.
+    CpuPerRequest,
+    /// The maximum.
+    RequestsPerSecond,
+    /// Microseconds of the balancer's CPU per connection with one request.
+    CpuPerConnection,
+    /// The maximum.
+    ConnectionsPerSecond,
+    /// Seconds of the balancer's CPU per 10^9 bytes.
+    CpuPerGigabyte,
+    /// The maximum.
+    GigabytesPerSecond,
+    /// Microseconds of the balancer's CPU per request, at a rate all can bear.
+    CpuPerRequestAtRate,
+    /// Microseconds, at that rate.
+    LatencyP50,
+    /// Microseconds, at that rate.
+    LatencyP99,
+}
+
+impl Measure {
+    /// All, in the order of tables.
+    pub const ALL: [Self; 9] = [
+        Self::CpuPerRequest,
+        Self::RequestsPerSecond,
+        Self::CpuPerConnection,
+        Self::ConnectionsPerSecond,
+        Self::CpuPerGigabyte,
+        Self::GigabytesPerSecond,
+        Self::CpuPerRequestAtRate,
+        Self::LatencyP50,
+        Self::LatencyP99,
+    ];
+
+    /// The load it is measured under.
+    pub fn load(self) -> LoadKind {
+        match self {
+            Self::CpuPerRequest | Self::RequestsPerSecond => LoadKind::KeepAlive,
+            Self::CpuPerConnection | Self::ConnectionsPerSecond => LoadKind::Connections,
+            Self::CpuPerGigabyte | Self::GigabytesPerSecond => LoadKind::Bulk,
+            Self::CpuPerRequestAtRate | Self::LatencyP50 | Self::LatencyP99 => LoadKind::Open,
+        }
+    }
+
+    /// Its name and unit in tables.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::CpuPerRequest => "CPU µs/request",
+            Self::RequestsPerSecond => "requests/s",
+            Self::CpuPerConnection => "CPU µs/connection",
+            Self::ConnectionsPerSecond => "connections/s",
+            Self::CpuPerGigabyte => "CPU s/GB",
+            Self::GigabytesPerSecond => "GB/s",
+            Self::CpuPerRequestAtRate => "CPU µs/request at rate",
+            Self::LatencyP50 => "p50 µs at rate",
+            Self::LatencyP99 => "p99 µs at rate",
+        }
+    }
+
+    /// Its value in `sample`; None when the sample is of another load, or has no balancer, or nothing was answered.
+    pub fn of(self, sample: &Sample) -> Option<f64> {
+        const GIGABYTE: f64 = 1e9;
+        if sample.load != self.load() || sample.requests == 0 {
+            return None;
+        }
+        let requests = sample.requests as f64;
+        let gigabytes = sample.body_bytes as f64 / GIGABYTE;
+        let cpu_micros = sample.balancer_cpu_seconds.map(|seconds| seconds * 1e6);
+        match self {
+            Self::CpuPerRequest | Self::CpuPerConnection | Self::CpuPerRequestAtRate => Some(cpu_micros? / requests),
+            Self::RequestsPerSecond | Self::ConnectionsPerSecond => Some(requests / sample.seconds),
+            Self::CpuPerGigabyte => Some(sample.balancer_cpu_seconds? / gigabytes),
+            Self::GigabytesPerSecond => Some(gigabytes / sample.seconds),
+            Self::LatencyP50 => Some(sample.latency_micros.p50),
+            Self::LatencyP99 => Some(sample.latency_micros.p99),
+        }
+    }
+}
+
+impl Sample {
+    /// The share of the host's CPU time that neither contestant nor shards nor load account for. /proc/stat counts in
+    /// steps of 10 ms, so one short sample says little; the median of many does.
+    pub fn foreign_share(&self, host_cpus: usize) -> f64 {
+        let ours = self.balancer_cpu_seconds.unwrap_or(0.0) + self.shard_cpu_seconds + self.load_cpu_seconds;
+        (self.host_cpu_seconds - ours) / (self.seconds * host_cpus as f64)
+    }
+
+    /// The share of the host's CPU time that was stolen.
+    pub fn stolen_share(&self, host_cpus: usize) -> f64 {
+        self.stolen_seconds / (self.seconds * host_cpus as f64)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn sample(load: LoadKind, contestant: &str, block: usize) -> Sample {
+        Sample {
+            load,
+            contestant: contestant.into(),
+            block,
+            seconds: 2.0,
+            requests: 1000,
+            body_bytes: 4_000_000_000,
+            errors: BTreeMap::new(),
+            balancer_cpu_seconds: Some(0.5),
+            shard_cpu_seconds: 0.5,
+            load_cpu_seconds: 1.0,
+            host_cpu_seconds: 2.2,
+            stolen_seconds: 0.04,
+            latency_micros: Latency { p50: 10.0, p90: 20.0, p99: 30.0, p999: 40.0, max: 50.0 },
+        }
+    }
+
+    #[test]
+    fn measures_by_hand() {
+        for (measure, expected) in [
+            (Measure::CpuPerRequest, 500.0),
+            (Measure::RequestsPerSecond, 500.0),
+            (Measure::CpuPerConnection, 500.0),
+            (Measure::CpuPerGigabyte, 0.125),
+            (Measure::GigabytesPerSecond, 2.0),
+            (Measure::LatencyP99, 30.0),
+        ] {
+            assert_eq!(measure.of(&sample(measure.load(), "a", 0)), Some(expected), "{measure:?}");
+        }
+    }
+
+    #[test]
+    fn no_value_where_there_is_none() {
+        let direct = Sample { balancer_cpu_seconds: None, ..sample(LoadKind::KeepAlive, "direct", 0) };
+        assert_eq!(Measure::CpuPerRequest.of(&direct), None);
+        assert_eq!(Measure::LatencyP50.of(&direct), None, "another load");
+        assert_eq!(Measure::RequestsPerSecond.of(&Sample { requests: 0, ..direct }), None);
+    }
+
+    #[test]
+    fn shares_of_the_host() {
+        let sample = sample(LoadKind::Open, "a", 0);
+        assert!((sample.foreign_share(2) - 0.05).abs() < 1e-9 && (sample.stolen_share(2) - 0.01).abs() < 1e-9);
+    }
+}

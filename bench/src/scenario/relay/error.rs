@@ -1,0 +1,72 @@
+//! Why a comparison ended without a report.
+
+use std::io;
+
+use crate::{
+    contestant::StartError,
+    load::{FetchError, IdleError, LoadError},
+    measure::ProcessError,
+    report::Missing,
+};
+
+/// A comparison ended without a report.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// A contestant that has to be there isn't.
+    #[error("a contestant cannot take part")]
+    Start(#[from] StartError),
+    /// None of those that were chosen takes part.
+    #[error("nobody takes part: {}", missing.iter().map(|missing| &*missing.why).collect::<Vec<_>>().join("; "))]
+    Nobody {
+        /// Why.
+        missing: Vec<Missing>,
+    },
+    /// A contestant doesn't do its work.
+    #[error("{contestant} does not answer as it should")]
+    Wrong {
+        /// Who.
+        contestant: String,
+        /// What it did.
+        source: FetchError,
+    },
+    /// A load could not be put on.
+    #[error("{contestant} cannot be put under load")]
+    Load {
+        /// Who.
+        contestant: String,
+        /// Why.
+        source: LoadError,
+    },
+    /// Nothing was answered.
+    #[error("{contestant} answered nothing; of {failed} requests the first failed with: {cause}")]
+    Silent {
+        /// Who.
+        contestant: String,
+        /// How many failed.
+        failed: u64,
+        /// The first cause.
+        cause: String,
+    },
+    /// Idle connections could not be opened.
+    #[error("{contestant} cannot hold idle connections")]
+    Idle {
+        /// Who.
+        contestant: String,
+        /// Why.
+        source: IdleError,
+    },
+    /// A process that is measured is gone.
+    #[error("{contestant} cannot be measured")]
+    Process {
+        /// Who.
+        contestant: String,
+        /// Why.
+        source: ProcessError,
+    },
+    /// The host doesn't tell what it should.
+    #[error("the host cannot be read")]
+    Host(#[source] io::Error),
+    /// Somebody wants the run to end.
+    #[error("interrupted")]
+    Interrupted,
+}

@@ -1,0 +1,253 @@
+//! The service that all contestants stand in front of: a small HTTP/1.1 server on one thread, which answers `GET /N` with
+//! N bytes; owns its listener and connections, and knows nothing of who connects.
+//!
+//! It is the least a server can be (one epoll, one buffer, answers made once), so that what is measured is what stands
+//! in front of it. `Connection: close` is honoured by closing first, as servers do: TIME_WAIT then stays on this side
+//! and a load generator never runs out of ports.
+
+use std::{
+    collections::HashMap,
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::Arc,
+};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use socket2::{Domain, Socket, Type};
+
+pub use self::announcement::{Announcement, AnnouncementError};
+
+mod announcement;
+
+/// The largest answer, in bytes.
+pub const MAX_ANSWER_BYTES: usize = 64 << 20;
+/// Connections that wait to be accepted. The kernel's `somaxconn` may lower it.
+const BACKLOG: i32 = 4096;
+/// A request's head may not be longer.
+const MAX_REQUEST_BYTES: usize = 4096;
+/// Different sizes of answers kept ready; more than that are made anew each time.
+const MAX_READY_ANSWERS: usize = 16;
+const LISTENER: u64 = u64::MAX;
+
+/// A listening shard.
+#[derive(Debug)]
+pub struct Shard {
+    listener: TcpListener,
+    epoll: Epoll,
+    connections: Vec<Option<Connection>>,
+    free: Vec<usize>,
+    answers: HashMap<usize, Arc<[u8]>>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: TcpStream,
+    request: Vec<u8>,
+    answer: Option<(Arc<[u8]>, usize)>,
+    closes: bool,
+}
+
+enum Fate {
+    Goes,
+    Ends,
+}
+
+impl Shard {
+    /// Listens at `address`.
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = TcpListener::from(socket);
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+        Ok(Self { listener, epoll, connections: Vec::new(), free: Vec::new(), answers: HashMap::new() })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until something is wrong with the listener or epoll; one connection's trouble ends that connection only.
+    pub fn serve(&mut self) -> io::Result<()> {
+        let mut events = [EpollEvent::empty(); 256];
+        loop {
+            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+                Err(nix::errno::Errno::EINTR) => 0,
+                other => other?,
+            };
+            for event in &events[..count] {
+                match event.data() {
+                    LISTENER => self.accept()?,
+                    token => self.advance(token as usize),
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self) -> io::Result<()> {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    let token = self.admit(stream)?;
+                    self.advance(token);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                // The peer went before we came; the next one is not concerned.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn admit(&mut self, stream: TcpStream) -> io::Result<usize> {
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        let token = self.free.pop().unwrap_or_else(|| {
+            self.connections.push(None);
+            self.connections.len() - 1
+        });
+        let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
+        self.epoll.add(&stream, EpollEvent::new(interest, token as u64))?;
+        self.connections[token] = Some(Connection { stream, request: Vec::new(), answer: None, closes: false });
+        Ok(token)
+    }
+
+    fn advance(&mut self, token: usize) {
+        let Some(connection) = self.connections.get_mut(token).and_then(Option::as_mut) else { return };
+        let fate = connection.advance(&mut self.answers).unwrap_or(Fate::Ends);
+        if matches!(fate, Fate::Ends) {
+            self.connections[token] = None;
+            self.free.push(token);
+        }
+    }
+}
+
+impl Connection {
+    /// Goes on as far as it can without waiting.
+    fn advance(&mut self, answers: &mut HashMap<usize, Arc<[u8]>>) -> io::Result<Fate> {
+        loop {
+            if !self.write()? {
+                return Ok(Fate::Goes);
+            }
+            if self.closes {
+                return Ok(Fate::Ends);
+            }
+            match take_request(&mut self.request)? {
+                Some(request) => {
+                    self.closes = request.closes;
+                    self.answer = Some((ready_answer(answers, request.answer_bytes), 0));
+                }
+                None => match self.read()? {
+                    Some(0) => return Ok(Fate::Ends),
+                    Some(_) => {}
+                    None => return Ok(Fate::Goes),
+                },
+            }
+        }
+    }
+
+    /// Whether nothing is left to write.
+    fn write(&mut self) -> io::Result<bool> {
+        while let Some((answer, written)) = &mut self.answer {
+            match self.stream.write(&answer[*written..]) {
+                Ok(count) => *written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+            if *written == answer.len() {
+                self.answer = None;
+            }
+        }
+        Ok(true)
+    }
+
+    /// How much was read; None when there is nothing yet.
+    fn read(&mut self) -> io::Result<Option<usize>> {
+        let mut buffer = [0; MAX_REQUEST_BYTES];
+        match self.stream.read(&mut buffer) {
+            Ok(count) => {
+                self.request.extend_from_slice(&buffer[..count]);
+                Ok(Some(count))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Request {
+    answer_bytes: usize,
+    closes: bool,
+}
+
+/// Takes the first whole request out of `bytes`; None when it isn't whole yet.
+fn take_request(bytes: &mut Vec<u8>) -> io::Result<Option<Request>> {
+    let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
+        if bytes.len() > MAX_REQUEST_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the request's head is too long"));
+        }
+        return Ok(None);
+    };
+    let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("the request {what}"));
+    let head = std::str::from_utf8(&bytes[..end]).map_err(|_| bad("is not text"))?;
+    let mut lines = head.split("\r\n");
+    let path = lines.next().and_then(|line| line.strip_prefix("GET /")).ok_or_else(|| bad("is not a GET"))?;
+    let digits = path.split([' ', '?']).next().unwrap_or_default();
+    let answer_bytes: usize = if digits.is_empty() { 0 } else { digits.parse().map_err(|_| bad("names no size"))? };
+    if answer_bytes > MAX_ANSWER_BYTES {
+        return Err(bad("wants more than the largest answer"));
+    }
+    let closes = lines.any(|line| line.eq_ignore_ascii_case("connection: close"));
+    bytes.drain(..end + 4);
+    Ok(Some(Request { answer_bytes, closes }))
+}
+
+/// The byte at `offset` of every answer's body; 251 is prime, so that a piece lost or doubled by a power of two shows.
+pub fn body_byte(offset: usize) -> u8 {
+    (offset % 251) as u8
+}
+
+fn ready_answer(answers: &mut HashMap<usize, Arc<[u8]>>, bytes: usize) -> Arc<[u8]> {
+    if let Some(answer) = answers.get(&bytes) {
+        return Arc::clone(answer);
+    }
+    let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {bytes}\r\n\r\n").into_bytes();
+    answer.extend((0..bytes).map(body_byte));
+    let answer: Arc<[u8]> = answer.into();
+    if answers.len() < MAX_READY_ANSWERS {
+        answers.insert(bytes, Arc::clone(&answer));
+    }
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(bytes: &str, expected: Option<&Request>, left: &str) {
+        let mut buffer = bytes.as_bytes().to_vec();
+        assert_eq!(take_request(&mut buffer).expect("a good request").as_ref(), expected, "{bytes:?}");
+        assert_eq!(buffer, left.as_bytes(), "what is left of {bytes:?}");
+    }
+
+    #[test]
+    fn requests() {
+        check("GET /12 HTTP/1.1\r\n\r\n", Some(&Request { answer_bytes: 12, closes: false }), "");
+        check("GET / HTTP/1.1\r\nHost: a\r\n\r\nGET", Some(&Request { answer_bytes: 0, closes: false }), "GET");
+        check("GET /1 HTTP/1.1\r\nconnection: CLOSE\r\n\r\n", Some(&Request { answer_bytes: 1, closes: true }), "");
+        check("GET /1 HTTP/1.1\r\n", None, "GET /1 HTTP/1.1\r\n");
+    }
+
+    #[test]
+    fn bad_requests_are_refused() {
+        let endless = "GET /".to_owned() + &"1".repeat(MAX_REQUEST_BYTES);
+        for bytes in ["POST / HTTP/1.1\r\n\r\n", "GET /x HTTP/1.1\r\n\r\n", "GET /99999999999 H\r\n\r\n", &endless] {
+            assert!(take_request(&mut bytes.as_bytes().to_vec()).is_err(), "{bytes:.40}");
+        }
+    }
+}

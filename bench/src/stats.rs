@@ -1,0 +1,169 @@
+//! What samples say: medians, and ratios of pairs with bootstrap intervals; owns no sample and may not touch clock or host.
+//!
+//! A ratio is taken within each pair (two contestants, side by side in time), because what disturbs a host for seconds
+//! (a neighbour, a frequency change) then hits both. The estimate is the median of those ratios, and its interval comes
+//! from resampling the pairs. All of it happens on logarithms, so that A/B and B/A tell the same story.
+
+use serde::Serialize;
+
+pub use self::random::Random;
+
+mod random;
+
+/// How often the pairs are resampled for an interval.
+const RESAMPLES: usize = 2000;
+/// The share of resampled medians that an interval holds.
+const CONFIDENCE: f64 = 0.95;
+
+/// A ratio and the interval that holds it with 95 % confidence.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Estimate {
+    /// The median of the ratios within pairs.
+    pub ratio: f64,
+    /// Lower end of the interval.
+    pub low: f64,
+    /// Upper end of the interval.
+    pub high: f64,
+    /// How many pairs it stands on.
+    pub pairs: usize,
+}
+
+impl Estimate {
+    /// Whether the interval includes `value`.
+    pub fn includes(&self, value: f64) -> bool {
+        self.low <= value && value <= self.high
+    }
+}
+
+/// The median of `values`; the mean of the two in the middle when their number is even. None without values.
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    median_of_sorted(&sorted)
+}
+
+/// The ratio of the first to the second of each pair. Pairs that have no ratio (zero, negative, not a number) are
+/// left out; None when none is left. The same `seed` gives the same interval.
+pub fn ratio(pairs: &[(f64, f64)], seed: u64) -> Option<Estimate> {
+    let mut logs: Vec<f64> = pairs
+        .iter()
+        .filter(|(a, b)| a.is_finite() && b.is_finite() && *a > 0.0 && *b > 0.0)
+        .map(|(a, b)| (a / b).ln())
+        .collect();
+    logs.sort_by(f64::total_cmp);
+    let middle = median_of_sorted(&logs)?;
+    let (low, high) = bootstrap(&logs, seed);
+    Some(Estimate { ratio: middle.exp(), low: low.exp(), high: high.exp(), pairs: logs.len() })
+}
+
+/// The percentile interval of the median: resample with replacement, take the median, cut both tails.
+fn bootstrap(sorted: &[f64], seed: u64) -> (f64, f64) {
+    let mut random = Random::new(seed);
+    let mut sample = vec![0.0; sorted.len()];
+    let mut medians: Vec<f64> = (0..RESAMPLES)
+        .map(|_| {
+            sample.fill_with(|| sorted[random.below(sorted.len())]);
+            sample.sort_by(f64::total_cmp);
+            median_of_sorted(&sample).expect("a resample of something is not empty")
+        })
+        .collect();
+    medians.sort_by(f64::total_cmp);
+    let tail = (1.0 - CONFIDENCE) / 2.0;
+    let last = medians.len() - 1;
+    let cut = (last as f64 * tail).floor() as usize;
+    (medians[cut], medians[last - cut])
+}
+
+fn median_of_sorted(sorted: &[f64]) -> Option<f64> {
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => None,
+        odd if odd % 2 == 1 => Some(sorted[middle]),
+        _ => Some(f64::midpoint(sorted[middle - 1], sorted[middle])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn medians_by_hand() {
+        for (values, expected) in
+            [(vec![], None), (vec![3.0], Some(3.0)), (vec![9.0, 1.0], Some(5.0)), (vec![7.0, 1.0, 2.0], Some(2.0))]
+        {
+            assert_eq!(median(&values), expected, "median of {values:?}");
+        }
+    }
+
+    #[test]
+    fn pairs_without_a_ratio_are_left_out() {
+        assert_eq!(ratio(&[(0.0, 1.0), (1.0, 0.0), (f64::NAN, 1.0)], 1), None);
+        assert_eq!(ratio(&[(0.0, 1.0), (2.0, 1.0)], 1).map(|found| found.pairs), Some(1));
+    }
+
+    /// Pairs whose true ratio is `truth`, each with its own common factor and ±`noise` on either side.
+    fn planted(truth: f64, noise: f64, pairs: usize, seed: u64) -> Vec<(f64, f64)> {
+        let mut random = Random::new(seed);
+        let mut wobble = move || 1.0 + noise * (2.0 * random.unit() - 1.0);
+        (0..pairs)
+            .map(|_| {
+                let common = 100.0 * wobble();
+                (truth * common * wobble(), common * wobble())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_planted_difference_is_found_and_a_planted_nothing_is_not() {
+        let mut covered = 0;
+        for seed in 0..100 {
+            let slower = ratio(&planted(1.05, 0.02, 12, seed), seed).expect("there are pairs");
+            assert!(slower.low > 1.0, "5 % under 2 % noise, seed {seed}: {slower:?}");
+            covered += usize::from(ratio(&planted(1.0, 0.02, 12, seed), seed).expect("there are pairs").includes(1.0));
+        }
+        assert!(covered >= 85, "the interval holds the truth about 95 times of 100, here {covered} of 100");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn an_interval_holds_its_ratio_and_lies_within_the_pairs(
+            pairs in prop::collection::vec((0.001..1000.0, 0.001..1000.0), 1..20), seed: u64,
+        ) {
+            let found = ratio(&pairs, seed).expect("all pairs have a ratio");
+            let ratios: Vec<f64> = pairs.iter().map(|(a, b)| a / b).collect();
+            let (least, most) = ratios.iter().fold((f64::MAX, f64::MIN), |(l, m), r| (l.min(*r), m.max(*r)));
+            prop_assert!(found.low <= found.ratio && found.ratio <= found.high);
+            prop_assert!(least * 0.999_999 <= found.low && found.high <= most * 1.000_001);
+        }
+
+        #[test]
+        fn the_same_seed_gives_the_same_interval(
+            pairs in prop::collection::vec((0.1..10.0, 0.1..10.0), 1..20), seed: u64,
+        ) {
+            prop_assert_eq!(ratio(&pairs, seed), ratio(&pairs, seed));
+        }
+
+        #[test]
+        fn units_do_not_matter_and_sides_swap_to_the_reciprocal(
+            pairs in prop::collection::vec((0.1..10.0, 0.1..10.0), 1..20), unit in 0.001..1000.0, seed: u64,
+        ) {
+            let found = ratio(&pairs, seed).expect("all pairs have a ratio");
+            let scaled: Vec<_> = pairs.iter().map(|(a, b)| (a * unit, b * unit)).collect();
+            let swapped: Vec<_> = pairs.iter().map(|(a, b)| (*b, *a)).collect();
+            let close = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-9;
+            prop_assert!(close(ratio(&scaled, seed).expect("same pairs").ratio, found.ratio));
+            prop_assert!(close(ratio(&swapped, seed).expect("same pairs").ratio, 1.0 / found.ratio));
+        }
+
+        #[test]
+        fn pairs_that_agree_leave_no_doubt(a in 0.1..10.0, b in 0.1..10.0, count in 1_usize..20, seed: u64) {
+            let found = ratio(&vec![(a, b); count], seed).expect("all pairs have a ratio");
+            prop_assert_eq!(found.low, found.high);
+        }
+    }
+}

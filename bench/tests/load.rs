@@ -1,0 +1,175 @@
+//! The load generator against servers whose answers, delays and faults are known.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use sherd_bench::{
+    interrupt::Interrupt,
+    load::{self, IdleConnections, Load, LoadError, Outcome, Shape},
+    measure::allowed_cpus,
+    shard::Shard,
+};
+
+/// When an answer to a request that came at `now` may go, if the first request came at `first`, and it is number `n`.
+type Delay = fn(n: u64, first: Instant, now: Instant) -> Instant;
+
+/// A server with a thread for each connection that answers after the planted delay. It ends with the test's process.
+fn server_with(delay: Delay) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a port");
+    let address = listener.local_addr().expect("it is bound");
+    let (count, first) = (Arc::new(AtomicU64::new(0)), Arc::new(OnceLock::new()));
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (count, first) = (Arc::clone(&count), Arc::clone(&first));
+            thread::spawn(move || serve(stream, &count, &first, delay));
+        }
+    });
+    address
+}
+
+fn serve(mut stream: TcpStream, count: &AtomicU64, first: &OnceLock<Instant>, delay: Delay) {
+    let mut buffer = [0; 1024];
+    let _ = stream.set_nodelay(true);
+    while stream.read(&mut buffer).is_ok_and(|count| count > 0) {
+        let now = Instant::now();
+        let until = delay(count.fetch_add(1, Ordering::Relaxed), *first.get_or_init(|| now), now);
+        thread::sleep(until.saturating_duration_since(Instant::now()));
+        if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").is_err() {
+            return;
+        }
+    }
+}
+
+fn shard() -> SocketAddr {
+    let mut shard = Shard::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("loopback has a port");
+    let address = shard.address().expect("it is bound");
+    thread::spawn(move || shard.serve());
+    address
+}
+
+fn load(target: SocketAddr, shape: Shape) -> Load {
+    let cpus = allowed_cpus().expect("readable");
+    Load {
+        targets: vec![target],
+        connections: 32,
+        answer_bytes: 100,
+        shape,
+        cpus: cpus[..cpus.len().min(2)].to_vec(),
+        warm_up: Duration::from_millis(50),
+        duration: Duration::from_millis(300),
+    }
+}
+
+fn run(load: &Load) -> Outcome {
+    load::run(load, &Interrupt::default(), || ()).expect("the load runs").0
+}
+
+fn millis(outcome: &Outcome, quantile: f64) -> f64 {
+    outcome.latency.value_at_quantile(quantile) as f64 / 1e6
+}
+
+#[test]
+fn every_shape_is_answered_in_full() {
+    let target = shard();
+    let open = Shape::Open { requests_per_second: 1000.0, seed: 1 };
+    for (shape, answer_bytes) in [
+        (Shape::KeepAlive, 100),
+        (Shape::KeepAlive, 3 << 20),
+        (Shape::ConnectionPerRequest, 100),
+        (Shape::ConnectionPerRequest, 1 << 20),
+        (open, 100),
+    ] {
+        let outcome = run(&Load { answer_bytes, ..load(target, shape) });
+        assert!(outcome.requests > 0, "{shape:?} with {answer_bytes} bytes: {outcome:?}");
+        assert_eq!(outcome.errors.len(), 0, "{shape:?} with {answer_bytes} bytes: {outcome:?}");
+        let answered = outcome.body_bytes as f64 / answer_bytes as f64;
+        // Answers that lie across an edge of the window count with a part of their bytes: two for each connection.
+        assert!((answered - outcome.requests as f64).abs() <= 64.0, "{shape:?}: {answered} for {outcome:?}");
+        assert_eq!(outcome.latency.len(), outcome.requests);
+        assert!(outcome.own_cpu > Duration::ZERO && outcome.own_cpu < 2 * outcome.elapsed, "{outcome:?}");
+    }
+}
+
+#[test]
+fn planted_delays_come_out_as_percentiles() {
+    // One of 20 takes 120 ms, the others 20 ms.
+    let target = server_with(|n, _, now| now + Duration::from_millis(if n % 20 == 19 { 120 } else { 20 }));
+    let open = Shape::Open { requests_per_second: 300.0, seed: 1 };
+    let outcome = run(&Load { connections: 64, duration: Duration::from_secs(2), ..load(target, open) });
+    assert!((450..750).contains(&outcome.requests), "300/s for 2 s: {outcome:?}");
+    for (quantile, expected) in [(0.1, 20.0), (0.5, 20.0), (0.97, 120.0), (0.99, 120.0)] {
+        let found = millis(&outcome, quantile);
+        assert!((expected..expected + 15.0).contains(&found), "{quantile}: {found} ms, planted {expected} ms");
+    }
+}
+
+#[test]
+fn a_stall_is_not_omitted() {
+    // Nothing is answered from 500 ms to 1,000 ms after the first request.
+    let target = server_with(|_, first, now| {
+        let (from, to) = (first + Duration::from_millis(500), first + Duration::from_millis(1000));
+        if (from..to).contains(&now) { to } else { now }
+    });
+    let open = Shape::Open { requests_per_second: 1000.0, seed: 1 };
+    let outcome = run(&Load { connections: 16, duration: Duration::from_secs(2), ..load(target, open) });
+    // A quarter of the requests fell due in the stall and waited 0 to 500 ms for its end, evenly: a tenth of all waited
+    // more than 300 ms. A closed loop would have had 16 slow requests of 2,000, and a p99 near zero.
+    for (quantile, expected) in [(0.8, 100.0), (0.9, 300.0), (0.99, 480.0)] {
+        let found = millis(&outcome, quantile);
+        assert!((found - expected).abs() < 50.0, "{quantile}: {found} ms, planted {expected} ms");
+    }
+    assert!(millis(&outcome, 0.5) < 50.0, "the half that was not in the stall");
+}
+
+#[test]
+fn what_is_never_answered_counts_with_its_age() {
+    let target = server_with(|_, _, now| now + Duration::from_secs(60));
+    let open = Shape::Open { requests_per_second: 100.0, seed: 1 };
+    let outcome = run(&load(target, open));
+    assert!(outcome.failed() > 0 && outcome.failed() == outcome.requests, "{outcome:?}");
+    assert!(millis(&outcome, 0.5) > 2500.0, "{outcome:?}");
+}
+
+#[test]
+fn a_refused_load_fails_without_spinning() {
+    let unused = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let outcome = run(&load(unused, Shape::ConnectionPerRequest));
+    assert_eq!(outcome.requests, 0);
+    assert!(outcome.failed() > 0 && outcome.own_cpu < outcome.elapsed, "{outcome:?}");
+}
+
+#[test]
+fn an_interrupted_load_ends_at_once() {
+    let interrupt = Interrupt::default();
+    let load = Load { duration: Duration::from_secs(60), ..load(shard(), Shape::KeepAlive) };
+    let waker = interrupt.clone();
+    thread::spawn(move || {
+        thread::sleep(Duration::from_millis(200));
+        waker.raise();
+    });
+    let start = Instant::now();
+    assert!(matches!(load::run(&load, &interrupt, || ()), Err(LoadError::Interrupted)));
+    assert!(start.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn a_cpu_that_is_not_there_is_an_error() {
+    let load = Load { cpus: vec![0, 1023], ..load(shard(), Shape::KeepAlive) };
+    let failed = load::run(&load, &Interrupt::default(), || ()).err();
+    assert!(matches!(failed, Some(LoadError::Thread { cpu: 1023, .. })), "{failed:?}");
+}
+
+#[test]
+fn idle_connections_are_open_until_they_are_dropped() {
+    let listener = shard();
+    let idle = IdleConnections::open(&[listener], 50, 10, &Interrupt::default()).expect("they open");
+    assert_eq!(idle.len(), 50);
+}
