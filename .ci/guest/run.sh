@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # run.sh TEST [FILE...]: boots the guest (2 packages, 2 NUMA nodes, SMT, 8 CPUs, cgroup v2, systemd), runs the script TEST in it with the
-# FILEs and directories beside it, shows what it prints, and exits with its exit code. Bounded by GUEST_SECONDS (600).
+# FILEs and directories beside it, shows what it prints, and exits with its exit code. Bounded by GUEST_SECONDS (1200).
 # The disk is thrown away: each run starts from the same image.
 set -euo pipefail
 
@@ -33,7 +33,7 @@ truncate -s 64M "$work/out.tar"
 accel=(-accel "tcg,thread=multi" -cpu "Nehalem,+rdrand")
 disk() { echo "-drive file=$1,if=none,id=$2,format=raw,$3 -device nvme,drive=$2,serial=$2"; }
 # shellcheck disable=SC2046 # the words of disk() are arguments
-timeout --kill-after=5 "${GUEST_SECONDS:-600}" qemu-system-x86_64 "${accel[@]}" -m 1024 \
+timeout --kill-after=5 "${GUEST_SECONDS:-1200}" qemu-system-x86_64 "${accel[@]}" -m 1024 \
     -smp 8,sockets=2,cores=2,threads=2 \
     -object memory-backend-ram,id=node0,size=512M -numa node,nodeid=0,cpus=0-3,memdev=node0 \
     -object memory-backend-ram,id=node1,size=512M -numa node,nodeid=1,cpus=4-7,memdev=node1 \
@@ -49,7 +49,7 @@ wait "$qemu" || code=$?
 qemu=
 if ((code != 0)); then
     cat "$work/qemu" >&2
-    ((code == 124)) && echo "guest: not done after ${GUEST_SECONDS:-600} s, stopped" >&2
+    ((code == 124)) && echo "guest: not done after ${GUEST_SECONDS:-1200} s, stopped" >&2
     exit 1
 fi
 if ! status=$(tar -xOf "$work/out.tar" status 2>/dev/null); then

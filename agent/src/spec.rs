@@ -271,7 +271,7 @@ pub enum Unready {
 
 impl Default for Unready {
     fn default() -> Self {
-        Self::Wait(Duration::from_secs(30))
+        Self::Wait(Duration::from_secs(10))
     }
 }
 

@@ -178,7 +178,10 @@ async fn ends_are_reported(engine: &Engine) {
     assert!(matches!(left, ShardState::Exited { .. } | ShardState::Created), "{left:?}");
     runtime.remove(&id).await.unwrap();
 
-    let id = runtime.create(&order_of(&engine.shell("trap '' TERM; echo ready; while :; do sleep 0.05; done", ""), 3)).await.unwrap();
+    let id = runtime
+        .create(&order_of(&engine.shell("trap '' TERM; echo ready; while :; do sleep 0.05; done", ""), 3))
+        .await
+        .unwrap();
     runtime.start(&id).await.unwrap();
     eventually("it ignores SIGTERM", async || (!lines(&runtime, &id, None).await.is_empty()).then_some(())).await;
     runtime.stop(&id, Duration::from_secs(1)).await.unwrap();
@@ -214,7 +217,8 @@ async fn forged_labels_are_foreign(engine: &Engine) {
     let order = order(&engine.shell("sleep 1000", ""), slot(0, &cpus()[..1]), 1);
     let ours = runtime.create(&order).await.unwrap();
     let make = |name: &str, labels: serde_json::Value| {
-        let body = json!({"Image": engine.image, "Cmd": ["/bin/sleep", "1000"], "Labels": labels, "NetworkDisabled": true});
+        let body =
+            json!({"Image": engine.image, "Cmd": ["/bin/sleep", "1000"], "Labels": labels, "NetworkDisabled": true});
         let (status, created) = engine.json("POST", &format!("/containers/create?name={name}"), &body);
         assert_eq!(status, 201, "{created}");
     };
@@ -241,7 +245,7 @@ async fn forged_labels_are_foreign(engine: &Engine) {
 async fn logs_come_as_lines(engine: &Engine) {
     let runtime = engine.runtime();
     // Docker 20.10 may end a follower before the last words of a shard: they are asked for afterwards.
-    let script = "for i in 1 2 3; do echo out $i; sleep 0.05; done; echo oops >&2; sleep 0.3; printf last";
+    let script = "for i in 1 2 3; do echo out $i; sleep 0.05; done; echo oops >&2; sleep 0.3; echo last";
     let id = runtime.create(&order(&engine.shell(script, ""), slot(0, &cpus()[..1]), 1)).await.unwrap();
     runtime.start(&id).await.unwrap();
     let all: Vec<LogLine> = runtime.logs(&id, None, true).try_collect().await.unwrap();

@@ -53,7 +53,12 @@ impl Fake {
 
 fn runtime(address: &str) -> DockerRuntime {
     let timeouts = Timeouts { ask: SHORT, change: SHORT, pull_stall: SHORT };
-    DockerRuntime::new(DockerConfig { address: address.to_owned(), instance: "fake".into(), timeouts, credentials: None })
+    DockerRuntime::new(DockerConfig {
+        address: address.to_owned(),
+        instance: "fake".into(),
+        timeouts,
+        credentials: None,
+    })
 }
 
 fn serve(mut stream: UnixStream, behaviour: Behaviour) {
@@ -71,7 +76,8 @@ fn serve(mut stream: UnixStream, behaviour: Behaviour) {
 }
 
 fn answer(stream: &mut UnixStream, status: u16, body: &str) {
-    let head = format!("HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head =
+        format!("HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
     let _ = stream.write_all(head.as_bytes());
     let _ = stream.write_all(body.as_bytes());
 }
@@ -166,16 +172,20 @@ fn an_engine_that_talks_nonsense() {
     check_list(after_version!(|_path, stream| answer(stream, 200, "[{\"Id\": 7}]")), is_nonsense);
     check_list(after_version!(|_path, stream| answer(stream, 200, "[")), is_nonsense);
     check_list(after_version!(|_path, stream| answer(stream, 200, "")), is_nonsense);
-    check_list(|_, stream| answer(stream, 200, r#"{"ApiVersion": "1.40"}"#), |error| {
-        matches!(error, RuntimeError::EngineTooOld { found, .. } if found == "1.40")
-    });
+    check_list(
+        |_, stream| answer(stream, 200, r#"{"ApiVersion": "1.40"}"#),
+        |error| matches!(error, RuntimeError::EngineTooOld { found, .. } if found == "1.40"),
+    );
 }
 
 #[test]
 fn an_engine_that_refuses() {
     let fake = Fake::new(after_version!(|_path, stream| answer(stream, 500, r#"{"message": "no space left"}"#)));
     let error = block_on(fake.runtime().list()).unwrap_err();
-    assert!(matches!(&error, RuntimeError::Refused { status: 500, message, .. } if message == "no space left"), "{error:?}");
+    assert!(
+        matches!(&error, RuntimeError::Refused { status: 500, message, .. } if message == "no space left"),
+        "{error:?}"
+    );
     assert!(!error.is_outage());
     let fake = Fake::new(after_version!(|_path, stream| answer(stream, 403, "a proxy says no")));
     let error = block_on(fake.runtime().list()).unwrap_err();
@@ -201,7 +211,8 @@ fn streams_end_with_an_error_when_the_engine_goes() {
         answer(stream, 200, "OK");
     } else {
         let event = r#"{"Type": "container", "Action": "start", "Actor": {"ID": "x", "Attributes": {"name": "y"}}}"#;
-        let chunk = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{event}\n\r\n", event.len() + 1);
+        let chunk =
+            format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{event}\n\r\n", event.len() + 1);
         let _ = stream.write_all(chunk.as_bytes());
     }));
     block_on(async {
@@ -262,10 +273,15 @@ fn a_pull_reports_and_explains() {
         match path {
             path if path.starts_with("/version") => answer(stream, 200, VERSION),
             path if path.contains("fromImage=quiet") => hang(stream),
-            path if path.contains("fromImage=denied") => answer(stream, 404, r#"{"message": "pull access denied for x"}"#),
+            path if path.contains("fromImage=denied") => {
+                answer(stream, 404, r#"{"message": "pull access denied for x"}"#);
+            }
             path if path.contains("fromImage=unknown") => answer(stream, 404, r#"{"message": "manifest unknown"}"#),
             path if path.contains("fromImage=broken") => {
-                says(stream, "{\"status\": \"Downloading\", \"id\": \"l1\", \"progressDetail\": {\"current\": 1, \"total\": 2}}\n{\"errorDetail\": {\"message\": \"connection reset\"}, \"error\": \"connection reset\"}\n");
+                says(
+                    stream,
+                    "{\"status\": \"Downloading\", \"id\": \"l1\", \"progressDetail\": {\"current\": 1, \"total\": 2}}\n{\"errorDetail\": {\"message\": \"connection reset\"}, \"error\": \"connection reset\"}\n",
+                );
             }
             path if path.contains("fromImage=liar") => says(stream, "{\"status\": \"Done\"}\n"),
             _ => answer(stream, 404, r#"{"message": "No such image"}"#),

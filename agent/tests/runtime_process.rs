@@ -76,7 +76,11 @@ fn a_shard_lives_and_is_told_what_it_is() {
     let (directory, instance) = place();
     block_on(async {
         let runtime = runtime(directory.path(), &instance);
-        let mut order = order(&shell("env; cat /proc/self/status; trap 'exit 5' TERM; while :; do sleep 0.05; done"), slot(0, &cpus()[..1]), 7);
+        let mut order = order(
+            &shell("env; cat /proc/self/status; trap 'exit 5' TERM; while :; do sleep 0.05; done"),
+            slot(0, &cpus()[..1]),
+            7,
+        );
         order.process_ports = vec![(ContainerPort(80), 40_001), (ContainerPort(443), 40_002)];
         let progress = |_| {};
         runtime.prepare(&order.spec, &progress).await.unwrap();
@@ -240,7 +244,9 @@ fn logs_follow_until_the_end() {
     let (directory, instance) = place();
     block_on(async {
         let runtime = runtime(directory.path(), &instance);
-        let id = started(&runtime, "for i in 1 2 3 4 5; do echo out $i; sleep 0.05; done; echo oops >&2; printf last", 1).await;
+        let id =
+            started(&runtime, "for i in 1 2 3 4 5; do echo out $i; sleep 0.05; done; echo oops >&2; printf last", 1)
+                .await;
         let all: Vec<LogLine> = runtime.logs(&id, None, true).try_collect().await.unwrap();
         let (errors, lines): (Vec<_>, Vec<_>) = all.into_iter().partition(|line| line.output == LogOutput::Stderr);
         let texts = |lines: Vec<LogLine>| lines.into_iter().map(|line| line.text).collect::<Vec<_>>();
@@ -349,7 +355,10 @@ fn a_shard_runs_as_its_user() {
     let (directory, instance) = place();
     block_on(async {
         let runtime = runtime(directory.path(), &instance);
-        let toml = format!("{}user = \"nobody\"\n", shell("id -u; echo $HOME; grep Groups /proc/self/status; exec sleep 1000"));
+        let toml = format!(
+            "{}user = \"nobody\"\n",
+            shell("id -u; echo $HOME; grep Groups /proc/self/status; exec sleep 1000")
+        );
         let order = order(&toml, slot(0, &cpus()[..1]), 1);
         let id = runtime.create(&order).await.unwrap();
         runtime.start(&id).await.unwrap();
@@ -364,7 +373,8 @@ fn a_shard_runs_as_its_user() {
         // The parent-death signal is lost by a change of the user, unless it is set after it.
         let pid = running_pid(&runtime, &id).await;
         sigkill(shim_pid(directory.path(), &id));
-        eventually("it dies with its shim", async || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())).await;
+        eventually("it dies with its shim", async || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()))
+            .await;
         runtime.remove(&id).await.unwrap();
     });
 }

@@ -2,9 +2,9 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -17,6 +17,8 @@ use sherd_bench::{
     measure::allowed_cpus,
     shard::Shard,
 };
+
+const NOBODY: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9));
 
 /// When an answer to a request that came at `now` may go, if the first request came at `first`, and it is number `n`.
 type Delay = fn(n: u64, first: Instant, now: Instant) -> Instant;
@@ -46,6 +48,12 @@ fn serve(mut stream: TcpStream, count: &AtomicU64, first: &OnceLock<Instant>, de
             return;
         }
     }
+}
+
+/// Tests that measure don't run beside each other.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn shard() -> SocketAddr {
@@ -78,6 +86,7 @@ fn millis(outcome: &Outcome, quantile: f64) -> f64 {
 
 #[test]
 fn every_shape_is_answered_in_full() {
+    let _alone = alone();
     let target = shard();
     let open = Shape::Open { requests_per_second: 1000.0, seed: 1 };
     for (shape, answer_bytes) in [
@@ -98,39 +107,54 @@ fn every_shape_is_answered_in_full() {
     }
 }
 
+/// Checks percentiles in milliseconds, planted by `delay`. A busy host only ever adds to a latency: too low fails at once,
+/// too high is tried again.
+fn check_percentiles(delay: Delay, load: &Load, expected: &[(f64, f64)], tolerance: f64) -> Outcome {
+    const ATTEMPTS: usize = 8;
+    for attempt in 1..=ATTEMPTS {
+        let target = server_with(delay);
+        let outcome = run(&Load { targets: vec![target], ..load.clone() });
+        let found: Vec<f64> = expected.iter().map(|(quantile, _)| millis(&outcome, *quantile)).collect();
+        let mut excess = expected.iter().zip(&found).map(|((_, planted), found)| found - planted);
+        assert!(excess.clone().all(|excess| excess > -tolerance), "planted {expected:?}, found only {found:?}");
+        if excess.all(|excess| excess < tolerance) {
+            return outcome;
+        }
+        eprintln!("attempt {attempt}: planted {expected:?}, found {found:?}");
+    }
+    panic!("in {ATTEMPTS} attempts, no percentiles as planted");
+}
+
 #[test]
 fn planted_delays_come_out_as_percentiles() {
+    let _alone = alone();
     // One of 20 takes 120 ms, the others 20 ms.
-    let target = server_with(|n, _, now| now + Duration::from_millis(if n % 20 == 19 { 120 } else { 20 }));
+    let delay: Delay = |n, _, now| now + Duration::from_millis(if n % 20 == 19 { 120 } else { 20 });
     let open = Shape::Open { requests_per_second: 300.0, seed: 1 };
-    let outcome = run(&Load { connections: 64, duration: Duration::from_secs(2), ..load(target, open) });
+    let load = Load { connections: 64, duration: Duration::from_secs(2), ..load(NOBODY, open) };
+    let expected = [(0.1, 20.0), (0.5, 20.0), (0.9, 20.0), (0.97, 120.0), (0.99, 120.0)];
+    let outcome = check_percentiles(delay, &load, &expected, 10.0);
     assert!((450..750).contains(&outcome.requests), "300/s for 2 s: {outcome:?}");
-    for (quantile, expected) in [(0.1, 20.0), (0.5, 20.0), (0.97, 120.0), (0.99, 120.0)] {
-        let found = millis(&outcome, quantile);
-        assert!((expected..expected + 15.0).contains(&found), "{quantile}: {found} ms, planted {expected} ms");
-    }
 }
 
 #[test]
 fn a_stall_is_not_omitted() {
+    let _alone = alone();
     // Nothing is answered from 500 ms to 1,000 ms after the first request.
-    let target = server_with(|_, first, now| {
+    let delay: Delay = |_, first, now| {
         let (from, to) = (first + Duration::from_millis(500), first + Duration::from_millis(1000));
         if (from..to).contains(&now) { to } else { now }
-    });
+    };
     let open = Shape::Open { requests_per_second: 1000.0, seed: 1 };
-    let outcome = run(&Load { connections: 16, duration: Duration::from_secs(2), ..load(target, open) });
+    let load = Load { connections: 16, duration: Duration::from_secs(2), ..load(NOBODY, open) };
     // A quarter of the requests fell due in the stall and waited 0 to 500 ms for its end, evenly: a tenth of all waited
     // more than 300 ms. A closed loop would have had 16 slow requests of 2,000, and a p99 near zero.
-    for (quantile, expected) in [(0.8, 100.0), (0.9, 300.0), (0.99, 480.0)] {
-        let found = millis(&outcome, quantile);
-        assert!((found - expected).abs() < 50.0, "{quantile}: {found} ms, planted {expected} ms");
-    }
-    assert!(millis(&outcome, 0.5) < 50.0, "the half that was not in the stall");
+    check_percentiles(delay, &load, &[(0.5, 0.0), (0.8, 100.0), (0.9, 300.0), (0.99, 480.0)], 50.0);
 }
 
 #[test]
 fn what_is_never_answered_counts_with_its_age() {
+    let _alone = alone();
     let target = server_with(|_, _, now| now + Duration::from_secs(60));
     let open = Shape::Open { requests_per_second: 100.0, seed: 1 };
     let outcome = run(&load(target, open));
@@ -140,6 +164,7 @@ fn what_is_never_answered_counts_with_its_age() {
 
 #[test]
 fn a_refused_load_fails_without_spinning() {
+    let _alone = alone();
     let unused = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
     let outcome = run(&load(unused, Shape::ConnectionPerRequest));
     assert_eq!(outcome.requests, 0);
@@ -148,6 +173,7 @@ fn a_refused_load_fails_without_spinning() {
 
 #[test]
 fn an_interrupted_load_ends_at_once() {
+    let _alone = alone();
     let interrupt = Interrupt::default();
     let load = Load { duration: Duration::from_secs(60), ..load(shard(), Shape::KeepAlive) };
     let waker = interrupt.clone();
@@ -162,6 +188,7 @@ fn an_interrupted_load_ends_at_once() {
 
 #[test]
 fn a_cpu_that_is_not_there_is_an_error() {
+    let _alone = alone();
     let load = Load { cpus: vec![0, 1023], ..load(shard(), Shape::KeepAlive) };
     let failed = load::run(&load, &Interrupt::default(), || ()).err();
     assert!(matches!(failed, Some(LoadError::Thread { cpu: 1023, .. })), "{failed:?}");
@@ -169,6 +196,7 @@ fn a_cpu_that_is_not_there_is_an_error() {
 
 #[test]
 fn idle_connections_are_open_until_they_are_dropped() {
+    let _alone = alone();
     let listener = shard();
     let idle = IdleConnections::open(&[listener], 50, 10, &Interrupt::default()).expect("they open");
     assert_eq!(idle.len(), 50);

@@ -25,6 +25,8 @@
 #define SELECT_TRIES 8
 #define EBADFD 77
 #define AF_INET 2
+#define TCP_SYN 0x02
+#define TCP_ACK 0x10
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -79,6 +81,17 @@ struct flow {
 	__u32 daddr[4];
 	__u32 ports; /* source, then destination, as on the wire */
 	__u32 is_v6;
+	__u32 is_new; /* a SYN, or a connection that migrates: strays for a closed one come here too, and are not counted */
+};
+
+/* As much of TCP's header as is looked at. */
+struct tcp_start {
+	__u32 ports;
+	__u32 seq;
+	__u32 ack;
+	__u8 offset;
+	__u8 flags;
+	__u16 window;
 };
 
 static __always_inline __u64 join(__u32 low, __u32 high)
@@ -121,6 +134,7 @@ static __always_inline void read_migrating(struct bpf_sock *sk, struct flow *f)
 {
 	f->ports = bpf_htons(sk->src_port) << 16 | (*(volatile __u32 *)&sk->dst_port & 0xffff);
 	f->is_v6 = sk->family != AF_INET;
+	f->is_new = 1;
 	if (!f->is_v6) {
 		f->saddr[0] = sk->dst_ip4;
 		f->daddr[0] = sk->src_ip4;
@@ -135,9 +149,13 @@ static __always_inline void read_migrating(struct bpf_sock *sk, struct flow *f)
 
 static __always_inline long read_packet(struct sk_reuseport_md *md, struct flow *f)
 {
+	struct tcp_start tcp;
+
 	f->is_v6 = md->eth_protocol != bpf_htons(ETH_P_IP);
-	if (bpf_skb_load_bytes(md, 0, &f->ports, sizeof(f->ports)))
+	if (bpf_skb_load_bytes(md, 0, &tcp, sizeof(tcp)))
 		return -1;
+	f->ports = tcp.ports;
+	f->is_new = (tcp.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 	if (f->is_v6) /* source and destination lie one after the other, here and in the header */
 		return bpf_skb_load_bytes_relative(md, 8, f->saddr, 32, BPF_HDR_START_NET);
 	return bpf_skb_load_bytes_relative(md, 12, f->saddr, 4, BPF_HDR_START_NET) ||
@@ -297,7 +315,7 @@ static __always_inline void forbid(struct mask *mask, __u32 slot)
 
 /* Selects the chosen slot's listener; where its entry is empty (the listener closed), the next nearest, bounded. */
 static __always_inline int select_slot(struct sk_reuseport_md *md, const struct state *s, struct choice *choice,
-				       struct totals *t)
+				       struct totals *t, __u32 is_new)
 {
 	struct mask allowed;
 
@@ -313,8 +331,8 @@ static __always_inline int select_slot(struct sk_reuseport_md *md, const struct 
 		if (!error) {
 			count = bpf_map_lookup_elem(&picks, &slot);
 			if (count)
-				*count += 1;
-			t->failovers += choice->failed_over;
+				*count += is_new;
+			t->failovers += choice->failed_over & is_new;
 			return 1;
 		}
 		t->retries += 1;
@@ -350,16 +368,16 @@ int steer(struct sk_reuseport_md *md)
 	else if (read_packet(md, &flow))
 		t->unread += 1; /* still steered: by a hash of nothing */
 	choose_consistently(s, &flow, &choice);
-	if (select_slot(md, s, &choice, t)) {
+	if (select_slot(md, s, &choice, t, flow.is_new)) {
 		t->migrated += migrating != NULL;
 		return SK_PASS;
 	}
 	/* What the client believes to be established is never refused: a migrating connection waits at the anchor. */
 	if ((s->refuse && !migrating) || select_index(md, s->max_slots)) {
-		t->dropped += 1;
+		t->dropped += flow.is_new;
 		return SK_DROP;
 	}
-	t->anchored += 1;
+	t->anchored += flow.is_new;
 	return SK_PASS;
 }
 

@@ -284,7 +284,8 @@ impl Front {
         sys::sockopt::accept_queue_len(fd)
     }
 
-    /// Connections that each slot got since the address was opened; zeros with classic steering, which can't count.
+    /// Connections that each slot got since the address was opened, those that moved to it included (a SYN that is sent
+    /// again counts again); zeros with classic steering, which can't count.
     pub fn picks(&self) -> Vec<u64> {
         self.steering.picks(self.max_slots)
     }

@@ -148,4 +148,9 @@ impl Default for Limits {
 }
 
 /// Bytes in one receive from which splicing costs less than copying.
+///
+/// `cargo run --release -p sherd-lb --example relay_copy`, 2 shared cores of an AMD EPYC 9004 virtual machine, Linux
+/// 6.18, 2026-11-22: answers of 64 KiB cost 0.63 CPU seconds per GB copied and 0.44 to 0.59 with splice, of 256 KiB
+/// 0.39 and 0.21, of 1 MiB 0.38 and 0.22. Below 64 KiB thresholds differ by less than the rounds do (20 %), and a
+/// pipe gains nothing; so one receive this long tells a bulk transfer from a small answer.
 const SPLICE_ABOVE: u32 = 64 << 10;

@@ -50,6 +50,9 @@ pub(super) struct SpecFlags {
     /// How a connection finds its slot: connection, client or local.
     #[arg(long, value_name = "POLICY", help_heading = "Connections")]
     policy: Option<String>,
+    /// Publish shards that listen on loopback only: they see every client as a local one.
+    #[arg(long, help_heading = "Connections")]
+    loopback: bool,
     /// A shard is ready when a GET of this path is answered with 200 to 399.
     #[arg(long, value_name = "PATH", help_heading = "Connections")]
     ready_path: Option<String>,
@@ -196,6 +199,9 @@ impl SpecFlags {
         let mut table = Table::new();
         table.insert("publish".to_owned(), publish.into());
         put(&mut table, "policy", self.policy.as_ref());
+        if self.loopback {
+            table.insert("loopback".to_owned(), true.into());
+        }
         table
     }
 

@@ -147,11 +147,13 @@ impl Reconciler {
         }
         self.counters.note_plan_changes(&plan.changes);
         for (name, group) in &mut self.groups {
-            let layout = plan.layouts.iter().find(|layout| layout.group == *name).cloned();
+            let planned = plan.layouts.iter().find(|layout| layout.group == *name).cloned();
             group.fault = plan.faults.iter().find(|fault| fault.group == *name).map(ToString::to_string);
             if let Some(fault) = &group.fault {
-                tracing::error!(group = %name, fault, "the group has no place");
+                tracing::error!(group = %name, fault, "the group has no place; what runs of it goes on");
             }
+            // A group that lost its place keeps what it has: stopping it is the operator's decision.
+            let layout = planned.or_else(|| group.layout.clone().filter(|_| group.fault.is_some()));
             group.set_layout(layout, &self.host);
         }
     }

@@ -141,7 +141,12 @@ impl Reconciler {
                 slot.hold_until_backoff();
             }
             Err(error) => tracing::error!(group = %name, slot = %id, error = super::chain(&error), "not taken out"),
-            Ok(()) => slot.service = Some(service),
+            Ok(()) => {
+                slot.service = Some(service);
+                if let Some(live) = slot.live.as_mut().filter(|_| is_in) {
+                    live.served = true;
+                }
+            }
         }
     }
 

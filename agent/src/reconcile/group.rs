@@ -171,6 +171,8 @@ pub(super) struct Live {
     pub(super) readiness: Readiness,
     /// It has been ready at least once.
     pub(super) was_ready: bool,
+    /// It has been in service at least once.
+    pub(super) served: bool,
     pub(super) pinning: Pinning,
     /// How a worker reaches it; known once a probe has found its listener.
     pub(super) reach: Option<Reach>,

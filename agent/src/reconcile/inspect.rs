@@ -60,8 +60,8 @@ pub(super) enum Unreached {
     LoopbackOnly { address: SocketAddr },
     #[error("its namespace has no address but loopback: give the host an address, or set `loopback = true` for the port")]
     NoAddress,
-    #[error("{address}: {source}")]
-    Probe { address: SocketAddr, source: ready::ProbeError },
+    #[error(transparent)]
+    Probe(#[from] ready::ProbeError),
 }
 
 fn elsewhere(others: &[u16]) -> String {
@@ -79,7 +79,7 @@ impl Question {
         };
         for (container, address) in &reach.ports {
             if self.is_probed(*container, &reach) {
-                self.probe(&reach, *address).map_err(|source| Unreached::Probe { address: *address, source })?;
+                self.probe(&reach, *address)?;
             }
         }
         Ok(reach)

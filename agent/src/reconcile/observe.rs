@@ -220,6 +220,7 @@ fn live_shard(
         seen: Instant::now(),
         readiness: if adopted { Readiness::adopted(thresholds) } else { Readiness::new(thresholds) },
         was_ready: adopted,
+        served: adopted,
         pinning: Pinning::Unknown,
         reach: None,
         prober,

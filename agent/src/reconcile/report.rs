@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use sherd_topology::{
     model::Host,
-    plan::{Change, ChangeKind, GroupName, Plan, Slot, SlotId},
+    plan::{Change, ChangeKind, GroupName, Plan, SlotId},
 };
 
 use super::{
@@ -77,7 +77,7 @@ impl Reconciler {
         let mut events = Vec::new();
         for (name, group) in &mut self.groups {
             for (id, slot) in &mut group.slots {
-                let state = slot.state();
+                let state = slot.state(&group.intent);
                 if slot.reported.is_some_and(|(reported, _)| reported == state) {
                     continue;
                 }
@@ -105,7 +105,7 @@ impl Group {
     fn status(&self, name: &GroupName, host: &Host) -> GroupStatus {
         let published = !self.spec.ports.is_empty();
         let slots: Vec<SlotStatus> =
-            self.slots.iter().map(|(id, slot)| slot.status(*id, self.place(*id), published, host)).collect();
+            self.slots.iter().map(|(id, slot)| self.slot_status(*id, slot, published, host)).collect();
         let (state, message) = self.state(&slots);
         GroupStatus {
             name: name.clone(),
@@ -116,6 +116,33 @@ impl Group {
             message,
             ports: self.fronts.list.iter().map(port_status).collect(),
             slots,
+        }
+    }
+
+    fn slot_status(&self, id: SlotId, slot: &SlotRun, published: bool, host: &Host) -> SlotStatus {
+        let place = self.place(id);
+        let newest = slot.shards.iter().max_by_key(|shard| shard.generation);
+        let cpus = place.map(|place| place.cpus.clone()).or_else(|| newest.map(|shard| shard.cpus.clone()));
+        let cpus = cpus.unwrap_or_default();
+        let state = slot.state(&self.intent);
+        SlotStatus {
+            slot: id,
+            mems: place.map(|place| place.mems.clone()).unwrap_or_default(),
+            node: host.nodes_of(&cpus),
+            cpus,
+            state,
+            path: published.then_some(Path::Relay),
+            shard: newest.map(|shard| shard.id.to_string()),
+            pid: slot.live.as_ref().map(|live| live.pid),
+            generation: slot.generation,
+            since_unix_ms: slot.reported.map_or(0, |(_, since)| unix_ms(since)),
+            shard_started_unix_ms: slot.live.as_ref().map(|live| unix_ms(live.started)),
+            restarts: slot.restarts,
+            ready: state == SlotState::Ready,
+            connections: slot.open(),
+            accepted: slot.worker.as_ref().map_or(0, |worker| worker.stats().accepted.get()),
+            cause: slot.cause.clone(),
+            last_error: slot.last_error.clone(),
         }
     }
 
@@ -166,45 +193,20 @@ fn port_status(published: &Published) -> PortStatus {
 
 impl SlotRun {
     /// Where the slot is between nothing and ready.
-    pub(super) fn state(&self) -> SlotState {
+    pub(super) fn state(&self, intent: &Intent) -> SlotState {
         let waits = |until: Option<Instant>| until.is_some_and(|until| Instant::now() < until);
         match (&self.step, &self.live, self.service()) {
             (_, _, Service::Draining { .. }) if self.live.is_some() => SlotState::Draining,
             (Some(running), _, _) if matches!(running.step, Step::Stop(_)) => SlotState::Stopping,
             (_, Some(_), Service::In) => SlotState::Ready,
-            (_, Some(live), _) if live.was_ready => SlotState::Unready,
+            (_, Some(live), _) if live.served => SlotState::Unready,
             (_, Some(_), _) => SlotState::Starting,
             (Some(running), None, _) if matches!(running.step, Step::Create | Step::Start(_)) => SlotState::Creating,
+            (_, None, _) if !matches!(intent, Intent::Run) => SlotState::Absent,
             (_, None, _) if waits(self.held_until) => SlotState::Failed,
             (_, None, _) if waits(self.backoff.start_after()) => SlotState::Waiting,
             (_, None, _) if self.stale || self.shards.iter().any(is_new) => SlotState::Creating,
             (_, None, _) => SlotState::Absent,
-        }
-    }
-
-    fn status(&self, id: SlotId, place: Option<&Slot>, published: bool, host: &Host) -> SlotStatus {
-        let newest = self.shards.iter().max_by_key(|shard| shard.generation);
-        let cpus = place.map(|slot| slot.cpus.clone()).or_else(|| newest.map(|shard| shard.cpus.clone()));
-        let cpus = cpus.unwrap_or_default();
-        let state = self.state();
-        SlotStatus {
-            slot: id,
-            mems: place.map(|slot| slot.mems.clone()).unwrap_or_default(),
-            node: host.nodes_of(&cpus),
-            cpus,
-            state,
-            path: published.then_some(Path::Relay),
-            shard: newest.map(|shard| shard.id.to_string()),
-            pid: self.live.as_ref().map(|live| live.pid),
-            generation: self.generation,
-            since_unix_ms: self.reported.map_or(0, |(_, since)| unix_ms(since)),
-            shard_started_unix_ms: self.live.as_ref().map(|live| unix_ms(live.started)),
-            restarts: self.restarts,
-            ready: state == SlotState::Ready,
-            connections: self.open(),
-            accepted: self.worker.as_ref().map_or(0, |worker| worker.stats().accepted.get()),
-            cause: self.cause.clone(),
-            last_error: self.last_error.clone(),
         }
     }
 }

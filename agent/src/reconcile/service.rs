@@ -62,6 +62,8 @@ impl Reconciler {
         let deadline = Instant::now() + self.settings.shutdown_drain;
         let open: u64 = workers.iter().map(|worker| worker.stats().active.get()).sum();
         tracing::info!(connections = open, "relayed connections may finish; shards and listeners stay");
+        // Nobody hands a client to somebody who is about to be told to take none.
+        workers.iter().for_each(|worker| worker.set_siblings(Vec::new()));
         let drains: Vec<_> = workers.iter().map(|worker| worker.drain(deadline)).collect();
         let waited = tokio::task::spawn_blocking(move || {
             for drain in drains {

@@ -19,7 +19,7 @@ pub(super) struct PortChoice<'a> {
 
 /// The kernel's name of a slot.
 pub(super) fn index_of(slot: SlotId) -> SlotIndex {
-    // The planner's bound on slots (`MAX_SLOTS`) is checked before a layout gets here.
+    // `apply` refuses more than MAX_SLOTS slots before a layout gets here.
     SlotIndex(u16::try_from(slot.0).unwrap_or(u16::MAX))
 }
 

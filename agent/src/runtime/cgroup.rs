@@ -127,7 +127,11 @@ mod tests {
             assert_eq!(mounts.v2.map(|mount| mount.point), v2.map(PathBuf::from), "{mountinfo}");
             assert_eq!(mounts.cpuset_v1.map(|mount| mount.point), cpuset_v1.map(PathBuf::from), "{mountinfo}");
         };
-        check("30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate", Some("/sys/fs/cgroup"), None);
+        check(
+            "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate",
+            Some("/sys/fs/cgroup"),
+            None,
+        );
         let hybrid = "33 32 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
                       35 32 0:31 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
                       36 32 0:32 / /sys/fs/cgroup/cpu\\040set rw - cgroup cgroup rw,cpuset";

@@ -4,11 +4,8 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bollard::{
-    models::{ContainerCreateBody, ContainerInspectResponse, ContainerUpdateBody},
-    query_parameters::{
-        CreateContainerOptions, InspectContainerOptions, ListContainersOptions, RemoveContainerOptions,
-        StartContainerOptions, StopContainerOptions,
-    },
+    models::{ContainerCreateBody, ContainerUpdateBody},
+    query_parameters::{CreateContainerOptions, RemoveContainerOptions, StartContainerOptions, StopContainerOptions},
 };
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream, stream::BoxStream};
 use sherd_topology::plan::{MemoryBinding, Slot};
@@ -34,6 +31,7 @@ mod labels;
 mod logs;
 mod observe;
 mod reference;
+mod wire;
 
 pub use self::connection::Timeouts;
 
@@ -83,14 +81,10 @@ impl DockerRuntime {
     }
 
     async fn list(&self) -> Result<Listing, RuntimeError> {
-        let filter = format!("{}={}", labels::INSTANCE, self.instance);
-        let filters = Some([("label".to_owned(), vec![filter])].into());
-        let options = ListContainersOptions { all: true, filters, ..Default::default() };
-        let (operation, ask) = (Operation::List, self.engine.timeouts.ask);
-        let listed = self
-            .engine
-            .call(operation, ask, |client| async move { client.list_containers(Some(options)).await })
-            .await
+        let operation = Operation::List;
+        let filters = serde_json::json!({"label": [format!("{}={}", labels::INSTANCE, self.instance)]}).to_string();
+        let path = format!("/containers/json?all=true&filters={}", wire::percent_encoded(&filters));
+        let listed: Vec<wire::Listed> = (self.engine.get(operation, &path).await)
             .map_err(|failure| failure.into_error(operation, self.engine.address()))?;
         let ids = listed.into_iter().filter_map(|container| container.id);
         // Containers that go away between the two questions are gone.
@@ -120,15 +114,8 @@ impl DockerRuntime {
         Ok(self.inspect(name, operation).await?.map(|found| observe::container(&found, &self.instance)))
     }
 
-    async fn inspect(
-        &self,
-        name: String,
-        operation: Operation,
-    ) -> Result<Option<ContainerInspectResponse>, RuntimeError> {
-        let inspect = |client: bollard::Docker| async move {
-            client.inspect_container(&name, None::<InspectContainerOptions>).await
-        };
-        match self.engine.call(operation, self.engine.timeouts.ask, inspect).await {
+    async fn inspect(&self, name: String, operation: Operation) -> Result<Option<wire::Inspected>, RuntimeError> {
+        match self.engine.get(operation, &format!("/containers/{name}/json")).await {
             Ok(found) => Ok(Some(found)),
             Err(Failure::NotFound(_)) => Ok(None),
             Err(failure) => Err(failure.into_error(operation, self.engine.address())),
@@ -180,9 +167,8 @@ impl DockerRuntime {
 
     async fn start(&self, id: &ShardId) -> Result<(), RuntimeError> {
         let name = id.0.clone();
-        let start = |client: bollard::Docker| async move {
-            client.start_container(&name, None::<StartContainerOptions>).await
-        };
+        let start =
+            |client: bollard::Docker| async move { client.start_container(&name, None::<StartContainerOptions>).await };
         fault::point("start.before");
         let answer = self.engine.call(Operation::Start, self.engine.timeouts.change, start).await;
         fault::point("start.after");
@@ -268,9 +254,7 @@ impl DockerRuntime {
 fn container_of(spec: &GroupSpec) -> Result<&ContainerSpec, RuntimeError> {
     match &spec.runtime {
         RuntimeSpec::Docker(container) => Ok(container),
-        RuntimeSpec::Process(_) => {
-            Err(RuntimeError::WrongRuntime { group: spec.name.to_string(), runtime: "docker" })
-        }
+        RuntimeSpec::Process(_) => Err(RuntimeError::WrongRuntime { group: spec.name.to_string(), runtime: "docker" }),
     }
 }
 

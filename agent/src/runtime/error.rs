@@ -43,7 +43,9 @@ impl fmt::Display for Operation {
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
     /// Nobody answers there, or the connection broke.
-    #[error("{operation}: no engine answers at {engine}; start it (`systemctl start docker`), or set the agent's engine address")]
+    #[error(
+        "{operation}: no engine answers at {engine}; start it (`systemctl start docker`), or set the agent's engine address"
+    )]
     EngineGone {
         /// What was being done.
         operation: Operation,
@@ -53,7 +55,9 @@ pub enum RuntimeError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// It is there and doesn't answer in time.
-    #[error("{operation}: the engine at {engine} did not answer within {after:?}; it is overloaded or stuck, see its log")]
+    #[error(
+        "{operation}: the engine at {engine} did not answer within {after:?}; it is overloaded or stuck, see its log"
+    )]
     TimedOut {
         /// What was being done.
         operation: Operation,
@@ -63,7 +67,9 @@ pub enum RuntimeError {
         after: Duration,
     },
     /// The answer is not one of a Docker Engine API.
-    #[error("{operation}: the answer from {engine} makes no sense ({answer}); is that a Docker Engine API 1.41 or later?")]
+    #[error(
+        "{operation}: the answer from {engine} makes no sense ({answer}); is that a Docker Engine API 1.41 or later?"
+    )]
     Nonsense {
         /// What was being done.
         operation: Operation,
@@ -107,7 +113,9 @@ pub enum RuntimeError {
         reason: String,
     },
     /// The registry wants other credentials.
-    #[error("registry {registry} does not let us have {image} ({reason}); `docker login {registry}` as the agent's user")]
+    #[error(
+        "registry {registry} does not let us have {image} ({reason}); `docker login {registry}` as the agent's user"
+    )]
     RegistryDenied {
         /// As specified.
         image: String,
@@ -117,7 +125,9 @@ pub enum RuntimeError {
         reason: String,
     },
     /// The registry can't be reached, or the transfer failed.
-    #[error("image {image} can't be pulled ({reason}); check the network and the registry, or load it with `docker load`")]
+    #[error(
+        "image {image} can't be pulled ({reason}); check the network and the registry, or load it with `docker load`"
+    )]
     PullFailed {
         /// As specified.
         image: String,
@@ -151,13 +161,17 @@ pub enum RuntimeError {
         reason: &'static str,
     },
     /// A key or type that Docker's create body does not have.
-    #[error("`extra` is not a create body of Docker: {reason}; see `docker inspect` for the keys, which begin with capitals")]
+    #[error(
+        "`extra` is not a create body of Docker: {reason}; see `docker inspect` for the keys, which begin with capitals"
+    )]
     BadExtra {
         /// What is wrong, naming the key.
         reason: String,
     },
     /// The name that the shard would have is taken by something that is not this shard.
-    #[error("{name} exists already and is not the shard that is to be made ({difference}); remove or rename it: `docker rm {name}`")]
+    #[error(
+        "{name} exists already and is not the shard that is to be made ({difference}); remove or rename it: `docker rm {name}`"
+    )]
     Conflict {
         /// The container's name, or the directory.
         name: String,
@@ -223,7 +237,9 @@ pub enum RuntimeError {
         reason: String,
     },
     /// Processes of the shard that SIGKILL doesn't end.
-    #[error("shard {id} has processes that don't die: {pids:?}; they hang in the kernel (state D), see `ps -o pid,stat,wchan`")]
+    #[error(
+        "shard {id} has processes that don't die: {pids:?}; they hang in the kernel (state D), see `ps -o pid,stat,wchan`"
+    )]
     Unkillable {
         /// Which one.
         id: ShardId,

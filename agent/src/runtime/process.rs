@@ -43,8 +43,7 @@ pub use self::{
 };
 
 /// Fault points of this runtime alone, in the order of a start and a stop.
-pub const FAULT_POINTS: [&str; 4] =
-    ["create.order-written", "start.shim-launched", "stop.signalled", "remove.renamed"];
+pub const FAULT_POINTS: [&str; 4] = ["create.order-written", "start.shim-launched", "stop.signalled", "remove.renamed"];
 
 /// How long a shim may take to get its program to run.
 const START_PATIENCE: Duration = Duration::from_secs(20);

@@ -117,9 +117,8 @@ fn cpuset_directory(mounts: &Mounts, member: &Membership, own: &Membership) -> O
     }
     let (mount, cgroup) = mounts.v2.as_ref().zip(alone(&member.v2, &own.v2))?;
     let agent = own.v2.as_deref().unwrap_or(Path::new("/"));
-    let is_set = |directory: &Path| {
-        fs::read_to_string(directory.join("cpuset.cpus")).is_ok_and(|cpus| !cpus.trim().is_empty())
-    };
+    let is_set =
+        |directory: &Path| fs::read_to_string(directory.join("cpuset.cpus")).is_ok_and(|cpus| !cpus.trim().is_empty());
     // A program in the container may have made cgroups of its own below the one with the cpuset.
     cgroup
         .ancestors()

@@ -75,7 +75,8 @@ pub fn parse_bytes(text: &str) -> Result<u64, BytesError> {
 
 /// Prints a size exactly, in the largest unit it is whole in.
 pub fn format_bytes(bytes: u64) -> String {
-    let (name, scale) = BYTE_UNITS.iter().find(|(_, scale)| bytes > 0 && bytes.is_multiple_of(*scale)).unwrap_or(&BYTE_UNITS[4]);
+    let (name, scale) =
+        BYTE_UNITS.iter().find(|(_, scale)| bytes > 0 && bytes.is_multiple_of(*scale)).unwrap_or(&BYTE_UNITS[4]);
     format!("{}{name}", bytes / scale)
 }
 

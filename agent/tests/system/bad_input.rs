@@ -52,8 +52,9 @@ fn faulty_specifications_are_explained() {
         refused(world, &at_once, &["bad.toml:", "shard", "cpus"]);
         refused(world, &good.replace("shards = 1", "shards = \"many\""), &["bad.toml:", "shards"]);
         refused(world, &good.replace("shards = 1", "shards = 0"), &["bad.toml:", "shards"]);
-        let many = good.replace("shards = 1", "shards = 5000").replace("\"shared\"", "\"exclusive\"");
-        refused(world, &many, &["other", "5000"]);
+        refused(world, &good.replace("shards = 1", "shards = 5000"), &["bad.toml:", "5000"]);
+        let many = good.replace("shards = 1", "shards = 600").replace("\"shared\"", "\"exclusive\"");
+        refused(world, &many, &["other", "600"]);
         refused(world, &good.replace("8081:80", "8081:80/udp"), &["bad.toml:", "udp"]);
         refused(world, &good.replace("8081:80", "8080:80"), &["8080", "web"]);
         refused(world, "name = \"other\"\n[container]\nimage = \"Not An Image\"\n", &["bad.toml:", "image"]);
@@ -84,7 +85,7 @@ fn shards_that_fail_are_shown_with_their_last_words() {
     beside_a_running_group("shards_that_fail_are_shown_with_their_last_words", |world| {
         let run = |name: &str, port: &str, script: &str| {
             let output = world.try_sherd(&[
-                "run", "--process", "-g", name, "-u", "pu", "-n", "1", "--sharing", "shared", "-p", port, "--timeout", "3s",
+                "run", "--process", "-g", name, "-u", "pu", "-n", "1", "--shared", "-p", port, "--timeout", "3s",
                 "--", "sh", "-c", script,
             ]);
             assert!(!output.status.success(), "{name} is said to be ready");

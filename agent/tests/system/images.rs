@@ -9,7 +9,7 @@ use std::{
 
 /// An engine to make images with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Engine {
+pub(crate) enum Engine {
     /// Docker.
     Docker,
     /// Podman.
@@ -18,7 +18,7 @@ pub enum Engine {
 
 impl Engine {
     /// The socket of its API.
-    pub fn socket(self) -> String {
+    pub(crate) fn socket(self) -> String {
         match self {
             Engine::Docker => sherd_testkit::docker_socket(),
             Engine::Podman => sherd_testkit::podman_socket(),
@@ -26,7 +26,7 @@ impl Engine {
     }
 
     /// The docker command line against this engine; Podman speaks the same API.
-    pub fn docker(self) -> Command {
+    pub(crate) fn docker(self) -> Command {
         let mut command = Command::new("docker");
         command.arg("-H").arg(format!("unix://{}", self.socket())).stdin(Stdio::null());
         command
@@ -34,7 +34,7 @@ impl Engine {
 }
 
 /// Makes the image `name` from a directory of files, with `docker import` changes such as `CMD ["/server"]`.
-pub fn import(engine: Engine, name: &str, root: &Path, changes: &[&str]) {
+pub(crate) fn import(engine: Engine, name: &str, root: &Path, changes: &[&str]) {
     let archive = root.with_extension("tar");
     run(Command::new("tar").arg("-C").arg(root).arg("-cf").arg(&archive).arg("."));
     let mut import = engine.docker();
@@ -46,12 +46,12 @@ pub fn import(engine: Engine, name: &str, root: &Path, changes: &[&str]) {
 }
 
 /// Removes an image.
-pub fn remove(engine: Engine, name: &str) {
+pub(crate) fn remove(engine: Engine, name: &str) {
     let _ = engine.docker().args(["rmi", "-f", name]).stdout(Stdio::null()).stderr(Stdio::null()).status();
 }
 
 /// A static Go server that answers with what the agent told it, and with what its kernel says.
-pub fn go_server() -> &'static Path {
+pub(crate) fn go_server() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let directory = std::env::temp_dir().join(format!("sherd-go-{}", std::process::id()));
@@ -69,7 +69,7 @@ pub fn go_server() -> &'static Path {
 }
 
 /// A root with busybox.
-pub fn busybox_root(directory: &Path) -> PathBuf {
+pub(crate) fn busybox_root(directory: &Path) -> PathBuf {
     let root = directory.join("busybox");
     for part in ["bin", "www/cgi-bin", "tmp", "etc"] {
         fs::create_dir_all(root.join(part)).expect("a directory");
@@ -91,7 +91,7 @@ pub fn busybox_root(directory: &Path) -> PathBuf {
 }
 
 /// A root with this machine's nginx and the libraries it needs.
-pub fn nginx_root(directory: &Path) -> PathBuf {
+pub(crate) fn nginx_root(directory: &Path) -> PathBuf {
     let root = directory.join("nginx");
     let nginx = Path::new("/usr/sbin/nginx");
     copy_into(&root, nginx);

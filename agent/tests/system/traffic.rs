@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde_json::Value;
@@ -17,13 +17,13 @@ use serde_json::Value;
 const TIMEOUT: Duration = Duration::from_secs(40);
 
 /// One connection to the service.
-pub struct Connection {
+pub(crate) struct Connection {
     reader: BufReader<TcpStream>,
 }
 
 impl Connection {
     /// Connects.
-    pub fn open(address: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn open(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_nodelay(true)?;
@@ -31,7 +31,7 @@ impl Connection {
     }
 
     /// One request; the body of the answer.
-    pub fn get(&mut self) -> io::Result<String> {
+    pub(crate) fn get(&mut self) -> io::Result<String> {
         self.reader.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")?;
         let mut length = None;
         let mut line = String::new();
@@ -55,7 +55,7 @@ impl Connection {
     }
 
     /// One request to the demo service: the slot and the pid that answered.
-    pub fn who(&mut self) -> io::Result<(u64, u32)> {
+    pub(crate) fn who(&mut self) -> io::Result<(u64, u32)> {
         let answer: Value = serde_json::from_str(&self.get()?)?;
         let slot = answer["slot"].as_u64().or_else(|| answer["slot"].as_str()?.parse().ok());
         let pid = answer["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
@@ -64,35 +64,45 @@ impl Connection {
 }
 
 /// The slot and pid that answer a new connection.
-pub fn ask(address: SocketAddr) -> io::Result<(u64, u32)> {
+pub(crate) fn ask(address: SocketAddr) -> io::Result<(u64, u32)> {
     Connection::open(address)?.who()
 }
 
 /// A connection that failed.
 #[derive(Debug, Clone)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// When it was begun.
-    pub began: Instant,
+    pub(crate) began: Instant,
     /// When it failed.
-    pub ended: Instant,
+    pub(crate) ended: Instant,
+    /// When it failed as the agent's log has it, since 1970: for whoever reads a failed test.
+    #[allow(dead_code, reason = "read through Debug")]
+    pub(crate) wall: Duration,
     /// Who served it, if somebody had answered on it.
-    pub served_by: Option<u32>,
+    pub(crate) served_by: Option<u32>,
     /// What the kernel said.
-    pub error: String,
+    pub(crate) error: String,
 }
 
 /// Clients that connect, ask twice and close, over and over.
-pub struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicUsize>,
     failures: Arc<Mutex<Vec<Failure>>>,
     threads: Vec<JoinHandle<()>>,
 }
 
+impl Failure {
+    /// Whether it was under way at some moment of that time.
+    pub(crate) fn overlaps(&self, (from, to): (Instant, Instant)) -> bool {
+        self.began <= to && from <= self.ended
+    }
+}
+
 impl Load {
     /// Starts `clients` threads, which end after `connections` altogether or when told to. They run in the network
     /// namespace of the calling thread.
-    pub fn start(address: SocketAddr, clients: usize, connections: usize) -> Self {
+    pub(crate) fn start(address: SocketAddr, clients: usize, connections: usize) -> Self {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let failures = Arc::new(Mutex::new(Vec::new()));
         let begun = Arc::new(AtomicUsize::new(0));
@@ -112,17 +122,17 @@ impl Load {
     }
 
     /// Connections that have ended, well or not.
-    pub fn done(&self) -> usize {
+    pub(crate) fn done(&self) -> usize {
         self.done.load(Ordering::Relaxed)
     }
 
     /// All clients have ended.
-    pub fn is_finished(&self) -> bool {
+    pub(crate) fn is_finished(&self) -> bool {
         self.threads.iter().all(JoinHandle::is_finished)
     }
 
     /// Ends the clients; how many connections there were, and those that failed.
-    pub fn finish(self) -> (usize, Vec<Failure>) {
+    pub(crate) fn finish(self) -> (usize, Vec<Failure>) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
             thread.join().expect("no client panics");
@@ -142,5 +152,6 @@ fn one(address: SocketAddr) -> Result<(), Failure> {
         Ok(())
     };
     let result = twice();
-    result.map_err(|error| Failure { began, ended: Instant::now(), served_by, error: error.to_string() })
+    let wall = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    result.map_err(|error| Failure { began, ended: Instant::now(), wall: wall(), served_by, error: error.to_string() })
 }

@@ -17,20 +17,20 @@ use serde_json::Value;
 use sherd_testkit::eventually;
 
 /// The program under test.
-pub const SHERD: &str = env!("CARGO_BIN_EXE_sherd");
+pub(crate) const SHERD: &str = env!("CARGO_BIN_EXE_sherd");
 
 /// Whether the long forms run (`make prove`).
-pub fn proving() -> bool {
+pub(crate) fn proving() -> bool {
     std::env::var("SHERD_PROVE").as_deref() == Ok("1")
 }
 
 /// The short form's number, or the long form's.
-pub fn scaled(short: usize, long: usize) -> usize {
+pub(crate) fn scaled(short: usize, long: usize) -> usize {
     if proving() { long } else { short }
 }
 
 /// An agent with its directories. Dropping it stops every group and everything that it started.
-pub struct World {
+pub(crate) struct World {
     dir: PathBuf,
     instance: String,
     agent: Option<Child>,
@@ -38,18 +38,18 @@ pub struct World {
 
 impl World {
     /// An agent without a container engine.
-    pub fn new(test: &str) -> Self {
+    pub(crate) fn new(test: &str) -> Self {
         Self::with_engine(test, "off")
     }
 
     /// An agent with this engine's socket, or `off`.
-    pub fn with_engine(test: &str, docker: &str) -> Self {
+    pub(crate) fn with_engine(test: &str, docker: &str) -> Self {
         let world = Self::prepare(test, docker);
         world.started(&[])
     }
 
     /// Everything but the agent.
-    pub fn prepare(test: &str, docker: &str) -> Self {
+    pub(crate) fn prepare(test: &str, docker: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let instance = format!("t{}-{number}", std::process::id());
@@ -72,7 +72,7 @@ impl World {
     }
 
     /// Starts the agent; returns at once.
-    pub fn start(&mut self, variables: &[(&str, &str)]) {
+    pub(crate) fn start(&mut self, variables: &[(&str, &str)]) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("agent.log")).expect("a log");
         let child = Command::new(SHERD)
             .arg("agent")
@@ -89,7 +89,7 @@ impl World {
     }
 
     /// Waits until the agent answers.
-    pub fn wait_for_api(&mut self) {
+    pub(crate) fn wait_for_api(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !self.try_sherd(&["ps"]).status.success() {
             let ended = self.agent.as_mut().and_then(|agent| agent.try_wait().expect("the agent's state"));
@@ -100,41 +100,41 @@ impl World {
     }
 
     /// Where this test's files are.
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// The agent's instance: the label of what it makes.
-    pub fn instance(&self) -> &str {
+    pub(crate) fn instance(&self) -> &str {
         &self.instance
     }
 
     /// The agent's process.
-    pub fn agent_pid(&self) -> u32 {
+    pub(crate) fn agent_pid(&self) -> u32 {
         self.agent.as_ref().expect("an agent runs").id()
     }
 
     /// The agent's log so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default()
     }
 
     /// SIGKILL, and waits for its end.
-    pub fn kill_agent(&mut self) {
+    pub(crate) fn kill_agent(&mut self) {
         let mut agent = self.agent.take().expect("an agent runs");
         agent.kill().expect("SIGKILL");
         agent.wait().expect("its end");
     }
 
     /// SIGTERM, and waits for its end.
-    pub fn end_agent(&mut self) {
+    pub(crate) fn end_agent(&mut self) {
         let Some(mut agent) = self.agent.take() else { return };
         signal(agent.id(), Signal::SIGTERM);
         eventually("the agent ends after SIGTERM", Duration::from_secs(30), || agent.try_wait().expect("its state"));
     }
 
     /// Waits for an agent that kills itself at a fault point; false if it is still there after `bound`.
-    pub fn agent_died(&mut self, bound: Duration) -> bool {
+    pub(crate) fn agent_died(&mut self, bound: Duration) -> bool {
         let deadline = Instant::now() + bound;
         while Instant::now() < deadline {
             let agent = self.agent.as_mut().expect("an agent runs");
@@ -149,19 +149,19 @@ impl World {
     }
 
     /// A `sherd` command against this agent.
-    pub fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(SHERD);
         command.env("SHERD_RUN_DIR", self.dir.join("run")).stdin(Stdio::null());
         command
     }
 
     /// Runs `sherd ARGS`.
-    pub fn try_sherd(&self, args: &[&str]) -> Output {
+    pub(crate) fn try_sherd(&self, args: &[&str]) -> Output {
         self.command().args(args).output().expect("sherd runs")
     }
 
     /// Runs `sherd ARGS`, which must succeed; its standard output.
-    pub fn sherd(&self, args: &[&str]) -> String {
+    pub(crate) fn sherd(&self, args: &[&str]) -> String {
         let output = self.try_sherd(args);
         assert!(
             output.status.success(),
@@ -175,33 +175,33 @@ impl World {
     }
 
     /// Runs `sherd ARGS`, which must fail; its standard error.
-    pub fn refused(&self, args: &[&str]) -> String {
+    pub(crate) fn refused(&self, args: &[&str]) -> String {
         let output = self.try_sherd(args);
         assert!(!output.status.success(), "sherd {args:?} succeeded:\n{}", String::from_utf8_lossy(&output.stdout));
         String::from_utf8(output.stderr).expect("text")
     }
 
     /// Writes a specification and applies it.
-    pub fn apply(&self, group: &str, text: &str) -> String {
+    pub(crate) fn apply(&self, group: &str, text: &str) -> String {
         let path = self.dir.join(format!("{group}.toml"));
         fs::write(&path, text).expect("a specification");
         self.sherd(&["apply", path.to_str().expect("a path")])
     }
 
     /// `sherd ps --json`.
-    pub fn ps(&self) -> Value {
+    pub(crate) fn ps(&self) -> Value {
         serde_json::from_str(&self.sherd(&["ps", "--json"])).expect("JSON")
     }
 
     /// The slots of a group, as `ps --json` has them; none if there is no such group.
-    pub fn slots(&self, group: &str) -> Vec<Value> {
+    pub(crate) fn slots(&self, group: &str) -> Vec<Value> {
         let groups = self.ps()["groups"].as_array().cloned().unwrap_or_default();
         let group = groups.into_iter().find(|found| found["name"] == group);
         group.and_then(|group| group["slots"].as_array().cloned()).unwrap_or_default()
     }
 
     /// Waits until all slots of a group are ready, and there are `count` of them.
-    pub fn wait_ready(&self, group: &str, count: usize) -> Vec<Value> {
+    pub(crate) fn wait_ready(&self, group: &str, count: usize) -> Vec<Value> {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let slots = self.slots(group);
@@ -214,7 +214,7 @@ impl World {
     }
 
     /// Processes that belong to this test: their command line or environment names its directory.
-    pub fn processes(&self) -> Vec<(u32, String)> {
+    pub(crate) fn processes(&self) -> Vec<(u32, String)> {
         let mark = self.dir.display().to_string();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").expect("/proc").flatten() {
@@ -282,18 +282,18 @@ impl Json for Output {
 }
 
 /// Sends a signal to a process that may be gone.
-pub fn signal(pid: u32, signal: Signal) {
+pub(crate) fn signal(pid: u32, signal: Signal) {
     let _ = kill(Pid::from_raw(i32::try_from(pid).expect("a pid")), signal);
 }
 
 /// The last lines of a text.
-pub fn tail(text: &str, lines: usize) -> String {
+pub(crate) fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
 /// A specification of the demo service as processes: one shard on each of the first `shards` CPUs, shared with others.
-pub fn demo_spec(group: &str, shards: usize, publish: &str, more: &str) -> String {
+pub(crate) fn demo_spec(group: &str, shards: usize, publish: &str, more: &str) -> String {
     format!(
         "name = \"{group}\"\n{more}\n[layout]\nunit = \"pu\"\nshards = {shards}\nsharing = \"shared\"\nmemory = \"none\"\n\
          [process]\ncommand = [\"{SHERD}\", \"demo\"]\n[[ports]]\npublish = \"{publish}\"\nloopback = true\n"

@@ -14,6 +14,10 @@ use super::{
     peer::{Peer, Plan},
 };
 
+/// Pipes for splicing, one for each direction that splices at a time. By default a quarter of the connections, which only
+/// costs files: bulk loads have few connections.
+const MAX_PIPES: usize = 512;
+
 /// How it is configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
@@ -72,6 +76,7 @@ fn version(program: &Path) -> Option<String> {
 
 fn configuration(variant: Variant, address: SocketAddr, site: &Site<'_>) -> String {
     let mut text = format!("global\n    nbthread {}\n    maxconn {}\n", site.cpus.len(), site.connections);
+    writeln!(text, "    maxpipes {MAX_PIPES}").expect("text grows");
     for (thread, cpu) in site.cpus.iter().enumerate() {
         writeln!(text, "    cpu-map 1/{} {cpu}", thread + 1).expect("text grows");
     }

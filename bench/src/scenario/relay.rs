@@ -33,8 +33,10 @@ pub const TARGETS: [Target; 5] = [
 const HAPROXY: [&str; 3] = [Variant::Auto.name(), Variant::Splice.name(), Variant::PerCore.name()];
 const PEERS: [&str; 4] = [Variant::Auto.name(), Variant::Splice.name(), Variant::PerCore.name(), nginx::NAME];
 
-/// Files besides the idle connections, for all of a process's purposes.
-const OTHER_FILES: u64 = 1000;
+/// Connections that a balancer must be able to hold besides those of the largest load.
+const SLACK_CONNECTIONS: usize = 500;
+/// Files that a balancer may have open besides two for each connection: HAProxy's pipes, listeners, logs.
+const OTHER_FILES: usize = 2000;
 
 /// What a run is told.
 #[derive(Debug, Clone)]
@@ -100,9 +102,9 @@ pub fn run(
 
 /// A balancer needs two files for each connection; where the limit can't be raised that far there are fewer of them.
 fn fit_idle_connections(settings: &mut Settings, remarks: &mut Vec<String>) -> Result<(), RelayError> {
-    let wanted = 2 * settings.idle_connections as u64 + OTHER_FILES;
-    let limit = raise_open_files(wanted).map_err(|errno| RelayError::Host(errno.into()))?;
-    let affordable = (limit.saturating_sub(OTHER_FILES) / 2) as usize;
+    let wanted = 2 * (settings.idle_connections + SLACK_CONNECTIONS) + OTHER_FILES;
+    let limit = raise_open_files(wanted as u64).map_err(|errno| RelayError::Host(errno.into()))?;
+    let affordable = ((limit as usize).saturating_sub(OTHER_FILES) / 2).saturating_sub(SLACK_CONNECTIONS);
     if affordable < settings.idle_connections {
         remarks.push(format!(
             "{affordable} idle connections instead of {}: the limit of open files is {limit} and cannot be raised",
@@ -111,4 +113,9 @@ fn fit_idle_connections(settings: &mut Settings, remarks: &mut Vec<String>) -> R
         settings.idle_connections = affordable;
     }
     Ok(())
+}
+
+/// How many connections each contestant must be able to hold.
+fn capacity(settings: &Settings) -> usize {
+    settings.idle_connections.max(settings.connections).max(settings.bulk_connections) + SLACK_CONNECTIONS
 }

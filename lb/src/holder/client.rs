@@ -179,19 +179,15 @@ impl HolderClient {
     fn frame(&mut self) -> Result<(Kind, Vec<u8>), HolderError> {
         self.buffer.clear();
         self.fds.clear();
-        let mut wanted = wire::HEADER;
         loop {
             let parsed = wire::parse(&self.buffer).map_err(|bad| match bad {
                 BadFrame::Protocol(theirs) => HolderError::OtherProtocol { theirs },
                 BadFrame::Tag | BadFrame::Header => HolderError::NoHolder,
             })?;
-            if let Some((kind, body, _)) = parsed {
+            if let Some((kind, body)) = parsed {
                 return Ok((kind, body.to_vec()));
             }
-            if let [_, _, _, _, low, high, _, _, ..] = self.buffer[..] {
-                wanted = wire::HEADER + usize::from(u16::from_le_bytes([low, high]));
-            }
-            let mut bytes = vec![0; wanted - self.buffer.len()];
+            let mut bytes = vec![0; wire::missing(&self.buffer)];
             let received = scm::receive(self.socket.as_fd(), &mut bytes).map_err(HolderError::Io)?;
             if received.bytes == 0 {
                 return Err(HolderError::Io(io::ErrorKind::UnexpectedEof.into()));

@@ -24,7 +24,7 @@ use nix::{
 use super::wire::{self, BadFrame, Kind};
 use crate::sys::scm;
 
-/// Connections at one time; the one that has been silent longest makes room for the next.
+/// Connections at one time; then one that has been silent makes room for the next.
 const MAX_CLIENTS: usize = 64;
 
 /// Descriptors that are not for holding: clients, one in flight for each, the listener, standard streams, some air.
@@ -66,8 +66,8 @@ pub fn serve(listener: UnixListener, idle: Idle) -> io::Result<()> {
             }
         }
         clients.retain(|client| !client.gone);
-        // Whoever spoke last is last to make room; the sort is stable.
-        clients.make_contiguous().sort_by_key(|client| !client.silent);
+        // In the order in which they make room: who never asked for anything, then who did so longest ago.
+        clients.make_contiguous().sort_by_key(|client| (client.has_asked, !client.silent));
         // A non-blocking accept says EAGAIN of a socket that was shut down; only poll tells.
         if at_listener.intersects(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL) {
             return Ok(());
@@ -183,19 +183,21 @@ struct Client {
     socket: UnixStream,
     /// At most a frame that is not complete yet, and what came with it.
     buffer: Vec<u8>,
-    fds: VecDeque<OwnedFd>,
+    fds: Vec<OwnedFd>,
     /// A descriptor was sent and the kernel could not give it to us.
     lost_fd: bool,
     answers: VecDeque<Answer>,
     /// It had nothing to do at the last wait.
     silent: bool,
+    /// It has sent a whole request once.
+    has_asked: bool,
     gone: bool,
 }
 
 impl Client {
     fn new(socket: UnixStream) -> Self {
-        let (buffer, fds, answers) = (Vec::new(), VecDeque::new(), VecDeque::new());
-        Self { socket, buffer, fds, lost_fd: false, answers, silent: false, gone: false }
+        let (buffer, fds, answers) = (Vec::new(), Vec::new(), VecDeque::new());
+        Self { socket, buffer, fds, lost_fd: false, answers, silent: false, has_asked: false, gone: false }
     }
 
     /// As much as can be done without waiting, one read at most: others have their turn.
@@ -210,42 +212,37 @@ impl Client {
     fn work(&mut self, held: &mut Held) -> io::Result<()> {
         if self.answers.is_empty() {
             self.read()?;
+            self.answer_frame(held)?;
         }
-        loop {
-            // One request at a time, however many were sent at once: its answers are all the memory that it costs.
-            self.flush()?;
-            if !self.answer_next(held)? {
-                return Ok(());
-            }
-        }
+        self.flush()
     }
 
+    /// Reads no further than the end of a frame: a descriptor in the buffer belongs to the frame in the buffer.
     fn read(&mut self) -> io::Result<()> {
         let mut bytes = [0; wire::HEADER + wire::MAX_BODY];
-        let space = bytes.len() - self.buffer.len();
-        let received = scm::receive(self.socket.as_fd(), &mut bytes[..space])?;
+        let missing = wire::missing(&self.buffer).min(bytes.len());
+        let received = scm::receive(self.socket.as_fd(), &mut bytes[..missing])?;
         if received.bytes == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.buffer.extend(&bytes[..received.bytes]);
         self.fds.extend(received.fds);
         self.lost_fd |= received.truncated;
-        // Our client sends the next descriptor after the answer for the last.
+        // A request has one descriptor at most.
         if self.fds.len() > 1 { Err(io::ErrorKind::InvalidData.into()) } else { Ok(()) }
     }
 
-    /// Answers the first request in the buffer; false while it is not complete.
-    fn answer_next(&mut self, held: &mut Held) -> io::Result<bool> {
+    fn answer_frame(&mut self, held: &mut Held) -> io::Result<()> {
         let buffer = std::mem::take(&mut self.buffer);
         match wire::parse(&buffer) {
             Ok(None) => {
                 self.buffer = buffer;
-                Ok(false)
+                Ok(())
             }
-            Ok(Some((kind, body, len))) => {
+            Ok(Some((kind, body))) => {
+                self.has_asked = true;
                 self.answer(kind, body, held);
-                self.buffer = buffer[len..].to_vec();
-                Ok(true)
+                Ok(())
             }
             Err(BadFrame::Tag) => Err(io::ErrorKind::InvalidData.into()),
             // One of ours, of another time: it is told, in the only way that both know.
@@ -258,7 +255,7 @@ impl Client {
     }
 
     fn answer(&mut self, kind: Kind, body: &[u8], held: &mut Held) {
-        let (fd, lost_fd) = (self.fds.pop_front(), std::mem::take(&mut self.lost_fd));
+        let (fd, lost_fd) = (self.fds.pop(), std::mem::take(&mut self.lost_fd));
         let last = match (kind, wire::name(body), wire::prefix(body)) {
             (Kind::Ping, ..) => Answer::text(Kind::Done, env!("CARGO_PKG_VERSION")),
             (Kind::Put, Some(name), _) => match fd {

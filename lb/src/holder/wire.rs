@@ -73,11 +73,17 @@ pub(super) fn frame(kind: Kind, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A frame's kind, its body, and its whole length.
-type Frame<'a> = (Kind, &'a [u8], usize);
+/// Bytes still to come of the frame that begins with `bytes`, as far as can be told: of its header first.
+pub(super) fn missing(bytes: &[u8]) -> usize {
+    let len = match bytes {
+        [_, _, _, _, low, high, _, _, ..] => HEADER + usize::from(u16::from_le_bytes([*low, *high])),
+        _ => HEADER,
+    };
+    len.saturating_sub(bytes.len())
+}
 
 /// The first frame of `bytes`; None while more bytes are needed.
-pub(super) fn parse(bytes: &[u8]) -> Result<Option<Frame<'_>>, BadFrame> {
+pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Kind, &[u8])>, BadFrame> {
     if !bytes.iter().zip(TAG).all(|(byte, tag)| *byte == tag) {
         return Err(BadFrame::Tag);
     }
@@ -89,7 +95,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Frame<'_>>, BadFrame> {
             if len > MAX_BODY {
                 return Err(BadFrame::Header);
             }
-            Ok(rest.get(..len).map(|body| (kind, body, HEADER + len)))
+            Ok(rest.get(..len).map(|body| (kind, body)))
         }
         _ => Ok(None),
     }
@@ -120,9 +126,12 @@ mod tests {
             let len = bytes.len();
             for cut in 0..len {
                 prop_assert_eq!(parse(&bytes[..cut]), Ok(None));
+                let wanted = if cut < HEADER { HEADER } else { len };
+                prop_assert_eq!(missing(&bytes[..cut]), wanted - cut);
             }
             bytes.extend(vec![0; more]);
-            prop_assert_eq!(parse(&bytes), Ok(Some((kind, &body[..], len))));
+            prop_assert_eq!(missing(&bytes), 0);
+            prop_assert_eq!(parse(&bytes), Ok(Some((kind, &body[..]))));
         }
 
         #[test]

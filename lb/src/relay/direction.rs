@@ -78,6 +78,8 @@ pub(super) struct Direction<P> {
     bulk: bool,
     /// The sink was told of the end.
     pub(super) closed: bool,
+    /// It is among those that have more to do.
+    pub(super) queued: bool,
 }
 
 #[derive(Debug)]
@@ -96,6 +98,7 @@ impl<P> Direction<P> {
             ended: false,
             bulk: false,
             closed: false,
+            queued: false,
         }
     }
 

@@ -56,6 +56,13 @@ pub(super) struct Doors {
     places: Vec<Option<Door>>,
 }
 
+impl Door {
+    /// Its queue is being emptied, for it to be closed.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+}
+
 impl Doors {
     pub(super) fn insert(&mut self, port: PortKey, role: Role, listener: OwnedFd) {
         let door = Door { port, role, listener, open: false, burst: 1, stopping: None };
@@ -75,7 +82,7 @@ impl Doors {
 
     pub(super) fn find(&self, port: PortKey, role: Role) -> Option<u32> {
         (0..self.places()).find(|place| {
-            self.get(*place).is_some_and(|door| door.port == port && door.role == role && door.stopping.is_none())
+            self.get(*place).is_some_and(|door| door.port == port && door.role == role && !door.is_stopping())
         })
     }
 
@@ -87,7 +94,7 @@ impl Doors {
     }
 
     pub(super) fn any_stopping(&self) -> bool {
-        self.places.iter().flatten().any(|door| door.stopping.is_some())
+        self.places.iter().flatten().any(Door::is_stopping)
     }
 
     /// Opens or closes a door in `epoll`. `true` if that changed anything.

@@ -32,12 +32,12 @@ impl Namespace {
         Ok(Self { home, home_inode })
     }
 
-    /// Moves the calling thread. The descriptor is given up: held, it would keep the namespace alive.
-    pub(super) fn enter(&self, netns: OwnedFd) -> io::Result<()> {
-        if fstat(&netns)?.st_ino == self.home_inode {
+    /// Moves the calling thread. The caller closes the descriptor: held, it would keep the namespace alive.
+    pub(super) fn enter(&self, netns: &OwnedFd) -> io::Result<()> {
+        if fstat(netns)?.st_ino == self.home_inode {
             return self.leave();
         }
-        setns(&netns, CloneFlags::CLONE_NEWNET)?;
+        setns(netns, CloneFlags::CLONE_NEWNET)?;
         reuse_time_wait();
         Ok(())
     }

@@ -15,7 +15,6 @@ pub(super) struct Pipe {
 }
 
 /// What a pipe is asked to hold. The kernel gives less where `pipe-user-pages-soft` is reached; that is fine.
-/// Measured by `examples/relay_copy.rs`, see [`super`].
 pub(super) const PIPE_BYTES: usize = 512 << 10;
 
 /// Pipes held by directions whose sink is behind, and spare ones together: what is beyond copies. A stuck reader can

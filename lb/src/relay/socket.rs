@@ -27,6 +27,8 @@ pub(super) struct Sockets<'a> {
     pub(super) pipes: &'a mut Pipes,
     /// `false`: everything is copied.
     pub(super) splice: bool,
+    /// A byte was taken from the source.
+    pub(super) taken: bool,
     /// How much went through pipes.
     pub(super) spliced: usize,
     pub(super) written: usize,
@@ -36,7 +38,9 @@ impl Ends for Sockets<'_> {
     type Pipe = Pipe;
 
     fn receive(&mut self, into: &mut [u8]) -> Result<usize, Errno> {
-        socket::recv(self.source.as_raw_fd(), into, MsgFlags::empty())
+        let received = socket::recv(self.source.as_raw_fd(), into, MsgFlags::empty())?;
+        self.taken |= received > 0;
+        Ok(received)
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<usize, Errno> {
@@ -54,7 +58,9 @@ impl Ends for Sockets<'_> {
     }
 
     fn fill(&mut self, pipe: &Pipe) -> Result<usize, Errno> {
-        splice(self.source, None, &pipe.write, None, PIPE_BYTES, SpliceFFlags::SPLICE_F_NONBLOCK)
+        let moved = splice(self.source, None, &pipe.write, None, PIPE_BYTES, SpliceFFlags::SPLICE_F_NONBLOCK)?;
+        self.taken |= moved > 0;
+        Ok(moved)
     }
 
     fn empty(&mut self, pipe: &Pipe, len: usize) -> Result<usize, Errno> {

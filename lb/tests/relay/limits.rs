@@ -18,7 +18,7 @@ fn beyond_the_limit_clients_wait_in_our_queue_and_then_in_the_kernels() {
         let limits = Limits { max_connections: 2, max_pending: 1, ..Limits::default() };
         let front = Front::new(0, limits, Some(named("a")));
         let served = [front.connect(), front.connect()];
-        served.each_ref().map(|stream| ask(stream).unwrap());
+        served.iter().for_each(|stream| assert_eq!(ask(stream).unwrap(), "a"));
         let waiting: Vec<_> = (0..5).map(|_| front.connect()).collect();
         let stats = front.worker.stats();
         eventually("one is pending", SOON, || (stats.pending.get() == 1).then_some(()));
@@ -52,9 +52,7 @@ fn a_shard_that_refuses_for_a_moment_costs_no_connection() {
         let address = nobody();
         let front = Front::new(0, Limits::default(), Some(address));
         let stream = front.connect();
-        eventually("it was refused", SOON, || {
-            (front.worker.stats().errors(Cause::ConnectRefused) >= 2).then_some(())
-        });
+        eventually("it was refused", SOON, || (front.worker.stats().errors(Cause::ConnectRefused) >= 2).then_some(()));
         shard_on(TcpListener::bind(address).unwrap(), |stream| answer_lines(stream, "late"));
         assert_eq!(ask(&stream).unwrap(), "late");
     });

@@ -1,11 +1,17 @@
 //! Connections that change workers: after a failed connect, from an anchor, by adoption, when a listener stops.
 
-use std::{collections::BTreeMap, io::Write, net::TcpListener, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::TcpListener,
+    time::Duration,
+};
 
 use sherd_lb::relay::{Cause, Limits, Role};
 use sherd_testkit::eventually;
+use socket2::SockRef;
 
-use crate::rig::{Front, PORT, SOON, alone, ask, connect, named, nobody};
+use crate::rig::{Front, PORT, SOON, alone, ask, connect, named, nobody, shard};
 
 /// Fronts that are each other's siblings, nearest first by number.
 fn siblings(fronts: &[Front]) {
@@ -51,8 +57,7 @@ fn tries_go_on_past_a_sibling_that_fails_too_and_not_in_circles() {
 #[test]
 fn a_slot_without_a_shard_gives_its_clients_to_its_siblings() {
     alone("moves::absent", || {
-        let fronts =
-            [Front::new(0, Limits::default(), None), Front::new(1, Limits::default(), Some(named("one")))];
+        let fronts = [Front::new(0, Limits::default(), None), Front::new(1, Limits::default(), Some(named("one")))];
         siblings(&fronts);
         assert_eq!(ask(&fronts[0].connect()).unwrap(), "one");
     });
@@ -126,5 +131,21 @@ fn a_worker_that_ends_gives_what_it_has_not_begun_to_its_siblings() {
         fronts.remove(0).worker.shutdown();
         assert_eq!(ask(&stream).unwrap(), "one");
         assert!(fronts[0].worker.is_alive());
+    });
+}
+
+#[test]
+fn a_shard_that_resets_before_a_byte_moved_never_had_the_client() {
+    alone("moves::reset_at_once", || {
+        let resets = shard(|stream| SockRef::from(&stream).set_linger(Some(Duration::ZERO)));
+        let speaks = shard(|mut stream| stream.write_all(b"hello"));
+        let fronts = [Front::new(0, Limits::default(), Some(resets)), Front::new(1, Limits::default(), Some(speaks))];
+        siblings(&fronts);
+        for _ in 0..10 {
+            let mut greeting = String::new();
+            fronts[0].connect().read_to_string(&mut greeting).unwrap();
+            assert_eq!(greeting, "hello");
+        }
+        assert_eq!(fronts[1].worker.stats().adopted.get(), 10);
     });
 }

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sherd_lb::relay::{Backend, Limits, PortKey, Role, Worker, WorkerConfig};
 use sherd_testkit::{Need, eventually, in_new_netns, needs};
 
@@ -17,19 +18,21 @@ pub(crate) const SOON: Duration = Duration::from_secs(10);
 /// Runs `body` in a namespace of its own, if this machine can.
 pub(crate) fn alone(test: &str, body: impl FnOnce() + Send + 'static) {
     static LIMIT: Once = Once::new();
-    LIMIT.call_once(|| raise_descriptor_limit(1 << 20));
+    LIMIT.call_once(|| {
+        raise_descriptor_limit(1 << 20);
+    });
     if needs(test, &[Need::Root]) {
         in_new_netns(body);
     }
 }
 
-/// As many descriptors as `wanted`, or as many as may be had.
-pub(crate) fn raise_descriptor_limit(wanted: u64) {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+/// As many descriptors as `wanted`, or as many as may be had: how many that is.
+pub(crate) fn raise_descriptor_limit(wanted: u64) -> u64 {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     if soft < wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)).is_err() {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     }
+    getrlimit(Resource::RLIMIT_NOFILE).unwrap().0
 }
 
 /// A worker in front of `backend`, and the address that clients connect to.
@@ -91,7 +94,10 @@ pub(crate) fn shard(serve: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 
     address
 }
 
-pub(crate) fn shard_on(listener: TcpListener, serve: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + Clone + 'static) {
+pub(crate) fn shard_on(
+    listener: TcpListener,
+    serve: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + Clone + 'static,
+) {
     thread::spawn(move || {
         for stream in listener.incoming() {
             let (serve, Ok(stream)) = (serve.clone(), stream) else { return };

@@ -3,8 +3,8 @@
 use std::{
     io::{Read, Write},
     net::{Shutdown, TcpStream},
-    sync::atomic::{AtomicU64, Ordering},
     sync::Arc,
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -60,7 +60,9 @@ fn check_transfers(limits: Limits, largest: usize) {
 
 #[test]
 fn bytes_arrive_copied_and_spliced() {
-    alone("transfer::spliced", || check_transfers(Limits { splice_above: Some(4 << 10), ..Limits::default() }, 2 << 20));
+    alone("transfer::spliced", || {
+        check_transfers(Limits { splice_above: Some(4 << 10), ..Limits::default() }, 2 << 20);
+    });
 }
 
 #[test]

@@ -7,8 +7,9 @@ use std::{
 };
 
 use bollard::{API_DEFAULT_VERSION, Docker};
+use serde::de::DeserializeOwned;
 
-use super::failure::Failure;
+use super::{failure::Failure, wire};
 use crate::runtime::{Operation, RuntimeError};
 
 /// The oldest API that has all we use.
@@ -44,6 +45,8 @@ pub(super) struct Connection {
 #[derive(Clone)]
 struct Negotiated {
     client: Docker,
+    /// Before every path, `/v1.41`.
+    prefix: String,
     description: String,
 }
 
@@ -58,11 +61,13 @@ impl Connection {
 
     /// A client that speaks a version both sides know.
     pub(super) async fn client(&self, operation: Operation) -> Result<Docker, RuntimeError> {
-        let known = self.negotiated.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match known {
-            Some(negotiated) => Ok(negotiated.client),
-            None => Ok(self.negotiate(operation).await?.client),
-        }
+        Ok(self.negotiated(operation).await?.client)
+    }
+
+    /// One question, with an answer of our own types.
+    pub(super) async fn get<T: DeserializeOwned>(&self, operation: Operation, path: &str) -> Result<T, Failure> {
+        let target = format!("{}{path}", self.negotiated(operation).await?.prefix);
+        self.bounded(operation, self.timeouts.ask, wire::get(&self.address, &target)).await
     }
 
     /// Asks the engine what it is, also when it is known already.
@@ -90,12 +95,24 @@ impl Connection {
         F: Future<Output = Result<T, bollard::errors::Error>>,
     {
         let client = self.client(operation).await?;
-        let failure = match tokio::time::timeout(after, call(client)).await {
+        self.bounded(operation, after, call(client)).await
+    }
+
+    /// The engine that comes back may be of another version.
+    pub(super) fn forget(&self) {
+        *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    async fn bounded<T>(
+        &self,
+        operation: Operation,
+        after: Duration,
+        answer: impl Future<Output = Result<T, bollard::errors::Error>>,
+    ) -> Result<T, Failure> {
+        let failure = match tokio::time::timeout(after, answer).await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(error)) => Failure::of(error, operation, &self.address),
-            Err(_) => {
-                Failure::Runtime(RuntimeError::TimedOut { operation, engine: self.address.clone(), after })
-            }
+            Err(_) => Failure::Runtime(RuntimeError::TimedOut { operation, engine: self.address.clone(), after }),
         };
         if let Failure::Runtime(error) = &failure
             && error.is_outage()
@@ -105,9 +122,12 @@ impl Connection {
         Err(failure)
     }
 
-    /// The engine that comes back may be of another version.
-    pub(super) fn forget(&self) {
-        *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    async fn negotiated(&self, operation: Operation) -> Result<Negotiated, RuntimeError> {
+        let known = self.negotiated.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match known {
+            Some(negotiated) => Ok(negotiated),
+            None => self.negotiate(operation).await,
+        }
     }
 
     async fn negotiate(&self, operation: Operation) -> Result<Negotiated, RuntimeError> {
@@ -134,9 +154,12 @@ impl Connection {
             });
         }
         let ours = (API_DEFAULT_VERSION.major_version, API_DEFAULT_VERSION.minor_version);
-        let engine = version.components.unwrap_or_default().into_iter().next().map_or("Engine".into(), |first| first.name);
+        let engine =
+            version.components.unwrap_or_default().into_iter().next().map_or("Engine".into(), |first| first.name);
         let description = format!("{engine} {}, API {text}", version.version.unwrap_or_default());
-        let negotiated = Negotiated { client: versioned(unversioned, api.min(ours)), description };
+        let (major, minor) = api.min(ours);
+        let prefix = format!("/v{major}.{minor}");
+        let negotiated = Negotiated { client: versioned(unversioned, prefix.clone()), prefix, description };
         *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = Some(negotiated.clone());
         Ok(negotiated)
     }
@@ -161,10 +184,10 @@ fn connect(address: &str) -> Result<Docker, bollard::errors::Error> {
 
 /// bollard asks without a version in the path, which means the engine's newest: one that is newer than our types
 /// could answer in another shape.
-fn versioned(client: Docker, (major, minor): (usize, usize)) -> Docker {
+fn versioned(client: Docker, prefix: String) -> Docker {
     client.with_request_modifier(move |mut request| {
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-        let versioned = format!("/v{major}.{minor}{path}");
+        let versioned = format!("{prefix}{path}");
         let mut parts = request.uri().clone().into_parts();
         parts.path_and_query = versioned.parse().ok().or(parts.path_and_query);
         if let Ok(uri) = hyper::Uri::from_parts(parts) {

@@ -26,7 +26,7 @@ pub(super) fn parse(extra: &Value) -> Result<ContainerCreateBody, RuntimeError> 
     let bad = |reason: String| RuntimeError::BadExtra { reason };
     let body: ContainerCreateBody = serde_json::from_value(extra.clone()).map_err(|error| bad(error.to_string()))?;
     let understood = serde_json::to_value(&body).map_err(|error| bad(error.to_string()))?;
-    match not_understood(&extra, &understood, String::new()) {
+    match not_understood(&extra, &understood, "") {
         Some(key) => Err(bad(format!("it has no key {key}"))),
         None => Ok(body),
     }
@@ -78,20 +78,20 @@ fn says_something(value: &Value) -> bool {
 }
 
 /// The first key that went in and did not come out.
-fn not_understood(given: &Value, understood: &Value, path: String) -> Option<String> {
+fn not_understood(given: &Value, understood: &Value, path: &str) -> Option<String> {
     match (given, understood) {
         (Value::Object(given), Value::Object(understood)) => given.iter().find_map(|(key, value)| {
             let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
             match understood.get(key) {
-                Some(there) => not_understood(value, there, path),
+                Some(there) => not_understood(value, there, &path),
                 None => says_something(value).then_some(path),
             }
         }),
-        (Value::Array(given), Value::Array(understood)) => {
-            given.iter().zip(understood).enumerate().find_map(|(index, (given, understood))| {
-                not_understood(given, understood, format!("{path}[{index}]"))
-            })
-        }
+        (Value::Array(given), Value::Array(understood)) => given
+            .iter()
+            .zip(understood)
+            .enumerate()
+            .find_map(|(index, (given, understood))| not_understood(given, understood, &format!("{path}[{index}]"))),
         _ => None,
     }
 }
@@ -103,8 +103,8 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(extra: Value, expected: Result<(), &str>) {
-        let found = match parse(&extra) {
+    fn check(extra: &Value, expected: Result<(), &str>) {
+        let found = match parse(extra) {
             Ok(_) => Ok(()),
             Err(RuntimeError::DecidedBySherd { key, .. }) => Err(key),
             Err(RuntimeError::BadExtra { reason }) => Err(reason),
@@ -119,32 +119,41 @@ mod tests {
 
     #[test]
     fn what_sherd_decides_is_refused_by_name() {
-        check(json!({"HostConfig": {"CpusetCpus": "0"}}), Err("HostConfig.CpusetCpus"));
-        check(json!({"HostConfig": {"CpusetMems": "0"}}), Err("HostConfig.CpusetMems"));
-        check(json!({"HostConfig": {"RestartPolicy": {"Name": "always"}}}), Err("HostConfig.RestartPolicy.Name"));
-        check(json!({"HostConfig": {"AutoRemove": true}}), Err("HostConfig.AutoRemove"));
-        check(json!({"HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": "80"}]}}}), Err("HostConfig.PortBindings"));
-        check(json!({"HostConfig": {"NetworkMode": "host"}}), Err("HostConfig.NetworkMode"));
-        check(json!({"Image": "other"}), Err("Image"));
-        check(json!({"Labels": {"sherd.slot": "0"}}), Err("Labels.sherd.slot"));
+        check(&json!({"HostConfig": {"CpusetCpus": "0"}}), Err("HostConfig.CpusetCpus"));
+        check(&json!({"HostConfig": {"CpusetMems": "0"}}), Err("HostConfig.CpusetMems"));
+        check(&json!({"HostConfig": {"RestartPolicy": {"Name": "always"}}}), Err("HostConfig.RestartPolicy.Name"));
+        check(&json!({"HostConfig": {"AutoRemove": true}}), Err("HostConfig.AutoRemove"));
+        check(
+            &json!({"HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": "80"}]}}}),
+            Err("HostConfig.PortBindings"),
+        );
+        check(&json!({"HostConfig": {"NetworkMode": "host"}}), Err("HostConfig.NetworkMode"));
+        check(&json!({"Image": "other"}), Err("Image"));
+        check(&json!({"Labels": {"sherd.slot": "0"}}), Err("Labels.sherd.slot"));
     }
 
     #[test]
     fn what_inspect_prints_for_unset_keys_is_no_conflict() {
-        check(json!({"HostConfig": {"CpusetCpus": "", "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0}}}), Ok(()));
-        check(json!({"HostConfig": {"AutoRemove": false, "PortBindings": {}}, "Image": "", "Labels": null}), Ok(()));
-        check(json!({}), Ok(()));
+        check(
+            &json!({"HostConfig": {"CpusetCpus": "", "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0}}}),
+            Ok(()),
+        );
+        check(&json!({"HostConfig": {"AutoRemove": false, "PortBindings": {}}, "Image": "", "Labels": null}), Ok(()));
+        check(&json!({}), Ok(()));
     }
 
     #[test]
     fn keys_and_types_are_docker_s() {
-        check(json!({"HostConfig": {"ShmSize": 67108864, "Sysctls": {"net.core.somaxconn": "1024"}}}), Ok(()));
-        check(json!({"ExposedPorts": {"80/tcp": {}}, "Volumes": {"/data": {}}, "Healthcheck": {"Test": ["NONE"]}}), Ok(()));
-        check(json!({"HostConfig": {"Mounts": [{"Type": "tmpfs", "Target": "/x"}]}}), Ok(()));
-        check(json!({"HostConfig": {"Mounts": [{"Typ": "tmpfs"}]}}), Err("HostConfig.Mounts[0].Typ"));
-        check(json!({"hostConfig": {"ShmSize": 1}}), Err("hostConfig"));
-        check(json!({"HostConfig": {"ShmSize": "64m"}}), Err("invalid type"));
-        check(json!({"Env": "A=1"}), Err("invalid type"));
-        check(json!(["Env"]), Err("invalid"));
+        check(&json!({"HostConfig": {"ShmSize": 67108864, "Sysctls": {"net.core.somaxconn": "1024"}}}), Ok(()));
+        check(
+            &json!({"ExposedPorts": {"80/tcp": {}}, "Volumes": {"/data": {}}, "Healthcheck": {"Test": ["NONE"]}}),
+            Ok(()),
+        );
+        check(&json!({"HostConfig": {"Mounts": [{"Type": "tmpfs", "Target": "/x"}]}}), Ok(()));
+        check(&json!({"HostConfig": {"Mounts": [{"Typ": "tmpfs"}]}}), Err("HostConfig.Mounts[0].Typ"));
+        check(&json!({"hostConfig": {"ShmSize": 1}}), Err("hostConfig"));
+        check(&json!({"HostConfig": {"ShmSize": "64m"}}), Err("invalid type"));
+        check(&json!({"Env": "A=1"}), Err("invalid type"));
+        check(&json!(["Env"]), Err("invalid"));
     }
 }

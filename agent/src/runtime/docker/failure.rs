@@ -49,9 +49,7 @@ impl Failure {
             Error::JsonSerdeError { err } => nonsense(err.to_string(), engine),
             Error::APIVersionParseError {} => nonsense("no API version".to_owned(), engine),
             other => match cause(&other) {
-                Cause::Forbidden => {
-                    Self::Runtime(RuntimeError::Denied { operation, engine, source: Box::new(other) })
-                }
+                Cause::Forbidden => Self::Runtime(RuntimeError::Denied { operation, engine, source: Box::new(other) }),
                 Cause::NotHttp => nonsense(chain(&other), engine),
                 Cause::Gone => Self::Runtime(RuntimeError::EngineGone { operation, engine, source: Box::new(other) }),
             },

@@ -96,12 +96,9 @@ async fn pull(
 fn for_engine(credentials: Credentials, registry: &str) -> DockerCredentials {
     let serveraddress = Some(registry.to_owned());
     match credentials {
-        Credentials::Password { user, password } => DockerCredentials {
-            username: Some(user),
-            password: Some(password),
-            serveraddress,
-            ..Default::default()
-        },
+        Credentials::Password { user, password } => {
+            DockerCredentials { username: Some(user), password: Some(password), serveraddress, ..Default::default() }
+        }
         Credentials::IdentityToken(token) => {
             DockerCredentials { identitytoken: Some(token), serveraddress, ..Default::default() }
         }

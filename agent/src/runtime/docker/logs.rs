@@ -144,7 +144,8 @@ mod tests {
         let err = |text: &'static str| Ok(Chunk::StdErr { message: text.into() });
         let tty = |text: &'static str| Ok(Chunk::Console { message: text.into() });
         let chunks = stream::iter(vec![out("a\nb"), err("E1\n"), out("c\n\n"), tty("t\r\n"), err("tail")]);
-        let found: Vec<_> = lines(chunks).map(|line| line.unwrap()).map(|line| (line.output, line.text)).collect().await;
+        let found: Vec<_> =
+            lines(chunks).map(|line| line.unwrap()).map(|line| (line.output, line.text)).collect().await;
         let expected = [
             (LogOutput::Stdout, "a"),
             (LogOutput::Stderr, "E1"),

@@ -5,50 +5,47 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bollard::models::{ContainerInspectResponse, ContainerState, ContainerStateStatusEnum as Status};
-
-use super::labels::Identity;
+use super::{
+    labels::Identity,
+    wire::{Inspected, State},
+};
 use crate::runtime::{Foreign, ObservedShard, ShardId, ShardState};
 
-/// Reads one container; `name` is without the engine's leading slash.
-pub(super) fn container(inspected: &ContainerInspectResponse, instance: &str) -> Result<ObservedShard, Foreign> {
-    let id = ShardId(inspected.id.clone().unwrap_or_default());
-    let name = inspected.name.as_deref().unwrap_or_default().trim_start_matches('/').to_owned();
+/// Reads one container.
+pub(super) fn container(inspected: &Inspected, instance: &str) -> Result<ObservedShard, Foreign> {
+    let id = ShardId(inspected.id.clone());
+    // Engines put a slash before it.
+    let name = inspected.name.trim_start_matches('/').to_owned();
     let none = HashMap::new();
-    let labels = inspected.config.as_ref().and_then(|config| config.labels.as_ref()).unwrap_or(&none);
+    let labels = inspected.config.labels.as_ref().unwrap_or(&none);
     let identity = match Identity::read(labels, &name, instance) {
         Ok(identity) => identity,
         Err(reason) => return Err(Foreign { id, name, reason }),
     };
-    let host = inspected.host_config.as_ref();
-    let cpus = host.and_then(|host| host.cpuset_cpus.as_deref()).unwrap_or_default().parse();
-    let mems = host.and_then(|host| host.cpuset_mems.as_deref()).unwrap_or_default().parse();
-    let (Ok(cpus), Ok(mems)) = (cpus, mems) else {
+    let host = &inspected.host_config;
+    let (Ok(cpus), Ok(mems)) = (host.cpuset_cpus.parse(), host.cpuset_mems.parse()) else {
         return Err(Foreign { id, name, reason: "its cpuset is no list of numbers".to_owned() });
     };
-    let state = inspected.state.as_ref().map_or(ShardState::Dead, state);
+    let state = state(&inspected.state);
     let Identity { key, spec, generation } = identity;
     Ok(ObservedShard { id, key, spec, cpus, mems, state, generation, process_ports: Vec::new() })
 }
 
-fn state(state: &ContainerState) -> ShardState {
-    let pid = state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
-    let exited = ShardState::Exited {
-        code: state.exit_code.and_then(|code| i32::try_from(code).ok()),
-        oom: state.oom_killed == Some(true),
-    };
-    let running = |pid| ShardState::Running {
-        pid,
-        started: state.started_at.as_deref().and_then(timestamp).unwrap_or(SystemTime::UNIX_EPOCH),
-    };
-    match (state.status, pid) {
-        (Some(Status::RUNNING | Status::RESTARTING | Status::STOPPING), Some(pid)) => running(pid),
-        (Some(Status::PAUSED), Some(pid)) => ShardState::Paused { pid },
+fn state(state: &State) -> ShardState {
+    let pid = u32::try_from(state.pid).ok().filter(|pid| *pid > 0);
+    match (state.status.as_str(), pid) {
+        ("paused", Some(pid)) => ShardState::Paused { pid },
         // An engine leaves a container whose program couldn't be run as "created", with an exit code.
-        (Some(Status::CREATED), _) if state.exit_code.unwrap_or_default() == 0 => ShardState::Created,
-        (Some(Status::REMOVING), _) => ShardState::Removing,
-        (Some(Status::DEAD | Status::EMPTY) | None, _) => ShardState::Dead,
-        (Some(_), _) => exited,
+        ("created" | "configured" | "initialized", _) if state.exit_code == 0 => ShardState::Created,
+        ("removing", _) => ShardState::Removing,
+        ("dead", _) => ShardState::Dead,
+        ("exited" | "stopped", _) | (_, None) => {
+            ShardState::Exited { code: i32::try_from(state.exit_code).ok(), oom: state.oom_killed }
+        }
+        // "running", "restarting", "stopping", and what engines to come may say of something that has a process.
+        (_, Some(pid)) => {
+            ShardState::Running { pid, started: timestamp(&state.started_at).unwrap_or(SystemTime::UNIX_EPOCH) }
+        }
     }
 }
 
@@ -93,6 +90,29 @@ fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn states_are_the_engines_words() {
+        let check = |status: &str, pid: i64, exit_code: i64, expected: ShardState| {
+            let found = state(&State { status: status.to_owned(), pid, exit_code, ..State::default() });
+            assert_eq!(found, expected, "{status} {pid} {exit_code}");
+        };
+        let running = ShardState::Running { pid: 7, started: SystemTime::UNIX_EPOCH };
+        let exited = |code| ShardState::Exited { code: Some(code), oom: false };
+        check("created", 0, 0, ShardState::Created);
+        check("created", 0, 127, exited(127));
+        check("initialized", 7, 0, ShardState::Created);
+        check("running", 7, 0, running);
+        check("stopping", 7, 0, running);
+        check("a word to come", 7, 0, running);
+        check("running", 0, 0, exited(0));
+        check("paused", 7, 0, ShardState::Paused { pid: 7 });
+        check("exited", 0, 3, exited(3));
+        check("stopped", 0, 3, exited(3));
+        check("removing", 0, 0, ShardState::Removing);
+        check("dead", 0, 0, ShardState::Dead);
+        check("", 0, 0, exited(0));
+    }
 
     #[test]
     fn timestamps_are_rfc_3339() {

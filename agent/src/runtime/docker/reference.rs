@@ -98,9 +98,9 @@ fn is_component(text: &str) -> bool {
     let bytes = text.as_bytes();
     let edges = bytes.first().zip(bytes.last()).is_some_and(|(a, z)| alphanumeric(*a) && alphanumeric(*z));
     edges
-        && bytes
-            .split(|byte| alphanumeric(*byte))
-            .all(|separator| matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|byte| *byte == b'-'))
+        && bytes.split(|byte| alphanumeric(*byte)).all(|separator| {
+            matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|byte| *byte == b'-')
+        })
 }
 
 #[cfg(test)]
@@ -129,7 +129,8 @@ mod tests {
 
     #[test]
     fn bad_references_are_refused_before_the_engine_sees_them() {
-        for image in ["", "Nginx", "a//b", "a:", ":a", "a b", "a:t/b", "-a", "a-", "a..b", "a@sha256:12", "../a", "a?b"] {
+        for image in ["", "Nginx", "a//b", "a:", ":a", "a b", "a:t/b", "-a", "a-", "a..b", "a@sha256:12", "../a", "a?b"]
+        {
             check(image, None);
         }
         check(&"a".repeat(256), None);

@@ -218,7 +218,8 @@ mod tests {
         }
         let expected: Vec<_> = (0..500).map(|number| format!("line {number}")).collect();
         assert_eq!(seen, expected);
-        let sizes: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).collect();
+        let sizes: Vec<_> =
+            fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).collect();
         assert!(sizes.len() == 2 && sizes.iter().all(|size| *size <= 1000), "{sizes:?}");
         let kept = texts(&mut Reader::open(directory.path(), None).unwrap());
         assert_eq!(kept, expected[500 - kept.len()..]);
@@ -230,7 +231,8 @@ mod tests {
         let mut writer = Writer::open(directory.path()).unwrap();
         writer.add(LogOutput::Stdout, &[b'x'; LINE_MAX + 1]);
         writer.finish();
-        let lengths: Vec<_> = texts(&mut Reader::open(directory.path(), None).unwrap()).iter().map(String::len).collect();
+        let lengths: Vec<_> =
+            texts(&mut Reader::open(directory.path(), None).unwrap()).iter().map(String::len).collect();
         assert_eq!(lengths, [LINE_MAX, 1]);
     }
 }

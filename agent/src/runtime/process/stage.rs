@@ -66,7 +66,8 @@ type Failure = (String, io::Error);
 fn become_program(directory: &Path) -> Result<std::convert::Infallible, Failure> {
     let missing = || io::Error::from(io::ErrorKind::NotFound);
     let shim = record::read::<Shim>(directory).and_then(|shim| shim.ok_or_else(missing)).map_err(at("shim.json"))?;
-    let order = record::read::<Order>(directory).and_then(|order| order.ok_or_else(missing)).map_err(at("order.json"))?;
+    let order =
+        record::read::<Order>(directory).and_then(|order| order.ok_or_else(missing)).map_err(at("order.json"))?;
     if let Some(cgroup) = &shim.cgroup {
         enclosure::join(cgroup).map_err(at(&format!("cgroup {}", cgroup.display())))?;
     }

@@ -34,7 +34,10 @@ impl Handle {
         if !process.is_alive() {
             return Ok(None);
         }
-        #[allow(deprecated, reason = "its hazard is a descriptor that closes too early, and this one is owned; `register` is unsafe")]
+        #[allow(
+            deprecated,
+            reason = "its hazard is a descriptor that closes too early, and this one is owned; `register` is unsafe"
+        )]
         Ok(Some(Self(AsyncFd::new(pidfd)?)))
     }
 

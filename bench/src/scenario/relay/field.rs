@@ -11,9 +11,6 @@ use crate::{
     report::{Missing, Progress, Settings},
 };
 
-/// Room for connections besides the idle ones.
-const OTHER_CONNECTIONS: usize = 1000;
-
 pub(super) struct Field {
     pub(super) contestants: Vec<Box<dyn Contestant>>,
     pub(super) missing: Vec<Missing>,
@@ -32,7 +29,7 @@ impl Field {
         remarks: &mut Vec<String>,
     ) -> Result<Self, RelayError> {
         let mut field = Self { contestants: Vec::new(), missing: Vec::new(), shards: Vec::new(), _own_shards: None };
-        let connections = settings.idle_connections + OTHER_CONNECTIONS;
+        let connections = super::capacity(settings);
         let mut shards = None;
         if options.contestants.contains(&Choice::Sherd) {
             progress.say("starting sherd and its shards");

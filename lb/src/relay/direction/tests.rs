@@ -94,7 +94,10 @@ impl Ends for Wires {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Arrive { len: usize, marked: bool },
+    Arrive {
+        len: usize,
+        marked: bool,
+    },
     Room(usize),
     Interrupt,
     /// Takes the one pipe away, or gives it back.

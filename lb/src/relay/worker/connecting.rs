@@ -35,10 +35,11 @@ const HEADROOM: usize = 1_024;
 impl Core {
     /// Takes a new client: connects it, or hands it to a sibling if there is no shard here, or lets it wait.
     pub(super) fn take(&mut self, client: Client) {
-        match self.standing() {
-            Standing::Absent => self.forward(client),
-            _ if self.has_room() => self.connect(client),
-            _ => self.wait(client, self.clock.now),
+        // Also while draining: what has been accepted, here or by a sibling a moment ago, is served.
+        match self.backend {
+            None => self.forward(client),
+            Some(_) if self.has_room() => self.connect(client),
+            Some(_) => self.wait(client, self.clock.now),
         }
     }
 
@@ -47,7 +48,7 @@ impl Core {
         if self.waiting.is_empty() {
             return;
         }
-        while self.standing() != Standing::Absent
+        while self.backend.is_some()
             && self.has_room()
             && self.exhausted_until.is_none()
             && self.waiting.front().is_some_and(|waiting| waiting.not_before <= self.clock.now)
@@ -63,7 +64,7 @@ impl Core {
         if self.waiting.is_empty() {
             return;
         }
-        let absent = self.standing() == Standing::Absent;
+        let absent = self.backend.is_none();
         for _ in 0..self.waiting.len() {
             let Some(waiting) = self.waiting.pop_front() else { break };
             if self.clock.now.saturating_duration_since(waiting.client.since) >= self.limits.pending_timeout {
@@ -102,7 +103,8 @@ impl Core {
         let epoch = self.epochs.open();
         let connection = Connection::new(client, shard, self.clock.now, epoch);
         let token = self.connections.insert(connection);
-        self.deadlines.set(token.index, self.clock.tick.saturating_add(ticks(self.limits.connect_timeout)).saturating_add(1));
+        self.deadlines
+            .set(token.index, self.clock.tick.saturating_add(ticks(self.limits.connect_timeout)).saturating_add(1));
         if !self.watch(token, Side::Shard) {
             self.exhausted();
             if let Some(connection) = self.take_out(token) {
@@ -206,8 +208,12 @@ impl Core {
         }
     }
 
+    pub(super) fn can_wait(&self) -> bool {
+        self.waiting.len() < self.limits.max_pending as usize + HEADROOM
+    }
+
     pub(super) fn wait(&mut self, client: Client, not_before: Instant) {
-        if self.waiting.len() >= self.limits.max_pending as usize + HEADROOM {
+        if !self.can_wait() {
             return self.give_up(client, Cause::Undeliverable);
         }
         self.waiting.push_back(Waiting { client, not_before });

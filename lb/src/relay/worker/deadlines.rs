@@ -7,7 +7,7 @@ use super::{Core, connecting::RETRY_AFTER, ticks};
 use crate::relay::{
     Cause, Drained,
     command::Scope,
-    connection::{Side, Stage},
+    connection::{Connection, Side, Stage},
     slab::Token,
     socket,
     timers::{TICK_MILLIS, Tick},
@@ -37,12 +37,16 @@ impl Core {
     pub(super) fn set_deadline(&mut self, token: Token) {
         let Some(connection) = self.connections.get(token) else { return };
         let idle = self.limits.idle_timeout.map(|idle| connection.active.saturating_add(ticks(idle)).saturating_add(1));
-        let keepalive = self.limits.keepalive.filter(|_| !connection.kept_alive);
-        let keepalive = keepalive.map(|_| self.clock.tick.saturating_add(KEEPALIVE_AFTER));
+        let keepalive =
+            self.limits.keepalive.filter(|_| !connection.kept_alive).map(|_| self.keepalive_due(connection));
         match idle.into_iter().chain(keepalive).min() {
             Some(deadline) => self.deadlines.set(token.index, deadline),
             None => self.deadlines.clear(token.index),
         }
+    }
+
+    fn keepalive_due(&self, connection: &Connection) -> Tick {
+        ticks(connection.began - self.clock.start).saturating_add(KEEPALIVE_AFTER)
     }
 
     /// Handles deadlines that have come. What is beyond a turn's part is due at once in the next.
@@ -56,15 +60,17 @@ impl Core {
     }
 
     fn look_at(&mut self, token: Token) {
-        let Some(connection) = self.connections.get_mut(token) else { return };
+        let Some(connection) = self.connections.get(token) else { return };
         if connection.stage == Stage::Connecting {
             return self.look_at_connecting(token);
         }
+        let due = self.keepalive_due(connection);
+        let Some(connection) = self.connections.get_mut(token) else { return };
         let silent = self.clock.tick.saturating_sub(connection.active);
         if self.limits.idle_timeout.is_some_and(|idle| silent > ticks(idle)) {
             return self.end_idle(token);
         }
-        if !connection.kept_alive && self.clock.now - connection.began >= RETRY_AFTER {
+        if !connection.kept_alive && due <= self.clock.tick {
             connection.kept_alive = true;
             // A socket that refuses is on its way out.
             let _ = socket::set_keepalive(connection.socket(Side::Shard), self.limits.keepalive);
@@ -126,7 +132,9 @@ impl Core {
             if drain.deadline <= self.clock.now {
                 self.sweep(drain);
             }
-            if self.epochs.before(drain.before) > 0 {
+            // Clients that were accepted and have no connection yet are in no epoch.
+            let waits = self.draining && !self.waiting.is_empty() && self.clock.now < drain.deadline;
+            if self.epochs.before(drain.before) > 0 || waits {
                 self.chore_by(if drain.swept > 0 { self.clock.now } else { self.clock.now + RETRY_AFTER });
                 return true;
             }

@@ -10,8 +10,9 @@ use super::{Core, Destination};
 use crate::relay::{
     Backend, BackendError, Cause, PortKey, Role,
     command::{Command, Scope},
-    connection::Client,
+    connection::{Client, Stage},
     namespace::Dialer,
+    slab::Token,
     socket,
 };
 
@@ -86,7 +87,7 @@ impl Core {
         self.namespace.leave().map_err(|source| BackendError::Leave { slot, source })?;
         let Some(Backend { netns, ports }) = backend else { return Ok(()) };
         if let Some(netns) = netns {
-            self.namespace.enter(netns).map_err(|source| BackendError::Enter { slot, source })?;
+            self.namespace.enter(&netns).map_err(|source| BackendError::Enter { slot, source })?;
         }
         let ports = ports.into_iter().map(|(port, address)| (port, address.into())).collect();
         self.backend = Some(Destination { ports, dialer: Dialer::of_this_thread() });
@@ -103,13 +104,22 @@ impl Core {
         self.take(client);
     }
 
+    /// A client that isn't connected yet can still go to a sibling.
+    fn end_one(&mut self, token: Token) {
+        if self.connections.get(token).is_some_and(|connection| connection.stage == Stage::Connecting) {
+            self.abandon_connect(token);
+        } else {
+            self.cut(token, Cause::ShardGone);
+        }
+    }
+
     /// The worker ends: what it has is reset, and what was handed to it meanwhile goes back to the others.
     pub(super) fn end(&mut self) {
         self.backend = None;
         self.publish();
         for index in 0..self.connections.places() {
             if let Some(token) = self.connections.at(index) {
-                self.cut(token, Cause::ShardGone);
+                self.end_one(token);
             }
         }
         while let Ok(command) = self.commands.try_recv() {

@@ -52,10 +52,11 @@ impl Core {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let Flowing { direction, source, sink } = connection.from(side);
         let splice = self.limits.splice_above.is_some();
-        let mut ends = Sockets { source, sink, pipes: &mut self.pipes, splice, spliced: 0, written: 0 };
+        let mut ends = Sockets { source, sink, pipes: &mut self.pipes, splice, taken: false, spliced: 0, written: 0 };
         let flow = direction.pump(&mut ends, &mut self.scratch);
-        let (written, spliced) = (ends.written, ends.spliced);
-        connection.moved |= written > 0 || connection.holds_bytes();
+        let Sockets { taken, spliced, written, .. } = ends;
+        let queue = flow == Ok(Flow::More) && !mem::replace(&mut direction.queued, true);
+        connection.moved |= taken;
         let stats = self.shared.stats();
         match side {
             Side::Client => stats.bytes_in.add(written as u64),
@@ -66,7 +67,8 @@ impl Core {
         }
         match flow {
             Ok(Flow::Drained | Flow::Blocked) => {}
-            Ok(Flow::More) => self.runnable.push_back((token, side)),
+            Ok(Flow::More) if queue => self.runnable.push_back((token, side)),
+            Ok(Flow::More) => {}
             Ok(Flow::Ended) => self.pass_end(token, side),
             Err(Fault::Source(_)) => self.fault(token, side),
             Err(Fault::Sink(_)) => self.fault(token, side.other()),
@@ -76,6 +78,9 @@ impl Core {
     pub(super) fn run_runnable(&mut self) {
         // Only those that are in now: one that goes on comes after everyone's events.
         for (token, side) in mem::take(&mut self.runnable) {
+            if let Some(connection) = self.connections.get_mut(token) {
+                connection.from(side).direction.queued = false;
+            }
             self.pump(token, side);
         }
     }

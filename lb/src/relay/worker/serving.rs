@@ -17,7 +17,8 @@ const PAUSED_LOOK: Duration = Duration::from_millis(250);
 
 impl Core {
     pub(super) fn on_listener(&mut self, place: u32) {
-        let Some((port, role)) = self.doors.get(place).map(|door| (door.port, door.role)) else { return };
+        let Some(door) = self.doors.get(place) else { return };
+        let (port, role, stopping) = (door.port, door.role, door.is_stopping());
         if self.exhausted_until.is_some() {
             return;
         }
@@ -26,7 +27,8 @@ impl Core {
         let accepted = doors.accept(place, self.clock.now, |client| {
             self.accepted(port, role, client);
             // The last of a burst may have found no room: what is still queued stays there.
-            self.exhausted_until.is_none() && self.standing() != Standing::Full
+            let room = if stopping { self.can_wait() } else { self.standing() != Standing::Full };
+            self.exhausted_until.is_none() && room
         });
         self.doors = doors;
         match accepted {
@@ -67,7 +69,8 @@ impl Core {
 
     /// Opens the doors behind which there is room, here or with a sibling, and closes the others.
     pub(super) fn set_doors(&mut self, standing: Standing) {
-        let elsewhere = standing != Standing::Open && self.open_sibling(Tried::default()).is_some();
+        // A worker that drains takes nothing, also not for others: what comes waits in the kernel's queue.
+        let elsewhere = standing != Standing::Open && !self.draining && self.open_sibling(Tried::default()).is_some();
         let rests = self.exhausted_until.is_some();
         for place in 0..self.doors.places() {
             let Some(door) = self.doors.get(place) else { continue };
