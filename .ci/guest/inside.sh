@@ -15,7 +15,8 @@ fail() {
     echo "$passed passed, 1 failed"
     exit 1
 }
-# until SECONDS COMMAND...: waits for the command to succeed.
+trap 'fail "line $LINENO: $BASH_COMMAND"' ERR
+# until_ SECONDS COMMAND...: waits for the command to succeed.
 until_() {
     local end=$((SECONDS + $1))
     shift

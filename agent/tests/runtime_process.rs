@@ -34,11 +34,35 @@ fn runtime(run_dir: &Path, instance: &str) -> ProcessRuntime {
     })
 }
 
-/// A run directory and an instance of the test's own.
-fn place() -> (tempfile::TempDir, String) {
+/// A run directory and an instance of the test's own; at its end nothing of the instance may be left.
+fn place() -> (Place, String) {
     let directory = tempfile::tempdir().unwrap();
     let name = directory.path().file_name().unwrap().to_string_lossy().trim_start_matches('.').to_lowercase();
-    (directory, format!("test-{name}"))
+    let instance = format!("test-{name}");
+    (Place { directory, instance: instance.clone() }, instance)
+}
+
+struct Place {
+    directory: tempfile::TempDir,
+    instance: String,
+}
+
+impl Place {
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        for mount in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+            let left = Path::new(mount).join("sherd").join(&self.instance);
+            assert!(!left.exists(), "{} is left", left.display());
+        }
+    }
 }
 
 fn shell(script: &str) -> String {

@@ -155,14 +155,21 @@ impl Reconciler {
         self.set_service(name, id, Service::Draining { until: Instant::now() + drain });
     }
 
+    /// The worker turns away from the shard. What it relays to it may go on until the end of the drain, if there is one:
+    /// a connection may have been accepted after the counters were looked at.
     fn disconnect(&mut self, name: &GroupName, id: SlotId) {
         let Some(slot) = self.slot_mut(name, id) else { return };
         slot.backend = None;
+        let until = match slot.service() {
+            Service::Draining { until } => until,
+            Service::In | Service::Out => Instant::now(),
+        };
         let Some(worker) = &slot.worker else { return };
-        let (left, closed) = (worker.set_backend(None), worker.close_backend_connections());
+        let (left, closed) = (worker.set_backend(None), worker.drain_former(until));
         self.await_worker(name, id, Step::Disconnect, move || {
+            let patience = until.saturating_duration_since(Instant::now()) + WORKER_TIMEOUT;
             // A worker that is gone has left and closed everything too.
-            let _ = (left.recv_timeout(WORKER_TIMEOUT), closed.recv_timeout(WORKER_TIMEOUT));
+            let _ = (left.recv_timeout(WORKER_TIMEOUT), closed.recv_timeout(patience));
             Outcome::Done
         });
     }

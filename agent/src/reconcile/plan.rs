@@ -169,7 +169,8 @@ impl Winding {
 fn wind_down(slot: &SlotView, now: Instant) -> Winding {
     match slot.service {
         Service::In => return Winding::Next(Step::Drain),
-        Service::Out if slot.backend.is_some() && slot.open > 0 => return Winding::Next(Step::Drain),
+        // Out of the table for another reason, but what it serves goes on.
+        Service::Out if slot.backend.is_some() => return Winding::Next(Step::Drain),
         Service::Draining { until } if slot.open > 0 && now < until => return Winding::Waits,
         Service::Draining { .. } | Service::Out => {}
     }

@@ -213,10 +213,13 @@ impl Fronts {
         for (key, address, front) in self.open_fronts() {
             let index = index_of(slot);
             if front.listener(index).is_none() {
-                let (name, listener) = front.prepare_slot(index)?;
-                fault::point("equip.prepared");
-                keeper.put(&format!("{}{name}", prefix(&group, address)), listener);
-                fault::point("equip.kept");
+                // A former agent may have come as far as preparing it.
+                if !front.slots().any(|slot| slot == index) {
+                    let (name, listener) = front.prepare_slot(index)?;
+                    fault::point("equip.prepared");
+                    keeper.put(&format!("{}{name}", prefix(&group, address)), listener);
+                    fault::point("equip.kept");
+                }
                 front.add_slot(index)?;
             }
             if let Some(listener) = front.listener(index) {

@@ -225,12 +225,9 @@ impl ProcessRuntime {
         Err(RuntimeError::Unkillable { id: id.clone(), pids: running.map(|it| it.process.pid).into_iter().collect() })
     }
 
-    /// A shim that ended by itself leaves nothing; one that was killed may.
+    /// What a killed shim has left; one that ended by itself has left nothing, or an empty cgroup.
     async fn clear_leftovers(&self, id: &ShardId) -> Result<(), RuntimeError> {
         let (directory, mark) = (self.directory(id), self.mark(&id.0));
-        if matches!(record::read::<Exit>(&directory), Ok(Some(_))) {
-            return Ok(());
-        }
         let cleared = tokio::task::spawn_blocking(move || leftovers::clear(&directory, &mark)).await;
         cleared.unwrap_or(Ok(())).map_err(|pids| RuntimeError::Unkillable { id: id.clone(), pids })
     }

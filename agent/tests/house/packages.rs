@@ -11,7 +11,7 @@ struct Metadata {
 
 /// A crate, of the workspace or from a registry.
 #[derive(Deserialize)]
-pub struct Package {
+pub(crate) struct Package {
     pub name: String,
     pub version: String,
     /// An SPDX expression; older crates write `A/B` for `A OR B`.
@@ -23,7 +23,7 @@ pub struct Package {
 
 /// One line of a crate's manifest.
 #[derive(Deserialize)]
-pub struct Dependency {
+pub(crate) struct Dependency {
     pub name: String,
     /// `dev`, `build` or, for an ordinary one, nothing.
     pub kind: Option<String>,
@@ -35,7 +35,7 @@ pub struct Dependency {
 ///
 /// # Panics
 /// When cargo can't say, with what it printed.
-pub fn resolved(workspace: &Path) -> Vec<Package> {
+pub(crate) fn resolved(workspace: &Path) -> Vec<Package> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--locked", "--format-version", "1", "--filter-platform", "x86_64-unknown-linux-gnu"])
         .current_dir(workspace)
@@ -50,7 +50,7 @@ pub fn resolved(workspace: &Path) -> Vec<Package> {
 }
 
 /// Whether the SPDX expression can be met with licences of `allowed` alone.
-pub fn is_allowed(expression: &str, allowed: &BTreeSet<String>) -> bool {
+pub(crate) fn is_allowed(expression: &str, allowed: &BTreeSet<String>) -> bool {
     let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
     let words: Vec<_> = spaced.split_whitespace().collect();
     let mut rest = words.as_slice();

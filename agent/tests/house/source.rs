@@ -11,7 +11,7 @@ use syn::{
 };
 
 /// One file, as plain facts.
-pub struct Source {
+pub(crate) struct Source {
     /// Relative to the workspace, with `/`.
     pub path: String,
     pub text: String,
@@ -33,7 +33,7 @@ pub struct Source {
 
 /// A function of a file, with the lines from its `fn` to its closing brace.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Function {
+pub(crate) struct Function {
     pub lines: usize,
     pub path: String,
     pub name: String,
@@ -43,7 +43,7 @@ pub struct Function {
 ///
 /// # Panics
 /// When a file can't be read or is not Rust: then no other figure can be trusted.
-pub fn read(workspace: &Path, folders: &[&str], vendors: &[&str]) -> Vec<Source> {
+pub(crate) fn read(workspace: &Path, folders: &[&str], vendors: &[&str]) -> Vec<Source> {
     let mut paths = BTreeSet::new();
     for folder in folders {
         walk(&workspace.join(folder), &mut |path| {
@@ -62,7 +62,7 @@ pub fn read(workspace: &Path, folders: &[&str], vendors: &[&str]) -> Vec<Source>
 }
 
 /// Calls `visit` with every file below `folder`; build output and version control are left out.
-pub fn walk(folder: &Path, visit: &mut dyn FnMut(&Path)) {
+pub(crate) fn walk(folder: &Path, visit: &mut dyn FnMut(&Path)) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.map(|entry| entry.expect("a folder of the workspace is readable")) {
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());

@@ -101,6 +101,9 @@ pub(crate) fn busybox_tar() -> Vec<u8> {
     std::fs::create_dir_all(&bin).unwrap();
     std::fs::create_dir_all(root.path().join("etc")).unwrap();
     std::fs::write(root.path().join("etc/passwd"), "root:x:0:0::/:/bin/sh\nweb:x:1000:1000::/:/bin/sh\n").unwrap();
+    // A layer that no other test has: an engine does not pull what it has already.
+    let unique = format!("{:?} {}", std::time::SystemTime::now(), root.path().display());
+    std::fs::write(root.path().join("etc/unique"), unique).unwrap();
     std::fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
     for applet in ["sh", "cat", "sleep", "env", "id", "touch", "echo", "true", "grep", "test"] {
         std::os::unix::fs::symlink("busybox", bin.join(applet)).unwrap();

@@ -58,7 +58,7 @@ fn faulty_specifications_are_explained() {
         refused(world, &good.replace("8081:80", "8081:80/udp"), &["bad.toml:", "udp"]);
         refused(world, &good.replace("8081:80", "8080:80"), &["8080", "web"]);
         refused(world, "name = \"other\"\n[container]\nimage = \"Not An Image\"\n", &["bad.toml:", "image"]);
-        refused(world, "name = \"other\"\n[container]\nimage = \"nginx\"\n", &["docker"]);
+        refused(world, "name = \"other\"\n[layout]\nunit = \"pu\"\nsharing = \"shared\"\nshards = 1\n[container]\nimage = \"nginx\"\n", &["docker"]);
         refused(world, "= nonsense", &["bad.toml:1"]);
         refused(world, &good.replace(&format!("\"{}\"", crate::world::SHERD), "\"/no/such/program\""), &["/no/such/program"]);
     });

@@ -6,7 +6,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use sherd_testkit::{Need, in_new_netns, needs};
+use sherd_testkit::{Need, eventually, in_new_netns, needs};
 
 use crate::{
     traffic::{self, Load},
@@ -17,6 +17,11 @@ const ADDRESS: &str = "127.0.0.1:8080";
 
 fn address() -> SocketAddr {
     ADDRESS.parse().expect("an address")
+}
+
+fn has_ended(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().find_map(|line| line.strip_prefix("State:")).is_none_or(|state| state.trim_start().starts_with(['Z', 'X']))
 }
 
 fn shard_pids(world: &World) -> Vec<u32> {
@@ -46,8 +51,8 @@ fn only_connections_of_killed_shards_fail() {
                 let pid = pids[(random >> 16) as usize % 2];
                 let before = Instant::now();
                 signal(pid, Signal::SIGKILL);
-                // Its sockets are reset as it ends, which is a little later than the signal.
-                std::thread::sleep(Duration::from_millis(20));
+                // Its sockets take connections until it has ended, which is a little later than the signal.
+                eventually("it has ended", Duration::from_secs(5), || has_ended(pid).then_some(()));
                 killed.push((pid, (before, Instant::now())));
             }
             std::thread::sleep(Duration::from_millis(100 + u64::from(random >> 24)));
@@ -61,7 +66,7 @@ fn only_connections_of_killed_shards_fail() {
                 // Nobody had answered yet: then it was in a shard that was killed while it was.
                 None => assert!(
                     killed.iter().any(|(_, time)| failure.overlaps(*time)),
-                    "{failure:?}: no shard was killed meanwhile"
+                    "{failure:?}: no shard was killed meanwhile; kills: {killed:?}"
                 ),
             }
         }
@@ -85,7 +90,7 @@ fn no_connection_is_refused_while_the_agent_is_away() {
         let load = Load::start(address(), 8, usize::MAX);
         for _ in 0..scaled(3, 20) {
             let reached = load.done() + 200;
-            sherd_testkit::eventually("traffic flows", Duration::from_secs(30), || {
+            eventually("traffic flows", Duration::from_secs(30), || {
                 (load.done() >= reached).then_some(())
             });
             let before = Instant::now();
@@ -122,7 +127,7 @@ fn a_restart_of_the_agent_loses_nothing_short_lived() {
         let load = Load::start(address(), 8, usize::MAX);
         for _ in 0..scaled(3, 20) {
             let reached = load.done() + 200;
-            sherd_testkit::eventually("traffic flows", Duration::from_secs(30), || {
+            eventually("traffic flows", Duration::from_secs(30), || {
                 (load.done() >= reached).then_some(())
             });
             world.end_agent();
@@ -145,7 +150,7 @@ fn connections_wait_for_the_first_shard() {
         world.apply("web", &demo_spec("web", 2, "8080:80", ""));
         let load = Load::start(address(), 16, 200);
         let (done, failures) = {
-            sherd_testkit::eventually("all are served", Duration::from_secs(60), || load.is_finished().then_some(()));
+            eventually("all are served", Duration::from_secs(60), || load.is_finished().then_some(()));
             load.finish()
         };
         assert_eq!((done, failures.len()), (200, 0), "{:?}", failures.first());

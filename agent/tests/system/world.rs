@@ -213,7 +213,7 @@ impl World {
         }
     }
 
-    /// Processes that belong to this test: their command line or environment names its directory.
+    /// Processes that belong to this test: their command line or environment names its directory or its instance.
     pub(crate) fn processes(&self) -> Vec<(u32, String)> {
         let mark = self.dir.display().to_string();
         let mut found = Vec::new();
@@ -226,8 +226,9 @@ impl World {
                 let bytes = fs::read(entry.path().join(file)).unwrap_or_default();
                 String::from_utf8_lossy(&bytes).replace('\0', " ")
             };
-            let line = text("cmdline");
-            if line.contains(&mark) || text("environ").contains(&mark) {
+            let (line, environment) = (text("cmdline"), text("environ"));
+            let marked = |text: &str| text.contains(&mark) || text.contains(&format!("SHERD_SHARD={}", self.instance));
+            if marked(&line) || marked(&environment) {
                 found.push((pid, line));
             }
         }

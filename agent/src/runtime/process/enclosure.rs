@@ -20,6 +20,8 @@ use crate::runtime::cgroup::{self, Membership, Mounts};
 const TOP: &str = "sherd";
 /// Between two looks at dying processes.
 const DYING_POLL: Duration = Duration::from_millis(5);
+/// How long the kernel may take to notice that a cgroup is empty.
+const REMOVAL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where the shim runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +103,14 @@ pub(super) fn kill_all(directory: &Path, patience: Duration) -> Result<(), Vec<u
 
 /// Removes it, and what was made above it for shards, once that is empty.
 pub(super) fn remove(directory: &Path) -> io::Result<()> {
-    cgroup::remove(directory)?;
+    let deadline = Instant::now() + REMOVAL_PATIENCE;
+    // A process that is dead to cgroup.procs may hold its cgroup for a moment more.
+    while let Err(error) = cgroup::remove(directory) {
+        if error.raw_os_error() != Some(libc::EBUSY) || Instant::now() > deadline {
+            return Err(error);
+        }
+        thread::sleep(DYING_POLL);
+    }
     // …/sherd/INSTANCE, then …/sherd; others may be using them.
     for ancestor in directory.ancestors().skip(1).take(2) {
         let is_ours = ancestor.ends_with(TOP) || ancestor.parent().is_some_and(|parent| parent.ends_with(TOP));

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 
 use super::{
     enclosure,
-    record::{self, Shim},
+    record::{self, Exit, Shim},
 };
 use crate::runtime::procfs;
 
@@ -24,11 +24,14 @@ const DYING_POLL: Duration = Duration::from_millis(10);
 pub(super) fn clear(directory: &Path, mark: &str) -> Result<(), Vec<u32>> {
     // Without its record no shim has started anything.
     let Ok(Some(shim)) = record::read::<Shim>(directory) else { return Ok(()) };
-    if let Some(cgroup) = &shim.cgroup {
-        enclosure::kill_all(cgroup, PATIENCE)?;
-        let _ = enclosure::remove(cgroup);
+    if let Some(cgroup) = shim.cgroup.filter(|cgroup| cgroup.exists()) {
+        enclosure::kill_all(&cgroup, PATIENCE)?;
+        if let Err(error) = enclosure::remove(&cgroup) {
+            tracing::warn!(cgroup = %cgroup.display(), %error, "an empty cgroup can't be removed");
+        }
     }
-    kill_marked(mark)
+    // A shim that ended by itself has left nothing.
+    if matches!(record::read::<Exit>(directory), Ok(Some(_))) { Ok(()) } else { kill_marked(mark) }
 }
 
 fn kill_marked(mark: &str) -> Result<(), Vec<u32>> {
