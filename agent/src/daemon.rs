@@ -1,13 +1,7 @@
 //! The agent's life: takes its directories, finds holder and runtimes, starts the loop, the API and the metrics, and
 //! ends them in order. Decides nothing about shards.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -42,7 +36,7 @@ const RUNTIME_THREADS: usize = 2;
 ///
 /// # Errors
 /// When it can't start: each says what is missing and what to do.
-pub fn run(config: AgentConfig) -> Result<()> {
+pub fn run(config: &AgentConfig) -> Result<()> {
     journal::start(&config.log)?;
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -51,7 +45,7 @@ pub fn run(config: AgentConfig) -> Result<()> {
         .enable_all()
         .build()
         .context("the agent's threads can't be started")?;
-    let result = runtime.block_on(serve(&config));
+    let result = runtime.block_on(serve(config));
     // What still runs in the background is an engine call or a probe; nobody waits for its answer any more.
     runtime.shutdown_timeout(Duration::from_millis(200));
     result
@@ -133,8 +127,12 @@ fn this_program() -> Result<PathBuf> {
 
 fn make_directories(config: &AgentConfig) -> Result<()> {
     for directory in [&config.run_dir, &config.state_dir] {
-        fs::create_dir_all(directory)
-            .with_context(|| format!("{} can't be made: run the agent as root, or name another with --run-dir and --state-dir", directory.display()))?;
+        fs::create_dir_all(directory).with_context(|| {
+            format!(
+                "{} can't be made: run the agent as root, or name another with --run-dir and --state-dir",
+                directory.display()
+            )
+        })?;
     }
     // Specifications may hold secrets in their environment.
     fs::set_permissions(&config.state_dir, fs::Permissions::from_mode(0o700))

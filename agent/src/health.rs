@@ -151,11 +151,8 @@ mod tests {
 
     #[test]
     fn thousands_of_failures_do_not_overflow() {
-        let policy = BackoffPolicy {
-            first: Duration::from_secs(1),
-            max: Duration::from_secs(60),
-            reset_after: Duration::MAX,
-        };
+        let policy =
+            BackoffPolicy { first: Duration::from_secs(1), max: Duration::from_secs(60), reset_after: Duration::MAX };
         let (mut backoff, now) = (Backoff::default(), Instant::now());
         for _ in 0..5_000 {
             assert!(backoff.note_failure(policy, Duration::ZERO, now) <= policy.max);

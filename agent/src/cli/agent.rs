@@ -58,7 +58,7 @@ struct Metrics(Option<SocketAddr>);
 pub(super) fn run(args: Args, run_dir: Option<&Path>) -> Result<ExitCode, Failure> {
     let file = AgentConfig::load(args.config.as_deref())?;
     let config = args.over(file, run_dir)?;
-    crate::daemon::run(config)?;
+    crate::daemon::run(&config)?;
     Ok(ExitCode::SUCCESS)
 }
 

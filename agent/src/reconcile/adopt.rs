@@ -116,8 +116,7 @@ impl Reconciler {
             }
             let kept = publish::by_address(kept, name);
             let slots = group.planned().to_vec();
-            group.fronts =
-                Fronts::adopt(&group.spec, &self.host, &slots, kept, &mut self.keeper);
+            group.fronts = Fronts::adopt(&group.spec, &self.host, &slots, kept, &mut self.keeper);
             group.fronts.set_tables(&self.host, &slots);
         }
     }

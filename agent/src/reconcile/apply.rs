@@ -1,6 +1,5 @@
 //! Takes in specifications: whatever could be wrong with one is found before anything that runs is changed.
 
-
 use sherd_lb::table::MAX_SLOTS;
 use sherd_topology::plan::{self, GroupName, Layout, LayoutRequest, Plan};
 use tokio::sync::oneshot;
@@ -77,13 +76,14 @@ impl Reconciler {
         // From here on a restarted agent runs this specification.
         self.store.put(&name, &text).map_err(ApplyError::from)?;
         fault::point("apply.stored");
-        let group = self.groups.entry(name.clone()).or_insert_with(|| Group::new(spec.clone(), String::new(), Intent::Run));
+        let group =
+            self.groups.entry(name.clone()).or_insert_with(|| Group::new(spec.clone(), String::new(), Intent::Run));
         group.set_spec(spec, text);
         let retired = group.fronts.merge(opened, &group.spec, &mut self.keeper);
         group.forget_fronts(&retired);
         group.equip_new_fronts(&mut self.keeper);
         fault::point("apply.published");
-        self.take_plan(plan);
+        self.take_plan(&plan);
         self.follow_live(&name);
         tracing::info!(group = %name, slots = report.layouts.iter().filter(|layout| layout.group == name).map(|layout| layout.slots.len()).sum::<usize>(), "specification applied");
         self.send_event(super::report::group_event(&name, "group-applied", "specification applied".into()));
@@ -96,7 +96,8 @@ impl Reconciler {
             if *other == spec.name || !matches!(group.intent, Intent::Run) {
                 continue;
             }
-            let taken = spec.ports.iter().find(|port| group.spec.ports.iter().any(|theirs| theirs.host.overlaps(&port.host)));
+            let taken =
+                spec.ports.iter().find(|port| group.spec.ports.iter().any(|theirs| theirs.host.overlaps(&port.host)));
             if let Some(port) = taken {
                 return Err(ApplyError::PortOfGroup { address: port.host.addresses()[0], other: other.clone() });
             }
@@ -106,7 +107,9 @@ impl Reconciler {
             .faults
             .iter()
             // A new exclusive group must not push out one that has its place.
-            .filter(|fault| fault.group == spec.name || self.groups.get(&fault.group).is_some_and(|group| group.layout.is_some()))
+            .filter(|fault| {
+                fault.group == spec.name || self.groups.get(&fault.group).is_some_and(|group| group.layout.is_some())
+            })
             .map(ToString::to_string)
             .collect();
         if !unplaced.is_empty() {
@@ -125,9 +128,10 @@ impl Reconciler {
     fn plan_with(&self, specs: &[GroupSpec]) -> Plan {
         let replaced = |name: &GroupName| specs.iter().any(|spec| spec.name == *name);
         // A group that is being stopped keeps its CPUs until its shards have let go of them.
-        let kept = self.groups.iter().filter(|(name, group)| {
-            !replaced(name) && (matches!(group.intent, Intent::Run) || group.layout.is_some())
-        });
+        let kept = self
+            .groups
+            .iter()
+            .filter(|(name, group)| !replaced(name) && (matches!(group.intent, Intent::Run) || group.layout.is_some()));
         let mut requests: Vec<LayoutRequest> = kept.map(|(_, group)| group.spec.layout.clone()).collect();
         requests.extend(specs.iter().map(|spec| spec.layout.clone()));
         let current: Vec<Layout> = self.groups.values().filter_map(|group| group.layout.clone()).collect();
@@ -137,11 +141,11 @@ impl Reconciler {
     /// Plans what is there again and takes the result.
     pub(super) fn replan(&mut self) {
         let plan = self.plan_with(&[]);
-        self.take_plan(plan);
+        self.take_plan(&plan);
     }
 
     /// Makes a plan the one that is executed.
-    fn take_plan(&mut self, plan: Plan) {
+    fn take_plan(&mut self, plan: &Plan) {
         for change in &plan.changes {
             tracing::info!(group = %change.group, slot = %change.slot, kind = ?change.kind, reason = %change.reason, "plan");
         }

@@ -73,7 +73,7 @@ impl Reconciler {
         match made {
             Ok((worker, served)) => {
                 slot.worker = Some(Arc::new(worker));
-                let wait = move || match served.into_iter().find_map(failure) {
+                let wait = move || match served.iter().find_map(failure) {
                     Some(cause) => Outcome::Worker(format!("its worker can't accept: {cause}")),
                     None => Outcome::Done,
                 };
@@ -89,7 +89,8 @@ impl Reconciler {
     fn connect(&mut self, name: &GroupName, id: SlotId, shard: ShardId) {
         let Some(group) = self.groups.get_mut(name) else { return };
         let Some(slot) = group.slots.get_mut(&id) else { return };
-        let (Some(worker), Some(reach)) = (&slot.worker, slot.live.as_ref().and_then(|live| live.reach.as_ref())) else {
+        let (Some(worker), Some(reach)) = (&slot.worker, slot.live.as_ref().and_then(|live| live.reach.as_ref()))
+        else {
             return;
         };
         let netns = match reach.netns.as_ref().map(|netns| netns.try_clone()).transpose() {
@@ -319,7 +320,9 @@ impl Reconciler {
         let (pinning, fault) = match (outcome, place) {
             (Outcome::Done, Some(place)) => (Pinning::Holds(place), None),
             (Outcome::Done, None) => (Pinning::Unknown, None),
-            (Outcome::NotPinned(cause) | Outcome::Worker(cause), _) => (Pinning::Faulty { retry_after: Instant::now() + REPIN_RETRY }, Some(cause)),
+            (Outcome::NotPinned(cause) | Outcome::Worker(cause), _) => {
+                (Pinning::Faulty { retry_after: Instant::now() + REPIN_RETRY }, Some(cause))
+            }
             (Outcome::Engine(error), _) => {
                 (Pinning::Faulty { retry_after: Instant::now() + REPIN_RETRY }, Some(super::chain(&error)))
             }
@@ -339,7 +342,7 @@ impl Reconciler {
 const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a listener isn't served, if it isn't.
-fn failure(served: Receiver<std::io::Result<()>>) -> Option<String> {
+fn failure(served: &Receiver<std::io::Result<()>>) -> Option<String> {
     match served.recv_timeout(WORKER_TIMEOUT) {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error.to_string()),
@@ -376,7 +379,13 @@ fn outcome(result: Result<(), RuntimeError>) -> Outcome {
     }
 }
 
-fn report(outbox: &mpsc::UnboundedSender<Message>, key: ShardKey, step: Step, outcome: Outcome, last_lines: Vec<String>) {
+fn report(
+    outbox: &mpsc::UnboundedSender<Message>,
+    key: ShardKey,
+    step: Step,
+    outcome: Outcome,
+    last_lines: Vec<String>,
+) {
     // Nobody receives when the loop has ended, and then nobody has to know.
     let _ = outbox.send(Message::Stepped { group: key.group, slot: key.slot, step, outcome, last_lines });
 }
@@ -462,8 +471,9 @@ impl SlotRun {
 impl Group {
     /// Whether a shard of it is alive.
     pub(super) fn has_living_shard(&self) -> bool {
-        self.slots.values().flat_map(|slot| &slot.shards).any(|shard| {
-            matches!(shard.state, ShardState::Running { .. } | ShardState::Paused { .. })
-        })
+        self.slots
+            .values()
+            .flat_map(|slot| &slot.shards)
+            .any(|shard| matches!(shard.state, ShardState::Running { .. } | ShardState::Paused { .. }))
     }
 }

@@ -136,18 +136,18 @@ impl Group {
     /// What planning sees of the group.
     pub(super) fn views(&self) -> Vec<SlotView> {
         let timeout = self.spec.readiness.start_timeout;
-        let view = |(id, slot): (&SlotId, &SlotRun)| {
-            slot.view(*id, self.wanted(*id), timeout, || self.fronts.queued(*id))
-        };
+        let view =
+            |(id, slot): (&SlotId, &SlotRun)| slot.view(*id, self.wanted(*id), timeout, || self.fronts.queued(*id));
         self.slots.iter().map(view).collect()
     }
 
     /// Nothing of it is left on the host, or nothing but ended shards where those are to stay.
     pub(super) fn is_wound_down(&self) -> bool {
         self.slots.values().all(|slot| {
-            let ended = slot.shards.iter().all(|shard| {
-                matches!(shard.state, ShardState::Exited { .. } | ShardState::Created | ShardState::Dead)
-            });
+            let ended = slot
+                .shards
+                .iter()
+                .all(|shard| matches!(shard.state, ShardState::Exited { .. } | ShardState::Created | ShardState::Dead));
             let shards_done = if matches!(self.intent, Intent::Purge) { slot.shards.is_empty() } else { ended };
             shards_done && slot.worker.is_none() && slot.step.is_none() && !slot.stale
         })
@@ -251,7 +251,7 @@ impl SlotRun {
             id: shard.id.clone(),
             spec: shard.spec.clone(),
             generation: shard.generation,
-            state: shard.state.clone(),
+            state: shard.state,
         });
         SlotView {
             id,

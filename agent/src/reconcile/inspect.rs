@@ -58,7 +58,9 @@ pub(super) enum Unreached {
          let it listen on all addresses, or set `loopback = true` for the port"
     )]
     LoopbackOnly { address: SocketAddr },
-    #[error("its namespace has no address but loopback: give the host an address, or set `loopback = true` for the port")]
+    #[error(
+        "its namespace has no address but loopback: give the host an address, or set `loopback = true` for the port"
+    )]
     NoAddress,
     #[error(transparent)]
     Probe(#[from] ready::ProbeError),
@@ -109,7 +111,7 @@ impl Question {
         let own = Netns::current().map_err(Unreached::Namespace)?;
         let same = |a: &Netns, b: &Netns| Ok(a.id()? == b.id()?);
         let is_own = same(&netns, &own).map_err(Unreached::Namespace)?;
-        let listeners = netns.with(sockdiag::all_listeners).flatten().map_err(Unreached::Namespace)?;
+        let listeners = netns.with(sockdiag::all_listeners).and_then(|found| found).map_err(Unreached::Namespace)?;
         let mut ports = Vec::with_capacity(self.ports.len());
         for question in &self.ports {
             // In the host's own namespace "elsewhere" would list everybody's ports.

@@ -134,7 +134,10 @@ impl Keeper {
                     self.put(&name, descriptor);
                 }
             }
-            Err(error) => tracing::error!(error = super::chain(&error), "no holder: if the agent died now, connections would be refused"),
+            Err(error) => tracing::error!(
+                error = super::chain(&error),
+                "no holder: if the agent died now, connections would be refused"
+            ),
         }
     }
 

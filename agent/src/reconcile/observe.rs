@@ -56,12 +56,7 @@ impl Reconciler {
         });
     }
 
-    pub(super) fn on_listed(
-        &mut self,
-        kind: &'static str,
-        began: Instant,
-        result: Result<Listing, RuntimeError>,
-    ) {
+    pub(super) fn on_listed(&mut self, kind: &'static str, began: Instant, result: Result<Listing, RuntimeError>) {
         self.note_runtime(kind, result.as_ref().map(|_| ()));
         let view = self.runtime_views.entry(kind).or_default();
         view.listing = false;
@@ -77,7 +72,11 @@ impl Reconciler {
     fn take_listing(&mut self, kind: &'static str, began: Instant, listing: Listing) {
         for foreign in listing.foreign {
             if self.foreign.insert(foreign.id.clone()) {
-                tracing::warn!(container = foreign.name, reason = foreign.reason, "labelled as ours, but isn't: left alone");
+                tracing::warn!(
+                    container = foreign.name,
+                    reason = foreign.reason,
+                    "labelled as ours, but isn't: left alone"
+                );
             }
         }
         let mut shards = listing.shards;
@@ -251,11 +250,8 @@ fn note_end(slot: &mut SlotRun, spec: &GroupSpec, now: Instant) {
 impl SlotRun {
     /// Notes a failure of the slot: the next try waits for its back-off.
     pub(super) fn fail(&mut self, spec: &GroupSpec, ran: Duration, cause: String, now: Instant) {
-        let policy = BackoffPolicy {
-            first: spec.backoff.first,
-            max: spec.backoff.max,
-            reset_after: spec.backoff.reset_after,
-        };
+        let policy =
+            BackoffPolicy { first: spec.backoff.first, max: spec.backoff.max, reset_after: spec.backoff.reset_after };
         let wait = self.backoff.note_failure(policy, ran, now);
         tracing::warn!(group = %spec.name, cause, wait_ms = wait.as_millis(), failures = self.backoff.failures(), "shard failed");
         self.last_error = Some(cause.clone());

@@ -99,16 +99,16 @@ fn with_shard(
 ) -> Option<Step> {
     match &shard.state {
         ShardState::Removing => abandon(slot),
-        ShardState::Exited { .. } | ShardState::Dead => {
-            abandon(slot).or_else(|| Some(Step::Remove(shard.id.clone())))
-        }
+        ShardState::Exited { .. } | ShardState::Dead => abandon(slot).or_else(|| Some(Step::Remove(shard.id.clone()))),
         ShardState::Created if shard.spec != *spec => Some(Step::Remove(shard.id.clone())),
         ShardState::Created if !slot.equipped => Some(Step::Equip),
-        ShardState::Created => {
-            slot.start_after.is_none_or(|after| after <= now).then(|| Step::Start(shard.id.clone()))
-        }
+        ShardState::Created => slot.start_after.is_none_or(|after| after <= now).then(|| Step::Start(shard.id.clone())),
         ShardState::Running { .. } | ShardState::Paused { .. } if shard.spec != *spec => {
-            if may_replace { wind_down(slot, now).step() } else { running(slot, shard, place, now) }
+            if may_replace {
+                wind_down(slot, now).step()
+            } else {
+                running(slot, shard, place, now)
+            }
         }
         ShardState::Running { .. } => running(slot, shard, place, now),
         // Somebody paused it by hand: its connections wait in it, new ones go elsewhere.

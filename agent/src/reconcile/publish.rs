@@ -86,7 +86,8 @@ impl Fronts {
         for (port, address) in addresses_of(spec) {
             if !had.contains(&address) {
                 let config = config(spec, address, host, slots.len());
-                let front = Front::open(&config, &table(host, slots, port)).map_err(|error| not_open(address, error))?;
+                let front =
+                    Front::open(&config, &table(host, slots, port)).map_err(|error| not_open(address, error))?;
                 opened.push((port.clone(), address, front));
             }
         }
@@ -168,7 +169,9 @@ impl Fronts {
         now: Instant,
     ) -> bool {
         let mut published_one = false;
-        for published in self.list.iter_mut().filter(|published| published.front.is_err() && published.retry_after <= now) {
+        for published in
+            self.list.iter_mut().filter(|published| published.front.is_err() && published.retry_after <= now)
+        {
             published.retry_after = now + REPUBLISH_AFTER;
             let config = config(spec, published.address, host, slots.len());
             match Front::open(&config, &table(host, slots, &published.port)) {
@@ -232,9 +235,10 @@ impl Fronts {
 
     /// Lets the worker empty the slot's queues, which nothing new comes into, and give up its listeners.
     pub(super) fn stop_serving(&self, slot: SlotId, worker: &Worker) -> Vec<Receiver<()>> {
-        let served = self.list.iter().filter(|published| {
-            published.front.as_ref().is_ok_and(|front| front.listener(index_of(slot)).is_some())
-        });
+        let served = self
+            .list
+            .iter()
+            .filter(|published| published.front.as_ref().is_ok_and(|front| front.listener(index_of(slot)).is_some()));
         served.map(|published| worker.stop_serving(published.key, Role::Slot)).collect()
     }
 
@@ -359,7 +363,9 @@ impl Fronts {
         for published in &self.list {
             let Ok(front) = &published.front else { continue };
             let prefix = prefix(&self.group, published.address);
-            all.extend(front.descriptors().into_iter().map(|(name, descriptor)| (format!("{prefix}{name}"), descriptor)));
+            all.extend(
+                front.descriptors().into_iter().map(|(name, descriptor)| (format!("{prefix}{name}"), descriptor)),
+            );
         }
         all
     }
@@ -404,7 +410,10 @@ pub(super) fn prefix(group: &GroupName, address: SocketAddr) -> String {
 }
 
 /// Sorts what the holder has of a group by address.
-pub(super) fn by_address(kept: Vec<(String, OwnedFd)>, group: &GroupName) -> BTreeMap<SocketAddr, Vec<(String, OwnedFd)>> {
+pub(super) fn by_address(
+    kept: Vec<(String, OwnedFd)>,
+    group: &GroupName,
+) -> BTreeMap<SocketAddr, Vec<(String, OwnedFd)>> {
     let mut sorted: BTreeMap<SocketAddr, Vec<(String, OwnedFd)>> = BTreeMap::new();
     let before = format!("front/{group}/");
     for (name, descriptor) in kept {
@@ -422,8 +431,7 @@ fn addresses_of(spec: &GroupSpec) -> impl Iterator<Item = (&PortSpec, SocketAddr
 }
 
 fn table(host: &Host, slots: &[Slot], port: &PortSpec) -> sherd_lb::table::SteeringTable {
-    let choice =
-        PortChoice { policy: port.policy, weights: port.weights.as_deref(), table_len: port.table_len };
+    let choice = PortChoice { policy: port.policy, weights: port.weights.as_deref(), table_len: port.table_len };
     steering_table::build(host, slots, choice)
 }
 

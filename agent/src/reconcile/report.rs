@@ -64,7 +64,10 @@ impl Reconciler {
                     group: spec.name.clone(),
                     slot: None,
                     kind: "restarted".into(),
-                    message: format!("{}: its shards are replaced slot by slot, because what runs in them changes", spec.name),
+                    message: format!(
+                        "{}: its shards are replaced slot by slot, because what runs in them changes",
+                        spec.name
+                    ),
                 });
             }
         }
@@ -159,9 +162,8 @@ impl Group {
         if !slots.is_empty() && slots.iter().all(|slot| slot.ready) {
             return (GroupState::Ready, None);
         }
-        let troubled = slots.iter().find(|slot| {
-            matches!(slot.state, SlotState::Failed | SlotState::Waiting | SlotState::Unready)
-        });
+        let troubled =
+            slots.iter().find(|slot| matches!(slot.state, SlotState::Failed | SlotState::Waiting | SlotState::Unready));
         match troubled {
             Some(slot) => {
                 let cause = slot.cause.as_deref().unwrap_or("it is not ready");
@@ -233,8 +235,8 @@ fn plan_change(change: &Change) -> PlanChange {
     }
 }
 
-pub(super) fn progress(group: GroupName, message: String) -> Event {
-    group_event(&group, "progress", message)
+pub(super) fn progress(group: &GroupName, message: String) -> Event {
+    group_event(group, "progress", message)
 }
 
 pub(super) fn group_event(group: &GroupName, kind: &str, message: String) -> Event {

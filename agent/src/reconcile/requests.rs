@@ -41,7 +41,7 @@ impl Reconciler {
             }
             Message::Probed { group, slot, shard, result } => self.on_probed(&group, slot, &shard, result),
             Message::Prepared { spec, text, result, reply } => self.on_prepared(*spec, text, result, reply),
-            Message::Progress { group, line } => self.send_event(super::report::progress(group, line)),
+            Message::Progress { group, line } => self.send_event(super::report::progress(&group, line)),
             Message::OrphanRemoved { runtime, id, result } => {
                 self.orphans.remove(&id);
                 if let Err(error) = result {

@@ -101,9 +101,8 @@ impl Group {
 
     /// Slots that are in service, ascending.
     pub(super) fn in_service(&self) -> Vec<SlotId> {
-        let serving = |(id, slot): (&SlotId, &SlotRun)| {
-            (slot.service() == Service::In && slot.worker.is_some()).then_some(*id)
-        };
+        let serving =
+            |(id, slot): (&SlotId, &SlotRun)| (slot.service() == Service::In && slot.worker.is_some()).then_some(*id);
         self.slots.iter().filter_map(serving).collect()
     }
 

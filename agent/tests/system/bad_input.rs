@@ -58,9 +58,17 @@ fn faulty_specifications_are_explained() {
         refused(world, &good.replace("8081:80", "8081:80/udp"), &["bad.toml:", "udp"]);
         refused(world, &good.replace("8081:80", "8080:80"), &["8080", "web"]);
         refused(world, "name = \"other\"\n[container]\nimage = \"Not An Image\"\n", &["bad.toml:", "image"]);
-        refused(world, "name = \"other\"\n[layout]\nunit = \"pu\"\nsharing = \"shared\"\nshards = 1\n[container]\nimage = \"nginx\"\n", &["docker"]);
+        refused(
+            world,
+            "name = \"other\"\n[layout]\nunit = \"pu\"\nsharing = \"shared\"\nshards = 1\n[container]\nimage = \"nginx\"\n",
+            &["docker"],
+        );
         refused(world, "= nonsense", &["bad.toml:1"]);
-        refused(world, &good.replace(&format!("\"{}\"", crate::world::SHERD), "\"/no/such/program\""), &["/no/such/program"]);
+        refused(
+            world,
+            &good.replace(&format!("\"{}\"", crate::world::SHERD), "\"/no/such/program\""),
+            &["/no/such/program"],
+        );
     });
 }
 
@@ -85,8 +93,23 @@ fn shards_that_fail_are_shown_with_their_last_words() {
     beside_a_running_group("shards_that_fail_are_shown_with_their_last_words", |world| {
         let run = |name: &str, port: &str, script: &str| {
             let output = world.try_sherd(&[
-                "run", "--process", "-g", name, "-u", "pu", "-n", "1", "--shared", "-p", port, "--timeout", "3s",
-                "--", "sh", "-c", script,
+                "run",
+                "--process",
+                "-g",
+                name,
+                "-u",
+                "pu",
+                "-n",
+                "1",
+                "--shared",
+                "-p",
+                port,
+                "--timeout",
+                "3s",
+                "--",
+                "sh",
+                "-c",
+                script,
             ]);
             assert!(!output.status.success(), "{name} is said to be ready");
             let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
@@ -138,7 +161,8 @@ fn the_api_survives_garbage() {
     beside_a_running_group("the_api_survives_garbage", |world| {
         let socket = world.dir().join("run/sherd.sock");
         let huge = vec![b'x'; 4 << 20];
-        let requests: [&[u8]; 4] = [b"\x00\xff garbage\r\n\r\n", b"GET /v1/status", b"PUT /v1/groups/x HTTP/1.1\r\n", b""];
+        let requests: [&[u8]; 4] =
+            [b"\x00\xff garbage\r\n\r\n", b"GET /v1/status", b"PUT /v1/groups/x HTTP/1.1\r\n", b""];
         let mut half_open = Vec::new();
         for request in requests {
             let mut stream = UnixStream::connect(&socket).expect("it accepts");

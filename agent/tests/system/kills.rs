@@ -21,7 +21,10 @@ fn address() -> SocketAddr {
 
 fn has_ended(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    status.lines().find_map(|line| line.strip_prefix("State:")).is_none_or(|state| state.trim_start().starts_with(['Z', 'X']))
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("State:"))
+        .is_none_or(|state| state.trim_start().starts_with(['Z', 'X']))
 }
 
 fn shard_pids(world: &World) -> Vec<u32> {
@@ -90,9 +93,7 @@ fn no_connection_is_refused_while_the_agent_is_away() {
         let load = Load::start(address(), 8, usize::MAX);
         for _ in 0..scaled(3, 20) {
             let reached = load.done() + 200;
-            eventually("traffic flows", Duration::from_secs(30), || {
-                (load.done() >= reached).then_some(())
-            });
+            eventually("traffic flows", Duration::from_secs(30), || (load.done() >= reached).then_some(()));
             let before = Instant::now();
             world.kill_agent();
             kills.push((before, Instant::now()));
@@ -110,7 +111,11 @@ fn no_connection_is_refused_while_the_agent_is_away() {
         }
         assert_eq!(shard_pids(&world), before, "the shards noticed");
         traffic::ask(address()).expect("it serves");
-        eprintln!("{done} connections, {} kills of the agent, {} were relayed at that moment", kills.len(), failures.len());
+        eprintln!(
+            "{done} connections, {} kills of the agent, {} were relayed at that moment",
+            kills.len(),
+            failures.len()
+        );
     });
 }
 
@@ -127,9 +132,7 @@ fn a_restart_of_the_agent_loses_nothing_short_lived() {
         let load = Load::start(address(), 8, usize::MAX);
         for _ in 0..scaled(3, 20) {
             let reached = load.done() + 200;
-            eventually("traffic flows", Duration::from_secs(30), || {
-                (load.done() >= reached).then_some(())
-            });
+            eventually("traffic flows", Duration::from_secs(30), || (load.done() >= reached).then_some(()));
             world.end_agent();
             world.start(&[]);
             world.wait_for_api();

@@ -22,7 +22,18 @@ fn run_ps_logs_stop() {
         let world = World::new("run_ps_logs_stop");
         let cpus = std::thread::available_parallelism().expect("CPUs").get();
         let said = world.sherd(&[
-            "run", "--process", "-g", "app", "-u", "pu", "-p", "8080:80", "--loopback", "--", SHERD, "demo",
+            "run",
+            "--process",
+            "-g",
+            "app",
+            "-u",
+            "pu",
+            "-p",
+            "8080:80",
+            "--loopback",
+            "--",
+            SHERD,
+            "demo",
         ]);
         assert!(said.contains("ready"), "{said}");
         let slots = world.slots("app");
@@ -96,7 +107,8 @@ fn pictures_need_no_agent() {
     let machine_json: serde_json::Value = serde_json::from_str(&run(&["topology", "--json"])).expect("JSON");
     assert!(machine_json.is_object());
     let spec = directory.join("web.toml");
-    fs::write(&spec, "name = \"web\"\n[layout]\nunit = \"core\"\n[process]\ncommand = [\"true\"]\n").expect("a specification");
+    fs::write(&spec, "name = \"web\"\n[layout]\nunit = \"core\"\n[process]\ncommand = [\"true\"]\n")
+        .expect("a specification");
     let plan = run(&["plan", spec.to_str().expect("a path")]);
     assert!(plan.contains("web"), "{plan}");
     run(&["plan", spec.to_str().expect("a path"), "--svg", svg.to_str().expect("a path")]);

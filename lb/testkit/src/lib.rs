@@ -62,10 +62,7 @@ pub fn needs(test: &str, needs: &[Need]) -> bool {
     if missing.is_empty() {
         return true;
     }
-    assert!(
-        std::env::var("SHERD_TEST_STRICT").as_deref() != Ok("1"),
-        "{test} must run here, but lacks {missing:?}"
-    );
+    assert!(std::env::var("SHERD_TEST_STRICT").as_deref() != Ok("1"), "{test} must run here, but lacks {missing:?}");
     eprintln!("SKIPPED {test}: lacks {missing:?}");
     false
 }
