@@ -6,6 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 log=${CARGO_TARGET_DIR:-target}/test.log
 mkdir -p "$(dirname "$log")"
 : >"$log"
+# Machines of others to plan for, where they lie beside the project.
+if [[ -z ${SHERD_TOPOLOGIES:-} && -d ../shared/topologies ]]; then SHERD_TOPOLOGIES=$(realpath ../shared/topologies); export SHERD_TOPOLOGIES; fi
 failed=()
 step() {
     local name=$1 start=$SECONDS code=0

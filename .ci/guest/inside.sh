@@ -188,7 +188,7 @@ timeout 180 systemctl restart sherd || fail "systemctl restart with the installe
 timeout 120 sherd stop -g web --purge || fail "sherd stop"
 until_ 30 test -z "$(shards web)" || fail "shards left: $(shards web)"
 ! curl -s -o /dev/null --max-time 5 "$url" || fail "the port still answers"
-! systemctl list-units --no-legend --plain --all 'sherd-*' | grep -qv '^sherd-holder' || fail "units left: $(systemctl list-units --plain --all 'sherd-*')"
+! systemctl list-units --no-legend --plain --all 'sherd-*' | grep -qvE '^sherd-(holder|guest)' || fail "units left: $(systemctl list-units --plain --all 'sherd-*')"
 ok "stopped and purged: no shard, no listener, no unit left"
 
 # Under emulation the engine is sometimes slow to start.

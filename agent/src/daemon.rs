@@ -25,6 +25,7 @@ use crate::{
         process::{Launch, ProcessConfig, ProcessRuntime},
     },
     store::Store,
+    systemd,
 };
 
 /// How long relayed connections may go on when the agent is told to end. The units' TimeoutStopSec is longer.
@@ -39,6 +40,11 @@ const RUNTIME_THREADS: usize = 2;
 pub fn run(config: &AgentConfig) -> Result<()> {
     journal::start(&config.log)?;
     raise_descriptor_limit();
+    match systemd::enter_leaf() {
+        Ok(Some(leaf)) => tracing::debug!(cgroup = %leaf.display(), "leaf"),
+        Ok(None) => {}
+        Err(error) => tracing::warn!("the agent can't move to a leaf cgroup: its unit needs Delegate=yes: {error}"),
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .thread_name("sherd")
@@ -80,15 +86,15 @@ async fn serve(config: &AgentConfig) -> Result<()> {
         }
         None => None,
     };
-    let watchdog = tokio::spawn(feed_watchdog(requests));
-    notify(&[sd_notify::NotifyState::Ready]);
+    let watchdog = tokio::spawn(systemd::feed_watchdog(requests));
+    systemd::notify_ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), instance = config.instance, "sherd agent runs");
 
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: ending; shards and listeners stay"),
         _ = interrupt.recv() => tracing::info!("SIGINT: ending; shards and listeners stay"),
     }
-    notify(&[sd_notify::NotifyState::Stopping]);
+    systemd::notify_stopping();
     watchdog.abort();
     closing.send_replace(true);
     api.await.context("the API failed")?;
@@ -141,7 +147,7 @@ fn make_directories(config: &AgentConfig) -> Result<()> {
 
 /// Under systemd the holder has a unit of its own; else the agent starts it from its own program.
 fn holder_unit() -> Result<HolderUnit> {
-    if std::env::var_os("NOTIFY_SOCKET").is_some() {
+    if systemd::is_unit() {
         return Ok(HolderUnit::Systemd);
     }
     Ok(HolderUnit::Spawned(this_program()?))
@@ -153,26 +159,6 @@ fn raise_descriptor_limit() {
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
     match raised {
         Ok(limit) => tracing::debug!(limit, "descriptors"),
-        Err(error) => tracing::warn!(%error, "the limit of open files can't be raised: fewer connections fit"),
-    }
-}
-
-fn notify(state: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "systemd can't be told");
-    }
-}
-
-/// Tells systemd that the agent lives, as long as its loop answers.
-async fn feed_watchdog(requests: mpsc::Sender<control::Request>) {
-    let Some(limit) = sd_notify::watchdog_enabled() else { return };
-    let mut interval = tokio::time::interval(limit / 3);
-    loop {
-        interval.tick().await;
-        let (reply, answer) = oneshot::channel();
-        let asked = requests.send(control::Request::Subscribe { reply }).await;
-        if asked.is_ok() && answer.await.is_ok() {
-            notify(&[sd_notify::NotifyState::Watchdog]);
-        }
+        Err(error) => tracing::warn!("the limit of open files can't be raised: fewer connections fit: {error}"),
     }
 }

@@ -16,3 +16,4 @@ pub mod runtime;
 pub mod spec;
 pub mod status;
 pub mod store;
+pub mod systemd;

@@ -250,7 +250,7 @@ impl Reconciler {
                 let wait = Duration::from_millis(500).saturating_mul(1 << view.failures.min(6)).min(OBSERVE_EVERY);
                 view.not_before = Some(Instant::now() + wait);
                 if view.error.as_ref() != Some(&text) {
-                    tracing::warn!(runtime = kind, error = text, "the runtime does not answer; what runs goes on");
+                    tracing::warn!(runtime = kind, "the {kind} runtime does not answer; what runs goes on: {text}");
                 }
                 view.error = Some(text);
             }

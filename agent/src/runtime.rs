@@ -12,7 +12,7 @@ use sherd_topology::{
 
 use crate::spec::{ContainerPort, GroupSpec, SpecHash};
 
-mod cgroup;
+pub(crate) mod cgroup;
 pub mod docker;
 pub mod environment;
 mod error;

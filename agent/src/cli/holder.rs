@@ -17,7 +17,7 @@ pub(super) struct Args {
     /// Where it listens.
     #[arg(long, value_name = "SOCKET")]
     socket: PathBuf,
-    /// Go on in the background, in a session of its own, and return when the socket listens.
+    /// Go on in the background, in a session of its own.
     #[arg(long)]
     detach: bool,
     /// End when nothing is held and nobody is connected.

@@ -59,7 +59,7 @@ impl Reconciler {
             Err(error) => Err(not_prepared(&spec, &error)),
         };
         if let Err(error) = &answer {
-            tracing::warn!(error = super::chain(error), "specification refused; what runs goes on");
+            tracing::warn!("specification refused; what runs goes on: {}", super::chain(error));
         }
         drop(reply.send(answer));
     }
@@ -147,7 +147,7 @@ impl Reconciler {
     /// Makes a plan the one that is executed.
     fn take_plan(&mut self, plan: &Plan) {
         for change in &plan.changes {
-            tracing::info!(group = %change.group, slot = %change.slot, kind = ?change.kind, reason = %change.reason, "plan");
+            tracing::info!(group = %change.group, slot = %change.slot, "plan: {change}");
         }
         self.counters.note_plan_changes(&plan.changes);
         for (name, group) in &mut self.groups {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use sherd_lb::relay::{Backend, Worker, WorkerConfig};
+use sherd_lb::relay::{Backend, Pin, Worker, WorkerConfig};
 use sherd_topology::plan::{GroupName, Slot, SlotId};
 use tokio::sync::mpsc;
 
@@ -23,6 +23,7 @@ use super::{
     view::{Pinning, Service, Step},
 };
 use crate::{
+    control::StopError,
     fault,
     runtime::{Runtime, RuntimeError, ShardId, ShardKey, ShardOrder, ShardState, verify},
     spec::{ContainerPort, GroupSpec, RuntimeSpec},
@@ -141,7 +142,7 @@ impl Reconciler {
                 slot.fail(&group.spec, Duration::ZERO, super::chain(&error), Instant::now());
                 slot.hold_until_backoff();
             }
-            Err(error) => tracing::error!(group = %name, slot = %id, error = super::chain(&error), "not taken out"),
+            Err(error) => tracing::error!(group = %name, slot = %id, "not taken out: {}", super::chain(&error)),
             Ok(()) => {
                 slot.service = Some(service);
                 if let Some(live) = slot.live.as_mut().filter(|_| is_in) {
@@ -255,6 +256,14 @@ impl Reconciler {
             slot.note_overdue(&spec, shard);
             slot.stopping = Some(shard.clone());
         }
+        if let (Step::Repin(_), Some(worker), Some(place)) = (&step, &slot.worker, &place) {
+            let moved = worker.pin(pin_to(place));
+            tokio::task::spawn_blocking(move || {
+                if let Some(cause) = failure(&moved) {
+                    tracing::warn!("a relay worker can't be moved with its slot: {cause}");
+                }
+            });
+        }
         slot.step = Some(Running { step: step.clone() });
         let task = StepTask {
             runtime,
@@ -294,10 +303,12 @@ impl Reconciler {
         match (step, outcome) {
             (Step::Verify(_) | Step::Repin(_), outcome) => self.note_pinning(name, id, outcome),
             (Step::Retire, _) => self.on_retired(name, id),
-            (_, Outcome::Done) => {}
+            (_, Outcome::Done | Outcome::Pinned(_)) => {}
             (_, Outcome::Engine(error)) => {
-                slot.fail(&spec, Duration::ZERO, super::chain(&error), now);
+                let cause = super::chain(&error);
+                slot.fail(&spec, Duration::ZERO, cause.clone(), now);
                 slot.hold_until_backoff();
+                group.tell_stop_waiters(name, id, &cause);
                 if error.is_outage() {
                     self.note_runtime(spec.runtime.kind(), Err(&error));
                 }
@@ -314,26 +325,22 @@ impl Reconciler {
     }
 
     fn note_pinning(&mut self, name: &GroupName, id: SlotId, outcome: Outcome) {
-        let Some(group) = self.groups.get_mut(name) else { return };
-        let place = group.place(id).cloned();
-        let Some(slot) = group.slots.get_mut(&id) else { return };
-        let (pinning, fault) = match (outcome, place) {
-            (Outcome::Done, Some(place)) => (Pinning::Holds(place), None),
-            (Outcome::Done, None) => (Pinning::Unknown, None),
-            (Outcome::NotPinned(cause) | Outcome::Worker(cause), _) => {
-                (Pinning::Faulty { retry_after: Instant::now() + REPIN_RETRY }, Some(cause))
-            }
-            (Outcome::Engine(error), _) => {
-                (Pinning::Faulty { retry_after: Instant::now() + REPIN_RETRY }, Some(super::chain(&error)))
-            }
+        let Some(slot) = self.slot_mut(name, id) else { return };
+        let faulty = Pinning::Faulty { retry_after: Instant::now() + REPIN_RETRY };
+        let (pinning, fault) = match outcome {
+            // The place that was asked about: the plan may have another one by now.
+            Outcome::Pinned(place) => (Pinning::Holds(place), None),
+            Outcome::Done => (Pinning::Unknown, None),
+            Outcome::NotPinned(cause) | Outcome::Worker(cause) => (faulty, Some(cause)),
+            Outcome::Engine(error) => (faulty, Some(super::chain(&error))),
         };
         if let Some(live) = &mut slot.live {
             live.pinning = pinning;
         }
         if let Some(cause) = fault {
-            self.counters.note_pinning_fault(name, id);
-            tracing::warn!(group = %name, slot = %id, cause, "not pinned as planned");
+            tracing::warn!(group = %name, slot = %id, "{name}/{id} is not pinned as planned: {cause}");
             slot.last_error = Some(cause);
+            self.counters.note_pinning_fault(name, id);
         }
     }
 }
@@ -351,13 +358,17 @@ fn failure(served: &Receiver<std::io::Result<()>>) -> Option<String> {
 }
 
 fn spawn_worker(name: String, spec: &GroupSpec, place: &Slot) -> std::io::Result<Worker> {
-    let cpus: Vec<u32> = place.cpus.iter().map(|cpu| cpu.0).collect();
     Worker::spawn(WorkerConfig {
         slot: index_of(place.id).0,
         name,
-        pin: Box::new(move || sherd_lb::pinning::set_affinity(&cpus)),
+        pin: pin_to(place),
         limits: super::publish::limits(spec),
     })
+}
+
+fn pin_to(place: &Slot) -> Pin {
+    let cpus: Vec<u32> = place.cpus.iter().map(|cpu| cpu.0).collect();
+    Box::new(move || sherd_lb::pinning::set_affinity(&cpus))
 }
 
 /// A port nobody has at the moment, for each container port. Somebody else may be quicker; the shard then ends and
@@ -434,8 +445,9 @@ impl StepTask {
 
     async fn verify(&self) -> Outcome {
         let (Some(place), Some(pid)) = (self.place.clone(), self.pid) else { return Outcome::Done };
-        match tokio::task::spawn_blocking(move || verify::pinning(pid, &place)).await {
-            Ok(Ok(())) => Outcome::Done,
+        let asked = place.clone();
+        match tokio::task::spawn_blocking(move || verify::pinning(pid, &asked)).await {
+            Ok(Ok(())) => Outcome::Pinned(place),
             Ok(Err(fault)) => Outcome::NotPinned(super::chain(&fault)),
             Err(panic) => Outcome::NotPinned(format!("asking the kernel failed: {panic}")),
         }
@@ -469,6 +481,14 @@ impl SlotRun {
 }
 
 impl Group {
+    /// Whoever waits for the group to stop learns that a shard doesn't; the agent goes on trying.
+    fn tell_stop_waiters(&mut self, name: &GroupName, slot: SlotId, cause: &str) {
+        for waiter in self.stop_waiters.drain(..) {
+            let reason = format!("slot {slot}: {cause}");
+            drop(waiter.send(Err(StopError::Shards { group: name.clone(), reason })));
+        }
+    }
+
     /// Whether a shard of it is alive.
     pub(super) fn has_living_shard(&self) -> bool {
         self.slots

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sherd_lb::holder::HolderClient;
+use sherd_lb::holder::{HolderClient, HolderError};
 
 /// How long a holder that was just started may take to answer.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
@@ -141,16 +141,18 @@ impl Keeper {
         }
     }
 
-    fn with<T, E: std::error::Error>(
+    fn with<T>(
         &mut self,
         action: &'static str,
-        ask: impl FnOnce(&mut HolderClient) -> Result<T, E>,
+        ask: impl FnOnce(&mut HolderClient) -> Result<T, HolderError>,
     ) -> Option<T> {
         match ask(self.client.as_mut()?) {
             Ok(answer) => Some(answer),
+            Err(HolderError::NotFound { .. }) => None,
             Err(error) => {
-                tracing::warn!(action, error = super::chain(&error), "the holder did not do it");
-                self.next_ping = Instant::now();
+                tracing::warn!(action, "the holder did not do it: {}", super::chain(&error));
+                // After a time-out the answer may still come, and would be taken for the next one's.
+                (self.client, self.next_ping) = (None, Instant::now());
                 None
             }
         }
@@ -158,15 +160,16 @@ impl Keeper {
 }
 
 fn reach(path: &Path, unit: &HolderUnit) -> Result<HolderClient, KeeperError> {
-    let failed = match HolderClient::connect(path) {
-        Ok(client) => return Ok(client),
-        Err(error) => error,
-    };
+    if let Ok(client) = HolderClient::connect(path) {
+        return Ok(client);
+    }
     let HolderUnit::Spawned(program) = unit else {
-        return Err(KeeperError::NotRunning { path: path.to_owned(), source: io::Error::other(failed) });
+        // Its unit may just be starting.
+        return connect_in_time(path)
+            .map_err(|error| KeeperError::NotRunning { path: path.to_owned(), source: io::Error::other(error) });
     };
     let spawn_error = |source| KeeperError::Spawn { program: program.clone(), source };
-    // `--detach` forks into a session of its own and returns when the socket listens: the holder is nobody's child.
+    // `--detach` starts it in a session of its own and ends: the holder is nobody's child.
     let status = Command::new(program)
         .args(["holder", "--detach", "--exit-when-idle", "--socket"])
         .arg(path)
@@ -176,11 +179,15 @@ fn reach(path: &Path, unit: &HolderUnit) -> Result<HolderClient, KeeperError> {
     if !status.success() {
         return Err(spawn_error(io::Error::other(format!("it ended with {status}"))));
     }
+    connect_in_time(path).map_err(|error| spawn_error(io::Error::other(error)))
+}
+
+fn connect_in_time(path: &Path) -> Result<HolderClient, HolderError> {
     let deadline = Instant::now() + START_TIMEOUT;
     loop {
         match HolderClient::connect(path) {
             Ok(client) => return Ok(client),
-            Err(error) if Instant::now() >= deadline => return Err(spawn_error(io::Error::other(error))),
+            Err(error) if Instant::now() >= deadline => return Err(error),
             // The socket is being bound; there is nothing to wait on before it exists.
             Err(_) => std::thread::sleep(Duration::from_millis(5)),
         }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use sherd_topology::plan::{GroupName, SlotId};
+use sherd_topology::plan::{GroupName, Slot, SlotId};
 use tokio::sync::oneshot;
 
 use super::{
@@ -21,6 +21,8 @@ use crate::{
 pub(super) enum Outcome {
     /// As asked.
     Done,
+    /// The shard is where this place says.
+    Pinned(Slot),
     /// The runtime couldn't.
     Engine(RuntimeError),
     /// The worker couldn't.

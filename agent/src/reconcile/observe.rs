@@ -192,7 +192,7 @@ impl Reconciler {
                 let text = super::chain(&unreached);
                 if before == Verdict::Ready {
                     run.last_error = Some(text.clone());
-                    tracing::info!(%group, %slot, error = text, "a probe of a ready shard failed");
+                    tracing::info!(%group, %slot, "{group}/{slot} fails a probe: {text}");
                 }
                 run.cause = Some(text);
             }
@@ -253,7 +253,8 @@ impl SlotRun {
         let policy =
             BackoffPolicy { first: spec.backoff.first, max: spec.backoff.max, reset_after: spec.backoff.reset_after };
         let wait = self.backoff.note_failure(policy, ran, now);
-        tracing::warn!(group = %spec.name, cause, wait_ms = wait.as_millis(), failures = self.backoff.failures(), "shard failed");
+        let failures = self.backoff.failures();
+        tracing::warn!(group = %spec.name, failures, "{}: {cause}; the next try is in {wait:?}", spec.name);
         self.last_error = Some(cause.clone());
         self.cause = Some(cause);
     }

@@ -15,9 +15,9 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt};
 use sherd_lb::{
-    front::{Front, FrontConfig, OpenError, SlotError},
+    front::{Front, FrontConfig, OpenError, SlotError, SteeringMode},
     relay::{Limits, PortKey, Role, Worker},
-    table::MAX_SLOTS,
+    table::{MAX_SLOTS, SlotIndex},
 };
 use sherd_topology::{
     model::Host,
@@ -109,18 +109,29 @@ impl Fronts {
             let front = match adopted {
                 Some(Ok(front)) => Ok(front),
                 Some(Err(error)) => {
-                    tracing::error!(group = %spec.name, %address, error = super::chain(&error), "what the holder kept can't be taken over: binding anew");
+                    tracing::error!(group = %spec.name, %address, "what the holder kept can't be taken over: binding anew: {}", super::chain(&error));
                     Front::open(&config, &table(host, slots, port)).map_err(|error| super::chain(&error))
                 }
                 None => Front::open(&config, &table(host, slots, port)).map_err(|error| super::chain(&error)),
             };
             if let Err(error) = &front {
-                tracing::error!(group = %spec.name, %address, error, "the address is not published");
+                tracing::error!(group = %spec.name, %address, "the address is not published: {error}");
             }
             fronts.push(port.clone(), address, front);
         }
+        fronts.forget_unplanned(slots, keeper);
         fronts.keep_all(keeper);
         fronts
+    }
+
+    /// Ends listeners of slots that the plan no longer has: a former agent died while it took them out.
+    fn forget_unplanned(&mut self, slots: &[Slot], keeper: &mut Keeper) {
+        let planned: Vec<SlotIndex> = slots.iter().map(|slot| index_of(slot.id)).collect();
+        let unplanned: Vec<SlotIndex> =
+            self.bound().flat_map(Front::slots).filter(|index| !planned.contains(index)).collect();
+        for index in unplanned {
+            self.retire(SlotId(u32::from(index.0)), keeper);
+        }
     }
 
     /// Adds new addresses and gives up those that `spec` no longer has; returns the keys of the latter.
@@ -155,6 +166,9 @@ impl Fronts {
     fn push(&mut self, port: PortSpec, address: SocketAddr, front: Result<Front, String>) {
         let key = PortKey(self.next_key);
         self.next_key += 1;
+        if let Ok(SteeringMode::Classic { reason }) = front.as_ref().map(Front::mode) {
+            tracing::warn!(group = %self.group, %address, "{address} is steered by classic BPF, which can't refuse, count or migrate: {reason}");
+        }
         let retry_after = Instant::now() + REPUBLISH_AFTER;
         self.list.push(Published { key, address, port, front, age: AnchorAge::default(), retry_after });
     }
@@ -247,11 +261,11 @@ impl Fronts {
         let group = self.group.clone();
         for (_, address, front) in self.open_fronts() {
             let index = index_of(slot);
-            if front.listener(index).is_none() {
+            if !front.slots().any(|slot| slot == index) {
                 continue;
             }
             if let Err(error) = front.remove_slot(index) {
-                tracing::error!(%group, %slot, %address, error = super::chain(&error), "its listener can't be removed");
+                tracing::error!(%group, %slot, %address, "its listener can't be removed: {}", super::chain(&error));
             }
             keeper.remove(&format!("{}{}", prefix(&group, address), Front::listener_name(index)));
         }
@@ -276,7 +290,7 @@ impl Fronts {
             if let Ok(front) = &mut published.front
                 && let Err(error) = front.set_table(&table(host, slots, &published.port))
             {
-                tracing::error!(group = %self.group, address = %published.address, error = super::chain(&error), "the steering table can't be changed: the former one stays");
+                tracing::error!(group = %self.group, address = %published.address, "the steering table can't be changed: the former one stays: {}", super::chain(&error));
             }
         }
     }
@@ -310,7 +324,7 @@ impl Fronts {
                 // Its result is of no consequence: what waits there ends at its bound.
                 Ok(anchor) => drop(worker.serve(published.key, anchor, Role::Anchor)),
                 Err(error) => {
-                    tracing::error!(group = %self.group, address = %published.address, %error, "the anchor can't be served");
+                    tracing::error!(group = %self.group, address = %published.address, "the anchor can't be served: {error}");
                 }
             }
         }
@@ -331,7 +345,7 @@ impl Fronts {
                     Ok(true) => ended += 1,
                     Ok(false) => break,
                     Err(error) => {
-                        tracing::warn!(address = %published.address, %error, "a connection that waited too long can't be ended");
+                        tracing::warn!(address = %published.address, "a connection that waited too long can't be ended: {error}");
                         break;
                     }
                 }

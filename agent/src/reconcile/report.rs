@@ -89,7 +89,8 @@ impl Reconciler {
                     (Some(cause), SlotState::Failed | SlotState::Waiting | SlotState::Unready) => cause.clone(),
                     _ => String::new(),
                 };
-                tracing::info!(group = %name, slot = %id, %state, cause = message, "slot");
+                let why = if message.is_empty() { String::new() } else { format!(": {message}") };
+                tracing::info!(group = %name, slot = %id, %state, "{name}/{id} is {state}{why}");
                 events.push(Event {
                     at_unix_ms: unix_ms(SystemTime::now()),
                     group: Some(name.clone()),

@@ -45,7 +45,7 @@ impl Reconciler {
             Message::OrphanRemoved { runtime, id, result } => {
                 self.orphans.remove(&id);
                 if let Err(error) = result {
-                    tracing::warn!(shard = %id, error = super::chain(&error), "a shard of no group can't be removed yet");
+                    tracing::warn!(shard = %id, "a shard of no group can't be removed yet: {}", super::chain(&error));
                 }
                 self.observe(runtime);
             }

@@ -32,7 +32,11 @@ impl Reconciler {
     /// Ends what has waited in the anchors of groups without a ready shard for too long.
     pub(super) fn age_anchors(&mut self, now: Instant) {
         for (name, group) in &mut self.groups {
-            let Unready::Wait(bound) = group.spec.unready else { continue };
+            let bound = match group.spec.unready {
+                Unready::Wait(bound) => bound,
+                // What moved there from a listener that closed is refused as new connections are.
+                Unready::Refuse => Duration::ZERO,
+            };
             if group.unready_since.is_none() {
                 continue;
             }

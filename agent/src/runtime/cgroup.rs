@@ -7,27 +7,27 @@ use std::{
 
 /// Where the two hierarchies that matter here are mounted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Mounts {
-    pub(super) v2: Option<Mount>,
+pub(crate) struct Mounts {
+    pub(crate) v2: Option<Mount>,
     pub(super) cpuset_v1: Option<Mount>,
 }
 
 /// A mounted hierarchy; `root` is the part of it that is visible there, not "/" in a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mount {
+pub(crate) struct Mount {
     pub(super) point: PathBuf,
     root: PathBuf,
 }
 
 /// The cgroups of one process.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Membership {
-    pub(super) v2: Option<PathBuf>,
+pub(crate) struct Membership {
+    pub(crate) v2: Option<PathBuf>,
     pub(super) cpuset_v1: Option<PathBuf>,
 }
 
 impl Mounts {
-    pub(super) fn read() -> io::Result<Self> {
+    pub(crate) fn read() -> io::Result<Self> {
         Ok(Self::parse(&fs::read_to_string("/proc/self/mountinfo")?))
     }
 
@@ -54,14 +54,14 @@ impl Mounts {
 
 impl Mount {
     /// The directory of a cgroup.
-    pub(super) fn directory(&self, cgroup: &Path) -> PathBuf {
+    pub(crate) fn directory(&self, cgroup: &Path) -> PathBuf {
         let inside = cgroup.strip_prefix(&self.root).or_else(|_| cgroup.strip_prefix("/")).unwrap_or(cgroup);
         self.point.join(inside)
     }
 }
 
 impl Membership {
-    pub(super) fn of(pid: u32) -> io::Result<Self> {
+    pub(crate) fn of(pid: u32) -> io::Result<Self> {
         Ok(Self::parse(&fs::read_to_string(format!("/proc/{pid}/cgroup"))?))
     }
 

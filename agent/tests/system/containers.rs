@@ -41,9 +41,7 @@ fn cpus() -> usize {
 
 /// Nothing of the instance is in the engine, and nobody listens on the port.
 fn check_nothing_left(world: &World, engine: Engine) {
-    let filter = format!("label=sherd.instance={}", world.instance());
-    let output = engine.docker().args(["ps", "-aq", "--filter", &filter]).output().expect("docker ps");
-    assert!(output.status.success() && output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert_eq!(containers(world, engine), Vec::<String>::new());
     assert_eq!(world.slots("web"), Vec::<Value>::new());
     std::net::TcpListener::bind(address()).expect("the port is free");
 }
@@ -160,6 +158,71 @@ fn groups_of_podman_containers() {
     if is_there("groups_of_podman_containers", Engine::Podman) {
         in_new_netns(|| check_engine(Engine::Podman));
     }
+}
+
+/// The agent is killed around every engine call of a start and of a stop: a new one brings the engine to what is
+/// specified, no shard twice, none orphaned.
+#[test]
+fn containers_survive_a_crash_at_every_engine_call() {
+    if !is_there("containers_survive_a_crash_at_every_engine_call", Engine::Docker) {
+        return;
+    }
+    in_new_netns(|| {
+        let engine = Engine::Docker;
+        let mut world = World::prepare("containers_survive_a_crash_at_every_engine_call", &engine.socket());
+        let image = format!("sherd-test-crash-{}:latest", world.instance());
+        let root = world.dir().join("go");
+        fs::create_dir_all(&root).expect("a directory");
+        fs::copy(images::go_server(), root.join("server")).expect("the server");
+        images::import(engine, &image, &root, &["CMD [\"/server\"]"]);
+        for point in ["create.before", "create.after", "start.before", "start.after"] {
+            start_with_crash(&mut world, &image, point);
+            check_containers(&world, engine, cpus());
+            world.sherd(&["stop", "-g", "web", "--purge"]);
+            check_nothing_left(&world, engine);
+            world.end_agent();
+        }
+        for point in ["stop.before", "stop.after", "remove.before", "remove.after"] {
+            world.start(&[("SHERD_FAULT_POINT", point)]);
+            world.wait_for_api();
+            run(&world, &image);
+            let _ = world.try_sherd(&["stop", "-g", "web", "--purge"]);
+            assert!(world.agent_died(Duration::from_secs(20)), "{point} is not passed");
+            world.start(&[]);
+            world.wait_for_api();
+            eventually("nothing of it is left", Duration::from_secs(40), || {
+                (containers(&world, engine).is_empty()).then_some(())
+            });
+            world.end_agent();
+        }
+        world.start(&[]);
+        world.wait_for_api();
+        images::remove(engine, &image);
+    });
+}
+
+fn start_with_crash(world: &mut World, image: &str, point: &str) {
+    world.start(&[("SHERD_FAULT_POINT", point)]);
+    world.wait_for_api();
+    let _ = world.try_sherd(&["run", "-g", "web", "-p", "8080:80", "-u", "pu", image]);
+    assert!(world.agent_died(Duration::from_secs(20)), "{point} is not passed");
+    world.start(&[]);
+    world.wait_for_api();
+    world.wait_ready("web", cpus());
+}
+
+/// Ids of the instance's containers, also those that ended.
+fn containers(world: &World, engine: Engine) -> Vec<String> {
+    let filter = format!("label=sherd.instance={}", world.instance());
+    let output = engine.docker().args(["ps", "-aq", "--filter", &filter]).output().expect("docker ps");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+}
+
+fn check_containers(world: &World, engine: Engine, expected: usize) {
+    eventually("one container for each slot", Duration::from_secs(20), || {
+        (containers(world, engine).len() == expected).then_some(())
+    });
 }
 
 /// Containers outlive the agent and are adopted: the same pids before and after, none twice.

@@ -1,3 +1,5 @@
+//! The holder over its socket: what it keeps, what it refuses, and clients of every bad kind.
+
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom, Write},

@@ -1,3 +1,5 @@
+//! Namespaces made for the test: their addresses, and sockets made inside from outside.
+
 use std::{
     net::{SocketAddr, TcpListener},
     process::Command,

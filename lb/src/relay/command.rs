@@ -2,7 +2,7 @@
 
 use std::{io, os::fd::OwnedFd, sync::mpsc::Sender, time::Instant};
 
-use super::{Backend, BackendError, Drained, PortKey, Role, WorkerRef, connection::Client};
+use super::{Backend, BackendError, Drained, Pin, PortKey, Role, WorkerRef, connection::Client};
 
 /// Which connections a drain is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +13,6 @@ pub(super) enum Scope {
     Former,
 }
 
-#[derive(Debug)]
 pub(super) enum Command {
     Serve {
         port: PortKey,
@@ -43,6 +42,10 @@ pub(super) enum Command {
     },
     CloseFormer {
         done: Sender<Drained>,
+    },
+    Pin {
+        pin: Pin,
+        done: Sender<io::Result<()>>,
     },
     Shutdown,
 }

@@ -19,7 +19,7 @@ use nix::sys::{
 };
 
 use super::{
-    Backend, BackendError, Drained, PortKey, Role, WorkerConfig, WorkerStats,
+    Backend, BackendError, Drained, Pin, PortKey, Role, WorkerConfig, WorkerStats,
     command::{Command, Scope},
     connection::{Client, Tried},
     worker::Core,
@@ -71,6 +71,11 @@ impl Worker {
             Ok(Err(error)) => Err(error),
             Err(_) => Err(io::Error::other("the relay worker ended while starting")),
         }
+    }
+
+    /// Runs `pin` on the worker's thread: its slot has moved.
+    pub fn pin(&self, pin: Pin) -> Receiver<io::Result<()>> {
+        self.command(|done| Command::Pin { pin, done })
     }
 
     /// To give to this worker's siblings.

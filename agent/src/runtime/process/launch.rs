@@ -43,6 +43,7 @@ pub(super) fn shim(launch: Launch, program: &Path, directory: &Path, unit: &str)
     if launch == Launch::Unit {
         command.arg("--unit");
     }
+    command.env_remove(crate::systemd::NOTIFY_SOCKET);
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()
 }
 

@@ -56,6 +56,9 @@ impl Core {
             Command::CloseFormer { done } => {
                 self.begin_drain(Scope::Former, self.clock.now, Cause::ShardGone, done);
             }
+            Command::Pin { pin, done } => {
+                let _ = done.send(pin());
+            }
             Command::Shutdown => self.running = false,
         }
     }
