@@ -14,10 +14,7 @@ use sherd_topology::{
     model::{CpuSet, Host},
     plan::{GroupName, SlotId},
 };
-use tokio::{
-    sync::{broadcast, mpsc, oneshot},
-    time::MissedTickBehavior,
-};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use self::{group::Group, keeper::Keeper, message::Message};
 use crate::{
@@ -50,6 +47,8 @@ pub use counters::Counters;
 
 /// How often the loop looks at time-outs, anchors and retries.
 const TICK: Duration = Duration::from_millis(250);
+/// The same while every slot serves.
+const QUIET_TICK: Duration = Duration::from_secs(1);
 /// How often the runtimes are asked for everything, whatever they reported.
 const OBSERVE_EVERY: Duration = Duration::from_secs(30);
 /// Passes over a group's slots before the loop turns to messages again. A slot takes about ten steps from nothing to
@@ -159,8 +158,7 @@ impl Reconciler {
 
     /// Runs until `shutdown` fires; then drains what is relayed, and leaves shards and listeners as they are.
     pub async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut shutdown: oneshot::Receiver<()>) {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next_tick = Instant::now();
         self.watch_runtimes();
         loop {
             tokio::select! {
@@ -169,10 +167,16 @@ impl Reconciler {
                     Some(request) => self.answer(request),
                     None => break,
                 },
-                _ = tick.tick() => self.on_tick(),
+                () = tokio::time::sleep_until(next_tick.into()) => {
+                    self.on_tick();
+                    next_tick = Instant::now() + QUIET_TICK;
+                }
                 _ = &mut shutdown => break,
             }
             self.advance();
+            if !self.groups.values().all(Group::is_quiet) {
+                next_tick = next_tick.min(Instant::now() + TICK);
+            }
         }
         self.drain_relays().await;
     }

@@ -125,6 +125,20 @@ impl Group {
         self.planned().iter().find(|slot| slot.id == id)
     }
 
+    /// Whether the slot is to have a running shard.
+    pub(super) fn wants(&self, id: SlotId) -> bool {
+        matches!(self.intent, Intent::Run) && self.place(id).is_some()
+    }
+
+    /// Every slot serves, and nothing is waited for but what the world does by itself.
+    pub(super) fn is_quiet(&self) -> bool {
+        let serves = |slot: &SlotRun| slot.service() == Service::In && slot.step.is_none() && !slot.stale;
+        match self.intent {
+            Intent::Run => self.fault.is_none() && self.slots.values().all(serves),
+            Intent::Stop | Intent::Purge => self.stop_waiters.is_empty() && self.is_wound_down(),
+        }
+    }
+
     fn wanted(&self, id: SlotId) -> Wanted {
         match (&self.intent, self.place(id)) {
             (Intent::Run, Some(slot)) => Wanted::Run { spec: self.hash.clone(), slot: slot.clone() },

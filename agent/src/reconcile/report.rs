@@ -1,7 +1,10 @@
 //! Says what is: the status of everything, plans as reports, events. Reads the loop's state; changes only what was
 //! last reported.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeSet,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use sherd_topology::{
     model::Host,
@@ -79,8 +82,9 @@ impl Reconciler {
     pub(super) fn note_slot_states(&mut self) {
         let mut events = Vec::new();
         for (name, group) in &mut self.groups {
+            let wanted: BTreeSet<SlotId> = group.slots.keys().copied().filter(|id| group.wants(*id)).collect();
             for (id, slot) in &mut group.slots {
-                let state = slot.state(&group.intent);
+                let state = slot.state(wanted.contains(id));
                 if slot.reported.is_some_and(|(reported, _)| reported == state) {
                     continue;
                 }
@@ -128,7 +132,7 @@ impl Group {
         let newest = slot.shards.iter().max_by_key(|shard| shard.generation);
         let cpus = place.map(|place| place.cpus.clone()).or_else(|| newest.map(|shard| shard.cpus.clone()));
         let cpus = cpus.unwrap_or_default();
-        let state = slot.state(&self.intent);
+        let state = slot.state(self.wants(id));
         SlotStatus {
             slot: id,
             mems: place.map(|place| place.mems.clone()).unwrap_or_default(),
@@ -196,7 +200,7 @@ fn port_status(published: &Published) -> PortStatus {
 
 impl SlotRun {
     /// Where the slot is between nothing and ready.
-    pub(super) fn state(&self, intent: &Intent) -> SlotState {
+    pub(super) fn state(&self, wanted: bool) -> SlotState {
         let waits = |until: Option<Instant>| until.is_some_and(|until| Instant::now() < until);
         match (&self.step, &self.live, self.service()) {
             (_, _, Service::Draining { .. }) if self.live.is_some() => SlotState::Draining,
@@ -205,17 +209,12 @@ impl SlotRun {
             (_, Some(live), _) if live.served => SlotState::Unready,
             (_, Some(_), _) => SlotState::Starting,
             (Some(running), None, _) if matches!(running.step, Step::Create | Step::Start(_)) => SlotState::Creating,
-            (_, None, _) if !matches!(intent, Intent::Run) => SlotState::Absent,
+            (_, None, _) if !wanted => SlotState::Absent,
             (_, None, _) if waits(self.held_until) => SlotState::Failed,
             (_, None, _) if waits(self.backoff.start_after()) => SlotState::Waiting,
-            (_, None, _) if self.stale || self.shards.iter().any(is_new) => SlotState::Creating,
-            (_, None, _) => SlotState::Absent,
+            (_, None, _) => SlotState::Creating,
         }
     }
-}
-
-fn is_new(shard: &crate::runtime::ObservedShard) -> bool {
-    shard.state == crate::runtime::ShardState::Created
 }
 
 /// A change's kind as one word.

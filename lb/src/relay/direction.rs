@@ -60,8 +60,12 @@ pub(super) enum Arrival {
 /// Receives and splices in one turn, so that a fast sender can't keep a worker from its other connections.
 const STEPS: u32 = 16;
 
-/// A splice that brings less than this ends a bulk transfer: the next bytes are copied again.
+/// A splice that brings less than this is a lean one.
 const SPLICE_FLOOR: usize = 16 << 10;
+
+/// Lean splices in a row that end a bulk transfer: the next bytes are copied again. The last piece of an answer is
+/// lean; one such must not have the next large answer begin with copies.
+const LEAN_SPLICES: u8 = 4;
 
 /// See the module.
 #[derive(Debug)]
@@ -74,8 +78,9 @@ pub(super) struct Direction<P> {
     /// A short receive doesn't prove that the source is drained: `tcp_recvmsg` stops at the urgent mark.
     uncertain: bool,
     ended: bool,
-    /// Much came last time: there is enough to make splicing worth its system calls.
-    bulk: bool,
+    /// Above 0, much came lately: there is enough to make splicing worth its system calls. How many lean splices it
+    /// takes to end that.
+    bulk: u8,
     /// The sink was told of the end.
     pub(super) closed: bool,
     /// It is among those that have more to do.
@@ -96,7 +101,7 @@ impl<P> Direction<P> {
             ending: false,
             uncertain: false,
             ended: false,
-            bulk: false,
+            bulk: 0,
             closed: false,
             queued: false,
         }
@@ -131,7 +136,7 @@ impl<P> Direction<P> {
                 return Ok(Flow::More);
             }
             steps -= 1;
-            let written = if self.bulk { self.splice(ends)? } else { self.copy(ends, scratch)? };
+            let written = if self.bulk > 0 { self.splice(ends)? } else { self.copy(ends, scratch)? };
             if !written {
                 return Ok(Flow::Blocked);
             }
@@ -173,7 +178,7 @@ impl<P> Direction<P> {
             Err(errno) => return Err(Fault::Source(errno)),
         };
         if len == scratch.len() {
-            self.bulk = true;
+            self.bulk = LEAN_SPLICES;
         } else if !self.uncertain {
             // A short receive means drained (epoll(7)), and behind a FIN that was seen before it nothing can come:
             // neither needs another receive to say so.
@@ -201,13 +206,13 @@ impl<P> Direction<P> {
     /// One splice in and what it takes to get it out. `false`: the sink is behind.
     fn splice<E: Ends<Pipe = P>>(&mut self, ends: &mut E) -> Result<bool, Fault> {
         let Some(pipe) = ends.take_pipe() else {
-            self.bulk = false;
+            self.bulk = 0;
             return Ok(true);
         };
         match ends.fill(&pipe) {
             Ok(0) => self.end(),
             Ok(len) => {
-                self.bulk = len >= SPLICE_FLOOR;
+                self.bulk = if len >= SPLICE_FLOOR { LEAN_SPLICES } else { self.bulk - 1 };
                 self.held = Some(Box::new(Held::Pipe { pipe, len }));
                 return self.flush(ends);
             }
