@@ -16,7 +16,11 @@ use sherd_topology::{
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use self::{group::Group, keeper::Keeper, message::Message};
+use self::{
+    group::Group,
+    keeper::Keeper,
+    message::{Consequence, Message},
+};
 use crate::{
     control::{self, Request},
     runtime::{Runtime, RuntimeError, ShardId},
@@ -162,7 +166,9 @@ impl Reconciler {
         self.watch_runtimes();
         loop {
             tokio::select! {
-                Some(message) = self.inbox.recv() => self.handle(message),
+                Some(message) = self.inbox.recv() => if self.handle(message) == Consequence::None {
+                    continue;
+                },
                 request = requests.recv() => match request {
                     Some(request) => self.answer(request),
                     None => break,

@@ -1,7 +1,7 @@
 //! What a run leaves: JSON with every sample, and a table to read; owns their form and concludes nothing itself.
 
 use std::{
-    fs, io,
+    env, fs, io,
     path::{Path, PathBuf},
 };
 
@@ -112,10 +112,23 @@ impl Report {
         fs::create_dir_all(directory).map_err(|source| WriteError { path: directory.to_owned(), source })?;
         let values = serde_json::to_string_pretty(self)
             .map_err(|error| WriteError { path: json.clone(), source: error.into() })?;
-        write_whole(&json, &values)?;
-        write_whole(&text, &Table(self).to_string())?;
+        write_whole(&json, &portable(&values))?;
+        write_whole(&text, &portable(&Table(self).to_string()))?;
         Ok(json)
     }
+}
+
+/// Without what is true of one person's machine only: paths below the working directory are relative, and those
+/// below the home directory begin with `~`.
+fn portable(text: &str) -> String {
+    let without = |text: String, directory: Option<PathBuf>, instead: &str, end: &str| match directory {
+        Some(directory) if directory.components().count() > 1 => {
+            text.replace(&format!("{}{end}", directory.display()), instead)
+        }
+        _ => text,
+    };
+    let text = without(text.to_owned(), env::current_dir().ok(), "", "/");
+    without(text, env::var_os("HOME").map(PathBuf::from), "~", "")
 }
 
 fn write_whole(path: &Path, text: &str) -> Result<(), WriteError> {

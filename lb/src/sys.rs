@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod bpf;
+pub(crate) mod heap;
 pub(crate) mod pinning;
 pub(crate) mod relay;
 pub(crate) mod scm;

@@ -31,6 +31,15 @@ pub(super) enum Outcome {
     NotPinned(String),
 }
 
+/// Whether a report may call for steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Consequence {
+    /// It told nothing new: most probes, on a host where all is well.
+    None,
+    /// Slots have to be looked at.
+    Plan,
+}
+
 /// One report.
 #[derive(Debug)]
 pub(super) enum Message {

@@ -16,7 +16,7 @@ use super::{
     Reconciler,
     group::{Group, Live, SlotRun},
     inspect::{PortQuestion, Question, Reach, Unreached},
-    message::Message,
+    message::{Consequence, Message},
     view::{Pinning, Service},
 };
 use crate::{
@@ -175,10 +175,11 @@ impl Reconciler {
         slot: SlotId,
         shard: &ShardId,
         result: Result<Reach, Unreached>,
-    ) {
-        let Some(run) = self.slot_mut(group, slot) else { return };
-        let Some(live) = run.live.as_mut().filter(|live| live.id == *shard) else { return };
+    ) -> Consequence {
+        let Some(run) = self.slot_mut(group, slot) else { return Consequence::None };
+        let Some(live) = run.live.as_mut().filter(|live| live.id == *shard) else { return Consequence::None };
         let before = live.readiness.verdict();
+        let known = live.reach.is_some();
         let after = live.readiness.note(result.is_ok());
         match result {
             Ok(reach) => {
@@ -197,6 +198,7 @@ impl Reconciler {
                 run.cause = Some(text);
             }
         }
+        if known && before == after { Consequence::None } else { Consequence::Plan }
     }
 }
 

@@ -3,7 +3,11 @@
 use futures_util::StreamExt;
 use sherd_topology::plan::{GroupName, SlotId};
 
-use super::{Reconciler, group::Intent, message::Message};
+use super::{
+    Reconciler,
+    group::Intent,
+    message::{Consequence, Message},
+};
 use crate::{
     control::{LogLines, LogsError, Output, Request, ShardLine, ShardLogs, StopError},
     runtime::{LogOutput, Runtime, ShardId},
@@ -29,7 +33,7 @@ impl Reconciler {
         }
     }
 
-    pub(super) fn handle(&mut self, message: Message) {
+    pub(super) fn handle(&mut self, message: Message) -> Consequence {
         match message {
             Message::Listed { runtime, began, result } => self.on_listed(runtime, began, result),
             Message::Changed { runtime } => self.observe(runtime),
@@ -39,7 +43,7 @@ impl Reconciler {
             Message::Stepped { group, slot, step, outcome, last_lines } => {
                 self.on_stepped(&group, slot, &step, outcome, last_lines);
             }
-            Message::Probed { group, slot, shard, result } => self.on_probed(&group, slot, &shard, result),
+            Message::Probed { group, slot, shard, result } => return self.on_probed(&group, slot, &shard, result),
             Message::Prepared { spec, text, result, reply } => self.on_prepared(*spec, text, result, reply),
             Message::Progress { group, line } => self.send_event(super::report::progress(&group, line)),
             Message::OrphanRemoved { runtime, id, result } => {
@@ -50,6 +54,7 @@ impl Reconciler {
                 self.observe(runtime);
             }
         }
+        Consequence::Plan
     }
 
     fn stop(&mut self, name: &GroupName, purge: bool, reply: tokio::sync::oneshot::Sender<Result<(), StopError>>) {

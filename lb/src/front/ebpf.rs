@@ -54,6 +54,9 @@ impl Ebpf {
         let fds = NAMES.into_iter().map(map).collect::<Result<Vec<_>, _>>()?;
         let maps = Maps::initialize(fds, shape, seed)?;
         maps.put_table(&CompiledTable::new(table))?;
+        drop(object);
+        // aya reads all of the kernel's BTF at each load: some 20 MB that nobody needs again.
+        sys::heap::return_free_memory();
         Ok(Self { program, maps })
     }
 
