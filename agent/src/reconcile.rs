@@ -45,6 +45,7 @@ mod requests;
 mod service;
 mod snapshot;
 mod steering_table;
+mod step_task;
 mod view;
 
 pub use counters::Counters;

@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::StreamExt;
 use sherd_lb::relay::{Backend, Pin, Worker, WorkerConfig};
 use sherd_topology::plan::{GroupName, Slot, SlotId};
 use tokio::sync::mpsc;
@@ -20,19 +19,16 @@ use super::{
     group::{Group, Running, SlotRun},
     message::{Message, Outcome},
     steering_table::index_of,
+    step_task::{StepTask, outcome},
     view::{Pinning, Service, Step},
 };
 use crate::{
     control::StopError,
     fault,
-    runtime::{Runtime, RuntimeError, ShardId, ShardKey, ShardOrder, ShardState, verify},
+    runtime::{ShardId, ShardKey, ShardOrder, ShardState},
     spec::{ContainerPort, GroupSpec, RuntimeSpec},
 };
 
-/// Lines of a failed shard's output that are kept when it is removed.
-const LAST_LINES: usize = 20;
-/// How long reading them may hold up a restart.
-const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(2);
 /// When a wrong pinning is mended again after the last try.
 const REPIN_RETRY: Duration = Duration::from_secs(5);
 
@@ -383,13 +379,6 @@ fn free_ports(spec: &GroupSpec) -> std::io::Result<Vec<(ContainerPort, u16)>> {
     held.iter().map(|(container, listener)| Ok((*container, listener.local_addr()?.port()))).collect()
 }
 
-fn outcome(result: Result<(), RuntimeError>) -> Outcome {
-    match result {
-        Ok(()) => Outcome::Done,
-        Err(error) => Outcome::Engine(error),
-    }
-}
-
 fn report(
     outbox: &mpsc::UnboundedSender<Message>,
     key: ShardKey,
@@ -399,66 +388,6 @@ fn report(
 ) {
     // Nobody receives when the loop has ended, and then nobody has to know.
     let _ = outbox.send(Message::Stepped { group: key.group, slot: key.slot, step, outcome, last_lines });
-}
-
-/// What a step that runs as a task needs.
-struct StepTask {
-    runtime: Arc<dyn Runtime>,
-    key: ShardKey,
-    spec: Arc<GroupSpec>,
-    place: Option<Slot>,
-    pid: Option<u32>,
-    /// The slot's shards have been failing: what the last one said is worth keeping.
-    failed: bool,
-}
-
-impl StepTask {
-    async fn run(&self, step: &Step) -> (Outcome, Vec<String>) {
-        match step {
-            Step::Start(shard) => (outcome(self.runtime.start(shard).await), Vec::new()),
-            Step::Stop(shard) => (outcome(self.runtime.stop(shard, self.spec.stop_grace).await), Vec::new()),
-            Step::Remove(shard) => {
-                let lines = if self.failed { last_lines(&*self.runtime, shard).await } else { Vec::new() };
-                (outcome(self.runtime.remove(shard).await), lines)
-            }
-            Step::Verify(_) => (self.verify().await, Vec::new()),
-            Step::Repin(shard) => (self.repin(shard).await, Vec::new()),
-            // The others are done at once, in `execute`.
-            Step::Equip
-            | Step::Create
-            | Step::Connect(_)
-            | Step::TakeIn
-            | Step::TakeOut
-            | Step::Drain
-            | Step::Disconnect
-            | Step::Retire => (Outcome::Done, Vec::new()),
-        }
-    }
-
-    async fn repin(&self, shard: &ShardId) -> Outcome {
-        let Some(place) = &self.place else { return Outcome::Done };
-        if let Err(error) = self.runtime.update_cpus(shard, place).await {
-            return Outcome::Engine(error);
-        }
-        self.verify().await
-    }
-
-    async fn verify(&self) -> Outcome {
-        let (Some(place), Some(pid)) = (self.place.clone(), self.pid) else { return Outcome::Done };
-        let asked = place.clone();
-        match tokio::task::spawn_blocking(move || verify::pinning(pid, &asked)).await {
-            Ok(Ok(())) => Outcome::Pinned(place),
-            Ok(Err(fault)) => Outcome::NotPinned(super::chain(&fault)),
-            Err(panic) => Outcome::NotPinned(format!("asking the kernel failed: {panic}")),
-        }
-    }
-}
-
-/// The end of a shard's output; what can't be had in time is not worth waiting for.
-async fn last_lines(runtime: &dyn Runtime, shard: &ShardId) -> Vec<String> {
-    let lines = runtime.logs(shard, Some(LAST_LINES), false);
-    let lines = lines.take(LAST_LINES).filter_map(|line| async { line.ok().map(|line| line.text) }).collect();
-    tokio::time::timeout(LAST_LINES_TIMEOUT, lines).await.unwrap_or_default()
 }
 
 impl SlotRun {
