@@ -101,7 +101,7 @@ impl Reconciler {
         };
         let backend = Backend { netns: netns.map(OwnedFd::from), ports: group.fronts.backend_ports(&reach.ports) };
         let entered = worker.set_backend(Some(backend));
-        slot.backend = Some(shard.clone());
+        (slot.backend, slot.reconnect) = (Some(shard.clone()), false);
         self.await_worker(name, id, Step::Connect(shard), move || match entered.recv_timeout(WORKER_TIMEOUT) {
             Ok(Ok(())) => Outcome::Done,
             Ok(Err(error)) => Outcome::Worker(super::chain(&error)),

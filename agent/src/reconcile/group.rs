@@ -95,7 +95,7 @@ impl Group {
             if asks_otherwise {
                 // The loop follows the living shards anew, with the present question.
                 slot.live = None;
-                slot.backend = None;
+                slot.reconnect = true;
             }
         }
     }
@@ -216,6 +216,8 @@ pub(super) struct SlotRun {
     pub(super) backoff: Backoff,
     pub(super) service: Option<Service>,
     pub(super) backend: Option<ShardId>,
+    /// The worker has to be told anew where it connects: there are other ports, or the shard may be reached otherwise.
+    pub(super) reconnect: bool,
     pub(super) worker: Option<Arc<Worker>>,
     /// This shard was told to end: its exit is no failure.
     pub(super) stopping: Option<ShardId>,
@@ -278,6 +280,7 @@ impl SlotRun {
             service: self.service(),
             open,
             backend: self.backend.clone(),
+            reconnect: self.reconnect,
             pinning: self.live.as_ref().map_or(Pinning::Unknown, |live| live.pinning.clone()),
             equipped: self.worker.is_some(),
         }

@@ -213,7 +213,7 @@ fn live_shard(
 ) -> Live {
     let thresholds = Thresholds { rise: spec.readiness.rise, fall: spec.readiness.fall };
     // The table, which outlives the agent, says that it was serving: it goes on serving unless probes say otherwise.
-    let adopted = slot.service() == Service::In && slot.backend.is_none();
+    let adopted = slot.service() == Service::In && (slot.backend.is_none() || slot.reconnect);
     Live {
         id: shard.id.clone(),
         pid,

@@ -131,7 +131,9 @@ fn running(slot: &SlotView, shard: &ShardView, place: &Slot, now: Instant) -> Op
         return wind_down(slot, now).step();
     }
     match (slot.health, slot.service) {
-        (Health::Ready, _) if slot.backend.as_ref() != Some(&shard.id) => Some(Step::Connect(shard.id.clone())),
+        (Health::Ready, _) if slot.backend.as_ref() != Some(&shard.id) || slot.reconnect => {
+            Some(Step::Connect(shard.id.clone()))
+        }
         (Health::Ready, Service::Out | Service::Draining { .. }) => Some(Step::TakeIn),
         (Health::Unready, Service::In) => Some(Step::TakeOut),
         (Health::Ready, Service::In) | (Health::Unready | Health::Adopted, _) => None,

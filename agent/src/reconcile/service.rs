@@ -151,7 +151,7 @@ impl Group {
                 slot.last_error = Some(format!("it can't serve a new address: {}", super::chain(&error)));
             }
             // The new address needs a target: it is given with the next connect.
-            slot.backend = None;
+            slot.reconnect = true;
         }
         // Their anchors need a server too.
         let server = self.fronts.anchor_server();

@@ -100,6 +100,8 @@ pub(super) struct SlotView {
     pub(super) open: u64,
     /// The shard that its worker connects to.
     pub(super) backend: Option<ShardId>,
+    /// It has to be told anew where that is.
+    pub(super) reconnect: bool,
     /// Where the running shard really is.
     pub(super) pinning: Pinning,
     /// It has a worker and listeners.

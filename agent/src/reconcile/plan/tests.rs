@@ -43,6 +43,7 @@ fn empty(id: u32, wanted: Wanted) -> SlotView {
         service: Service::Out,
         open: 0,
         backend: None,
+        reconnect: false,
         pinning: Pinning::Unknown,
         equipped: false,
     }
@@ -83,7 +84,7 @@ fn carry_out(view: &mut SlotView, step: &Step, next_id: &mut u64, now: Instant) 
             let Wanted::Run { slot, .. } = &view.wanted else { panic!("a shard is moved that is to go") };
             view.pinning = Pinning::Holds(slot.clone());
         }
-        Step::Connect(id) => view.backend = Some(id.clone()),
+        Step::Connect(id) => (view.backend, view.reconnect) = (Some(id.clone()), false),
         Step::TakeIn => view.service = Service::In,
         Step::TakeOut => view.service = Service::Out,
         Step::Drain => {
@@ -157,6 +158,8 @@ fn a_serving_slot_needs_nothing() {
 fn a_slot_that_is_not_wanted_is_drained_before_it_is_stopped() {
     check(serving(0, "a", Wanted::Gone), "Drain Disconnect Stop Remove Retire");
     check(serving(0, "a", Wanted::Stopped), "Drain Disconnect Stop Retire");
+    // Also when its worker was about to be told of another port.
+    check(SlotView { reconnect: true, ..serving(0, "a", Wanted::Gone) }, "Drain Disconnect Stop Remove Retire");
 }
 
 #[test]
