@@ -98,6 +98,12 @@ pub struct PortCounters {
     pub anchored: u64,
     /// Connections that steering refused because no slot was in.
     pub dropped: u64,
+    /// Connections that moved from a closed listener to another.
+    pub migrated: u64,
+    /// Packets whose addresses steering could not read. Anything but 0 is a fault.
+    pub unread: u64,
+    /// Selections of a listener that was in another SO_REUSEPORT group. Anything but 0 is a fault.
+    pub foreign: u64,
     /// Connections that wait to be accepted, by listener; the anchor's has no slot.
     pub queued: Vec<(Option<SlotId>, u64)>,
 }

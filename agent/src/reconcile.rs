@@ -60,6 +60,14 @@ const OBSERVE_EVERY: Duration = Duration::from_secs(30);
 /// serving; more than that in one go means that two rules undo each other.
 const MAX_PASSES: u32 = 32;
 
+/// Which groups a turn of the loop plans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    All,
+    /// Those that time alone can change.
+    Unsettled,
+}
+
 /// What the agent's configuration says to the loop.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -164,8 +172,10 @@ impl Reconciler {
     /// Runs until `shutdown` fires; then drains what is relayed, and leaves shards and listeners as they are.
     pub async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut shutdown: oneshot::Receiver<()>) {
         let mut next_tick = Instant::now();
+        let mut quiet = true;
         self.watch_runtimes();
         loop {
+            let mut extent = Extent::All;
             tokio::select! {
                 Some(message) = self.inbox.recv() => if self.handle(message) == Consequence::None {
                     continue;
@@ -177,12 +187,17 @@ impl Reconciler {
                 () = tokio::time::sleep_until(next_tick.into()) => {
                     self.on_tick();
                     next_tick = Instant::now() + QUIET_TICK;
+                    extent = Extent::Unsettled;
                 }
                 _ = &mut shutdown => break,
             }
-            self.advance();
-            if !self.groups.values().all(Group::is_quiet) {
+            self.advance(extent);
+            let was_quiet = std::mem::replace(&mut quiet, self.groups.values().all(Group::is_quiet));
+            if !quiet {
                 next_tick = next_tick.min(Instant::now() + TICK);
+            } else if !was_quiet {
+                // Making tables and loading programs takes much memory for a moment.
+                sherd_lb::heap::return_free_memory();
             }
         }
         self.drain_relays().await;
@@ -204,9 +219,11 @@ impl Reconciler {
     }
 
     /// Plans and executes until nothing more can be done at once.
-    fn advance(&mut self) {
+    fn advance(&mut self, extent: Extent) {
         let began = Instant::now();
-        let names: Vec<GroupName> = self.groups.keys().cloned().collect();
+        let due = |group: &Group| extent == Extent::All || !group.is_quiet();
+        let names: Vec<GroupName> =
+            self.groups.iter().filter(|(_, group)| due(group)).map(|(name, _)| name.clone()).collect();
         for name in &names {
             self.advance_group(name);
         }

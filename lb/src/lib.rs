@@ -2,6 +2,7 @@
 //! Knows sockets and namespaces; knows no containers and no topology.
 
 pub mod front;
+pub mod heap;
 pub mod holder;
 pub mod netns;
 pub mod pinning;

@@ -1,4 +1,4 @@
-//! CPU affinity and memory policy of the calling thread. Knows numbers, no topology; touches no other thread.
+//! CPU affinity, memory policy and scheduling policy of the calling thread. Knows numbers, no topology; touches no other thread.
 
 use std::io;
 
@@ -77,6 +77,18 @@ pub fn mempolicy() -> io::Result<(MemoryPolicy, Vec<u32>)> {
     Ok((policy, ids(&mask)))
 }
 
+/// Waking up, the calling thread waits for the one that runs to sleep or to use up its slice (SCHED_BATCH, sched(7)). A
+/// thread that somebody put under another policy than the default one keeps it.
+///
+/// # Errors
+/// EPERM where a seccomp filter has it so.
+pub fn yield_on_wakeup() -> io::Result<()> {
+    if sys::pinning::sched_getscheduler()? == libc::SCHED_OTHER {
+        sys::pinning::sched_setscheduler(libc::SCHED_BATCH)?;
+    }
+    Ok(())
+}
+
 fn mask(ids: &[u32]) -> Vec<usize> {
     let words = ids.iter().max().map_or(0, |max| *max as usize / WORD_BITS + 1);
     let mut mask = vec![0; words];
@@ -126,6 +138,17 @@ mod tests {
             assert_eq!(affinity().expect("affinity is readable"), [allowed[0]]);
             assert_eq!(set_affinity(&[4999]).map_err(|error| error.raw_os_error()), Err(Some(libc::EINVAL)));
             assert_eq!(set_affinity(&[]).map_err(|error| error.raw_os_error()), Err(Some(libc::EINVAL)));
+        });
+    }
+
+    #[test]
+    fn a_thread_of_the_default_policy_yields_on_wakeup() {
+        on_a_thread(|| {
+            yield_on_wakeup().expect("needs no privilege");
+            assert_eq!(sys::pinning::sched_getscheduler().expect("policy is readable"), libc::SCHED_BATCH);
+            sys::pinning::sched_setscheduler(libc::SCHED_IDLE).expect("needs no privilege");
+            yield_on_wakeup().expect("there is nothing to do");
+            assert_eq!(sys::pinning::sched_getscheduler().expect("policy is readable"), libc::SCHED_IDLE);
         });
     }
 

@@ -179,12 +179,19 @@ fn steering(families: &mut Families, snapshot: &Snapshot) {
             family.add_count(&labels, *picks);
         }
     }
-    let totals: [Value<PortCounters>; 3] = [
+    let totals: [Value<PortCounters>; 6] = [
         ("sherd_steering_failovers_total", "Connections whose slot was out, given to another.", |port| port.failovers),
         ("sherd_steering_anchored_total", "Connections sent to the anchor because no slot was in.", |port| {
             port.anchored
         }),
         ("sherd_steering_dropped_total", "Connections refused because no slot was in.", |port| port.dropped),
+        ("sherd_steering_migrated_total", "Connections moved from a closed listener to another.", |port| port.migrated),
+        ("sherd_steering_unread_total", "Packets whose addresses could not be read; a fault.", |port| port.unread),
+        (
+            "sherd_steering_foreign_total",
+            "Picks of a listener outside the address's SO_REUSEPORT group; a fault.",
+            |port| port.foreign,
+        ),
     ];
     for (name, help, value) in totals {
         let mut family = families.counter(name, help);

@@ -132,7 +132,12 @@ impl Group {
 
     /// Every slot serves, and nothing is waited for but what the world does by itself.
     pub(super) fn is_quiet(&self) -> bool {
-        let serves = |slot: &SlotRun| slot.service() == Service::In && slot.step.is_none() && !slot.stale;
+        let serves = |slot: &SlotRun| {
+            let pinned = slot.live.as_ref().is_some_and(|live| matches!(live.pinning, Pinning::Holds(_)));
+            let held = slot.held_until.is_some_and(|until| Instant::now() < until);
+            let settled = slot.step.is_none() && !held && !slot.stale && slot.shards.len() == 1;
+            slot.service() == Service::In && pinned && settled
+        };
         match self.intent {
             Intent::Run => self.fault.is_none() && self.slots.values().all(serves),
             Intent::Stop | Intent::Purge => self.stop_waiters.is_empty() && self.is_wound_down(),

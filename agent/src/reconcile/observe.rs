@@ -27,7 +27,7 @@ use crate::{
 
 /// Time between two probes of a shard that is ready and checked by TCP only. Its end is told by the runtime and its
 /// refusals by the worker; this is the net below both.
-const SETTLED_PROBE_INTERVAL: Duration = Duration::from_secs(15);
+const SETTLED_PROBE_INTERVAL: Duration = Duration::from_secs(60);
 /// Longest wait before a lost event stream is opened again.
 const EVENTS_RETRY_MAX: Duration = Duration::from_secs(15);
 

@@ -87,6 +87,9 @@ fn port(name: &GroupName, group: &Group, published: &Published) -> Option<PortCo
         failovers: totals.failovers,
         anchored: totals.anchored,
         dropped: totals.dropped,
+        migrated: totals.migrated,
+        unread: totals.unread,
+        foreign: totals.foreign,
         queued: listeners.filter_map(queue).collect(),
     })
 }

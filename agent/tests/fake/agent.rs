@@ -219,6 +219,9 @@ pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
                 failovers: 1,
                 anchored: 2,
                 dropped: 3,
+                migrated: 4,
+                unread: 0,
+                foreign: 0,
                 queued: vec![(None, 4), (Some(SlotId(0)), 5)],
             })
             .collect(),

@@ -10,12 +10,12 @@ use aya::{EbpfLoader, include_bytes_aligned, maps::Map, programs::SkReuseport};
 use socket2::SockRef;
 
 use super::{
-    AdoptError,
+    AdoptError, SlotError,
     maps::{Maps, NAMES, Shape, Totals},
 };
 use crate::{
     sys,
-    table::{Choice, CompiledTable, Model, Seed, SlotIndex, SlotMask, SteeringTable, TableError},
+    table::{Choice, CompiledTable, Model, Seed, SlotIndex, SlotMask, SteeringTable},
 };
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.o"));
@@ -105,7 +105,7 @@ impl Ebpf {
         self.maps.set_refuse(refuse);
     }
 
-    pub(super) fn set_table(&self, table: &SteeringTable) -> Result<(), TableError> {
+    pub(super) fn set_table(&self, table: &SteeringTable) -> Result<(), SlotError> {
         self.maps.put_table(&CompiledTable::new(table))
     }
 

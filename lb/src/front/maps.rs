@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{Ordering, fence},
 };
 
-use super::AdoptError;
+use super::{AdoptError, SlotError};
 use crate::{
     sys::{bpf::Map, shared_map::SharedMap},
     table::{CompiledTable, DEFAULT_TABLE_LEN, LEVELS, NO_SLOT, Policy, Row, Seed, SlotIndex, SlotMask, TableError},
@@ -101,16 +101,15 @@ pub(super) struct Maps {
     shape: Shape,
     /// In the order of [`NAMES`].
     maps: [Map; NAMES.len()],
+    /// The others are mapped while they are written only: their pages would count as memory of this process for good.
     state: SharedMap,
-    table: SharedMap,
-    rows: SharedMap,
 }
 
 impl Maps {
     /// Takes new maps and writes what stays the same for the address's life.
     pub(super) fn initialize(fds: Vec<OwnedFd>, shape: Shape, seed: Seed) -> io::Result<Self> {
-        let maps = Self::map(open(fds)?, shape)?;
-        let state = &maps.state;
+        let maps = open(fds)?;
+        let state = SharedMap::new(maps[0].as_fd(), state::SIZE)?;
         state.store_u64s(state::SEED, &seed.0);
         state.store_u32(state::MAX_SLOTS, shape.max_slots);
         state.store_u32(state::CPUS, shape.cpus);
@@ -120,7 +119,7 @@ impl Maps {
         state.store_u16s(state::INDEX_OF, &identity);
         state.store_u32(state::VERSION, VERSION);
         state.store_u32(state::MAGIC, MAGIC);
-        Ok(maps)
+        Ok(Self { shape, maps, state })
     }
 
     /// Takes maps that an earlier process made, after a look at each.
@@ -148,16 +147,13 @@ impl Maps {
                 return Err(other(name, format!("type, value size, entries are {found:?}")));
             }
         }
-        Self::map(maps, shape).map_err(io("maps"))
+        Ok(Self { shape, maps, state })
     }
 
-    fn map(maps: [Map; NAMES.len()], shape: Shape) -> io::Result<Self> {
-        let shared = |index: usize| {
-            let (_, value_size, entries) = shape.sizes()[index];
-            SharedMap::new(maps[index].as_fd(), value_size as usize * entries as usize)
-        };
-        let (state, table, rows) = (shared(0)?, shared(1)?, shared(2)?);
-        Ok(Self { shape, maps, state, table, rows })
+    /// The memory of the map at `index` of [`NAMES`].
+    fn shared(&self, index: usize) -> Result<SharedMap, SlotError> {
+        let (_, value_size, entries) = self.shape.sizes()[index];
+        SharedMap::new(self.maps[index].as_fd(), value_size as usize * entries as usize).map_err(SlotError::PutTable)
     }
 
     pub(super) fn descriptors(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
@@ -177,10 +173,11 @@ impl Maps {
     }
 
     /// Writes the idle generation and flips to it. The program sees one or the other as a whole.
-    pub(super) fn put_table(&self, table: &CompiledTable) -> Result<(), TableError> {
+    pub(super) fn put_table(&self, table: &CompiledTable) -> Result<(), SlotError> {
         if table.entries.len() > self.shape.chunks as usize * CHUNK_ENTRIES {
-            return Err(TableError::TooLong { table_len: table.entries.len() as u32 });
+            return Err(TableError::TooLong { table_len: table.entries.len() as u32 }.into());
         }
+        let (entries, rows) = (self.shared(1)?, self.shared(2)?);
         let sequence = self.state.load_u32(state::SEQUENCE);
         let idle = (sequence as usize + 1) & 1;
         // The last flip is visible before the first write to the generation that it retired.
@@ -192,9 +189,9 @@ impl Maps {
         };
         self.state.store_u32(state::GENERATIONS + idle * 8, policy);
         self.state.store_u32(state::GENERATIONS + idle * 8 + 4, table.entries.len() as u32);
-        self.table.store_u16s(idle * self.shape.chunks as usize * CHUNK_SIZE, &table.entries);
+        entries.store_u16s(idle * self.shape.chunks as usize * CHUNK_SIZE, &table.entries);
         for (slot, row) in &table.slots {
-            self.put_row(idle, u32::from(slot.0), row);
+            self.put_row(&rows, idle, u32::from(slot.0), row);
         }
         let mut rows_of_cpus = vec![&table.any; self.shape.cpus as usize];
         for (cpu, row) in &table.cpus {
@@ -203,17 +200,17 @@ impl Maps {
             }
         }
         for (cpu, row) in (0..).zip(rows_of_cpus) {
-            self.put_row(idle, self.shape.max_slots + cpu, row);
+            self.put_row(&rows, idle, self.shape.max_slots + cpu, row);
         }
         fence(Ordering::SeqCst);
         self.state.store_u32(state::SEQUENCE, sequence.wrapping_add(1));
         Ok(())
     }
 
-    fn put_row(&self, generation: usize, origin: u32, row: &Row) {
+    fn put_row(&self, rows: &SharedMap, generation: usize, origin: u32, row: &Row) {
         let index = generation * (self.shape.max_slots + self.shape.cpus) as usize + origin as usize;
         for (level, mask) in row.iter().enumerate() {
-            self.rows.store_u64s(index * ROW_SIZE + level * size_of_val(mask.words()), mask.words());
+            rows.store_u64s(index * ROW_SIZE + level * size_of_val(mask.words()), mask.words());
         }
     }
 

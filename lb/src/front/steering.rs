@@ -120,7 +120,7 @@ impl Steering {
 
     pub(super) fn set_table(&mut self, table: &SteeringTable, anchor: BorrowedFd<'_>) -> Result<(), SlotError> {
         match self {
-            Self::Ebpf(ebpf) => Ok(ebpf.set_table(table)?),
+            Self::Ebpf(ebpf) => ebpf.set_table(table),
             Self::Classic(classic) => classic.set_table(table, anchor).map_err(SlotError::PutTable),
         }
     }

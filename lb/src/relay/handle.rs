@@ -24,6 +24,7 @@ use super::{
     connection::{Client, Tried},
     worker::Core,
 };
+use crate::pinning;
 
 /// One relay worker and its thread. Dropping it ends the worker: its connections are reset, and its listeners' other
 /// descriptors stay what they are.
@@ -60,6 +61,9 @@ impl Worker {
                 // A splice to a socket that was reset raises it, and has no flag against that.
                 SigSet::from(Signal::SIGPIPE).thread_block()?;
                 pin()?;
+                // Its shard and it wake each other with every message. Were each to preempt the other, every request
+                // would cost two context switches; so the worker finds what came meanwhile all at once.
+                pinning::yield_on_wakeup()?;
                 let core = Core::new(worker.clone(), limits, inbox)?;
                 let _ = started.send(Ok(()));
                 core.run()

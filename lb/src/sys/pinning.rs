@@ -1,4 +1,5 @@
-//! CPU affinity and memory policy of the calling thread, for ids of any width: libc's cpu_set_t ends at 1024.
+//! CPU affinity, memory policy and scheduling policy of the calling thread. Ids of any width: libc's cpu_set_t ends at
+//! 1024.
 
 use std::io;
 
@@ -33,4 +34,19 @@ pub(crate) fn get_mempolicy(mask: &mut [usize]) -> io::Result<libc::c_int> {
     // SAFETY: writes one int and at most the bits of `mask`.
     let result = unsafe { libc::syscall(libc::SYS_get_mempolicy, &raw mut mode, nodes, bits, address, 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(mode) }
+}
+
+/// The calling thread's scheduling policy (a SCHED_ constant).
+pub(crate) fn sched_getscheduler() -> io::Result<libc::c_int> {
+    // SAFETY: takes no pointer; pid 0 is the calling thread.
+    let policy = unsafe { libc::sched_getscheduler(0) };
+    if policy < 0 { Err(io::Error::last_os_error()) } else { Ok(policy) }
+}
+
+/// The calling thread is scheduled by `policy`, one that has no priority.
+pub(crate) fn sched_setscheduler(policy: libc::c_int) -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: reads `parameters`; pid 0 is the calling thread.
+    let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
