@@ -4,7 +4,7 @@
 set -euo pipefail
 
 run=(clang libbpf-dev libhwloc-dev libudev-dev pkg-config gcc libc6-dev make curl iproute2 ca-certificates)
-test=(docker.io runc podman containernetworking-plugins golang-go busybox-static prometheus haproxy nginx libnginx-mod-stream wrk
+test=(docker.io runc podman catatonit containernetworking-plugins golang-go busybox-static prometheus haproxy nginx libnginx-mod-stream wrk
     strace tmux python3 systemd shellcheck iptables procps util-linux)
 guest=(qemu-system-x86 mmdebstrap e2fsprogs dpkg-dev)
 

@@ -20,6 +20,7 @@ mod failure;
 mod flags;
 mod holder;
 mod logs;
+mod make_listeners;
 mod plan;
 mod progress;
 mod ps;
@@ -64,6 +65,9 @@ enum Command {
     /// Keeps listening sockets while the agent is away.
     #[command(hide = true)]
     Holder(holder::Args),
+    /// Makes listeners in the guard's cgroup.
+    #[command(hide = true)]
+    MakeListeners(make_listeners::Args),
     /// Supervises one process shard.
     #[command(hide = true)]
     Shim(ShimArgs),
@@ -103,6 +107,7 @@ impl Line {
             Command::Agent(args) => agent::run(args, self.run_dir.as_deref()),
             Command::Demo => crate::demo::run().map(|()| ExitCode::SUCCESS).map_err(Failure::from),
             Command::Holder(args) => holder::run(&args),
+            Command::MakeListeners(args) => make_listeners::run(&args),
             Command::Shim(args) => Ok(shim_main(&args)),
             Command::ExecPinned(args) => Ok(exec_pinned_main(&args)),
         }

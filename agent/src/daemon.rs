@@ -69,6 +69,8 @@ async fn serve(config: &AgentConfig) -> Result<()> {
         instance: config.instance.clone(),
         reserved: config.reserved_on(&host),
         shutdown_drain: SHUTDOWN_DRAIN,
+        run_dir: config.run_dir.clone(),
+        state_dir: config.state_dir.clone(),
     };
     let runtimes = runtimes(config)?;
     let mut reconciler = Reconciler::new(Parts { host, settings, store, keeper, runtimes });

@@ -13,6 +13,7 @@ pub mod journal;
 pub mod metrics;
 pub mod reconcile;
 pub mod runtime;
+pub mod shim;
 pub mod spec;
 pub mod status;
 pub mod store;

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,7 +24,7 @@ use self::{
 };
 use crate::{
     control::{self, Request},
-    runtime::{Runtime, RuntimeError, ShardId},
+    runtime::{Runtime, RuntimeError, ShardId, ShardKey},
     status::Event,
     store::Store,
 };
@@ -32,6 +33,7 @@ mod adopt;
 mod anchor_age;
 mod apply;
 mod counters;
+mod direct;
 mod execute;
 mod group;
 mod inspect;
@@ -77,6 +79,10 @@ pub struct Settings {
     pub reserved: CpuSet,
     /// How long relayed connections may go on when the agent is told to end.
     pub shutdown_drain: Duration,
+    /// The agent's sockets, and the doors of shards' shims.
+    pub run_dir: PathBuf,
+    /// Where the shim is, for containers to execute.
+    pub state_dir: PathBuf,
 }
 
 /// The runtimes of this agent: `process`, and `docker` where the configuration has an engine.
@@ -125,6 +131,9 @@ pub struct Reconciler {
     inbox: mpsc::UnboundedReceiver<Message>,
     outbox: mpsc::UnboundedSender<Message>,
     events: broadcast::Sender<Event>,
+    /// Where shards' shims come, while their shards are there.
+    doors: BTreeMap<(ShardKey, direct::Generation), direct::Door>,
+    means: direct::Means,
     counters: Counters,
     started: std::time::SystemTime,
     warnings: Vec<String>,
@@ -163,6 +172,8 @@ impl Reconciler {
             inbox,
             outbox,
             events,
+            doors: BTreeMap::new(),
+            means: direct::Means::default(),
             counters: Counters::default(),
             started: std::time::SystemTime::now(),
             warnings: Vec::new(),
@@ -205,7 +216,7 @@ impl Reconciler {
 
     fn on_tick(&mut self) {
         let now = Instant::now();
-        self.keeper.tend(now, || self.groups.values().flat_map(|group| group.fronts.descriptors()).collect());
+        self.keeper.tend(now, || self.groups.values().flat_map(Group::descriptors).collect());
         for kind in self.runtimes.kinds() {
             let view = &self.runtime_views[kind];
             if view.last.is_none_or(|last| now.duration_since(last) >= OBSERVE_EVERY) || view.again {
@@ -213,6 +224,8 @@ impl Reconciler {
             }
         }
         self.nudge_probers();
+        self.note_closed_listeners();
+        self.count_direct(now);
         self.bury_workers();
         self.publish_missing(now);
         self.age_anchors(now);

@@ -1,7 +1,7 @@
 //! Running shards: what the agent asks of an engine or of the embedded process runtime, and what they answer. Knows
 //! nothing of ports, connections or plans; never touches a container or a process that is not labelled as its own.
 
-use std::{fmt, sync::Arc, time::Duration, time::SystemTime};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
 
 use futures_util::{future::BoxFuture, stream::BoxStream};
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ pub mod docker;
 pub mod environment;
 mod error;
 pub mod process;
-mod procfs;
+pub(crate) mod procfs;
 pub mod verify;
 
 pub use error::{Operation, RuntimeError};
@@ -75,6 +75,19 @@ pub struct ShardOrder {
     pub generation: u64,
     /// For processes: the port to listen on for each container port, first the one that `PORT` says.
     pub process_ports: Vec<(ContainerPort, u16)>,
+    /// For containers: what to put in front of the program; absent: nothing.
+    pub shim: Option<ShimOrder>,
+}
+
+/// Where the host has what a container with the shim in front needs. Both directories are there before the shard is
+/// made, every user can get into them, and they stay for as long as it is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShimOrder {
+    /// The directory with the shim in it, see [`crate::shim::install`].
+    pub programs: PathBuf,
+    /// A directory for this shard alone, in which the agent's socket `broker` is. The container has the directory and
+    /// not the socket: an agent that starts again makes another socket.
+    pub door: PathBuf,
 }
 
 /// A shard as its runtime describes it.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sherd_topology::plan::{GroupName, LayoutRequest};
 
 pub use self::fault::{SpecFault, SpecFaults};
+pub use self::path::PathChoice;
 pub use self::port::{ContainerPort, HostAddress, HostPort, PortSpec, PublishError};
 pub use sherd_lb::table::Policy;
 
@@ -19,6 +20,7 @@ pub mod fault;
 mod hash;
 mod image;
 mod parse;
+mod path;
 mod port;
 mod read;
 mod render;
@@ -36,6 +38,8 @@ pub struct GroupSpec {
     pub runtime: RuntimeSpec,
     /// Published ports, in the order of the file. No two of them overlap. May be empty.
     pub ports: Vec<PortSpec>,
+    /// Who accepts the connections of those ports. Never `Direct` for a process.
+    pub path: PathChoice,
     /// When a shard gets connections.
     pub readiness: Readiness,
     /// What happens to a connection while no shard of the group is ready.
@@ -63,6 +67,13 @@ impl GroupSpec {
         render::group(self)
     }
 
+    /// Whether its shards start behind the shim (see [`crate::shim`]), as the direct path needs them to. Who publishes
+    /// nothing has nothing to be accepted.
+    pub fn is_behind_shim(&self) -> bool {
+        let container = matches!(self.runtime, RuntimeSpec::Docker(_));
+        container && self.path != PathChoice::Relay && !self.ports.is_empty()
+    }
+
     /// Identifies everything that a running shard can only get by a restart; see [`SpecHash`].
     pub fn hash(&self) -> SpecHash {
         hash::of(self)
@@ -70,7 +81,8 @@ impl GroupSpec {
 }
 
 /// Hash of the part of a specification that a running shard cannot be given without a restart: image, command,
-/// environment, engine options, and, for processes, the container ports. Not policies, weights, readiness or deadlines.
+/// environment, engine options, whether the shim is in front, and, for processes, the container ports. Not policies,
+/// weights, readiness or deadlines.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SpecHash(pub String);
 

@@ -145,6 +145,8 @@ pub enum Steering {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Path {
+    /// The shard accepts its connections itself.
+    Direct,
     /// Through a worker of the agent on the slot's CPUs.
     Relay,
 }

@@ -114,8 +114,26 @@ fn run_says_which_shards_are_not_ready_and_what_they_wrote() {
 #[test]
 fn run_reports_every_wrong_flag_by_its_name() {
     let directory = tempfile::tempdir().unwrap();
-    let args =
-        ["run", "-g", "Web", "-p", "53:53/udp", "-u", "cor", "-n", "0", "--cpus", "x", "-m", "1", "-e", "=x", "Nginx"];
+    let args = [
+        "run",
+        "-g",
+        "Web",
+        "-p",
+        "53:53/udp",
+        "-u",
+        "cor",
+        "-n",
+        "0",
+        "--cpus",
+        "x",
+        "-m",
+        "1",
+        "-e",
+        "=x",
+        "--path",
+        "x",
+        "Nginx",
+    ];
     check(
         directory.path(),
         &args,
@@ -129,10 +147,13 @@ fn run_reports_every_wrong_flag_by_its_name() {
             "sherd: --cpus: `x` is not a CPU list",
             "sherd: -m: `1` is not a size",
             "sherd: -e : not the name",
+            "sherd: --path: must be one of",
             "sherd: IMAGE: `Nginx` is not an image reference",
         ],
     );
     check(directory.path(), &["run", "--process", "-m", "1GiB", "x"], 1, &[], &["sherd: -m is for containers"]);
+    let direct = ["run", "--process", "--path", "direct", "x"];
+    check(directory.path(), &direct, 1, &[], &["sherd: --path: direct needs containers"]);
     check(directory.path(), &["run", "-e", "SHERD_NOT_SET", "x"], 1, &[], &["-e SHERD_NOT_SET: it is not set here"]);
     check(directory.path(), &["run"], 2, &[], &["required arguments were not provided"]);
 }

@@ -4,14 +4,21 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
 use serde_json::json;
-use sherd::runtime::{LogLine, LogOutput, Runtime, RuntimeError, ShardState, verify};
+use sherd::{
+    runtime::{LogLine, LogOutput, Runtime, RuntimeError, ShardState, ShimOrder, verify},
+    shim,
+};
+use sherd_shim::hello::Hello;
 use sherd_testkit::{Need, docker_socket, needs, podman_socket};
 
+#[path = "runtime/door.rs"]
+mod door;
 #[path = "runtime/engine.rs"]
 mod engine;
 #[path = "runtime/support.rs"]
 mod support;
 
+use door::Door;
 use engine::Engine;
 use support::{block_on, cpus, eventually, exit_code, find, lines, order, pairs, running_pid, slot, state};
 
@@ -44,6 +51,7 @@ macro_rules! on_each_engine {
 on_each_engine!(
     a_shard_lives_where_its_slot_says,
     what_the_operator_sets_is_there,
+    the_shim_becomes_the_image_s_program,
     a_running_shard_is_moved,
     ends_are_reported,
     images_that_are_not_there,
@@ -129,6 +137,41 @@ async fn what_the_operator_sets_is_there(engine: &Engine) {
     assert_eq!(inspected["Config"]["Labels"]["example.team"], json!("web"));
     let policy = &inspected["HostConfig"]["RestartPolicy"]["Name"];
     assert!(policy == "no" || policy == "", "{policy}");
+    runtime.remove(&id).await.unwrap();
+}
+
+/// From an image without a C library, as a user that nobody knows, behind the engine's own init, with nothing writable.
+async fn the_shim_becomes_the_image_s_program(engine: &Engine) {
+    let script = "id -u; touch /x || echo read-only; cat /proc/1/comm; cat /shared/file; ls -A /.sherd/run; exit 7";
+    let program = ["ENTRYPOINT [\"/bin/sh\"]".to_owned(), format!("CMD [\"-c\", \"{script}\"]")];
+    let test = format!("{}-program", engine.instance);
+    let engine = Engine::with_image(engine.socket.clone(), &test, &program.each_ref().map(String::as_str));
+    let runtime = engine.runtime();
+    let programs = tempfile::tempdir().unwrap();
+    shim::install(programs.path()).unwrap();
+    let door = Door::new();
+    let shared = tempfile::tempdir().unwrap();
+    std::fs::write(shared.path().join("file"), "shared\n").unwrap();
+    let toml = format!(
+        "name = \"web\"\npath = \"direct\"\n[container]\nimage = \"{}\"\nnetwork = \"none\"\npull = \"never\"\n\
+         user = \"4321:4321\"\nread_only = true\nvolumes = [\"{}:/shared:ro\"]\n\
+         extra = {{ HostConfig = {{ Init = true }} }}\n",
+        engine.image,
+        shared.path().display()
+    );
+    let mut order = order(&toml, slot(0, &cpus()[..1]), 1);
+    order.shim = Some(ShimOrder { programs: programs.path().to_owned(), door: door.path().to_owned() });
+
+    let id = runtime.create(&order).await.unwrap();
+    runtime.start(&id).await.unwrap();
+    let (hello, trap) = door.let_go().await;
+    assert_eq!((hello, trap.is_some()), (Hello::Trapped, true));
+    assert_eq!(exit_code(&runtime, &id).await, Some(7));
+    let said = lines(&runtime, &id, None).await;
+    for expected in ["4321", "read-only", "shared", "broker"] {
+        assert!(said.iter().any(|line| line == expected), "{expected} in {said:?}");
+    }
+    assert!(!said.contains(&"sh".to_owned()), "an init is the first process: {said:?}");
     runtime.remove(&id).await.unwrap();
 }
 

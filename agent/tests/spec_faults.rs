@@ -1,6 +1,6 @@
 //! What an operator can write wrongly in a specification: every fault is found at its line, all of them at once.
 
-use sherd::spec::{GroupSpec, RuntimeSpec};
+use sherd::spec::{GroupSpec, PathChoice, RuntimeSpec};
 
 /// Each expected entry is `line: key: part of the message`.
 fn check(text: &str, expected: &[&str]) {
@@ -133,6 +133,26 @@ fn deadlines_and_bounds() {
 }
 
 #[test]
+fn paths() {
+    let check = |path: &str, runtime: &str, expected: &[&str]| {
+        check(&format!("name = \"web\"\npath = {path}\n{runtime}"), expected);
+    };
+    const CONTAINER: &str = "[container]\nimage = \"nginx\"\n";
+    const PROCESS: &str = "[process]\ncommand = [\"/bin/true\"]\n";
+    for path in ["\"auto\"", "\"direct\"", "\"relay\""] {
+        check(path, CONTAINER, &[]);
+    }
+    for path in ["\"auto\"", "\"relay\""] {
+        check(path, PROCESS, &[]);
+    }
+    check("\"direct\"", PROCESS, &["2: path: direct needs containers: use `docker`, or path = \"relay\""]);
+    check("\"dirct\"", CONTAINER, &["2: path: did you mean \"direct\""]);
+    check("true", CONTAINER, &["2: path: must be one of \"auto\", \"direct\", \"relay\""]);
+    check_line("path = \"direct\"", &["4: container.path: unknown key"]);
+    check("\"direct\"", "[process]\n", &["2: path: direct needs", "3: process.command: missing"]);
+}
+
+#[test]
 fn weights_and_tables() {
     let ports = |layout: &str, port: &str| format!("[layout]\n{layout}\n[[ports]]\npublish = \"80:80\"\n{port}");
     check_line(&ports("shards = 2", "weights = [1, 3]"), &[]);
@@ -151,6 +171,7 @@ fn a_full_specification_is_read() {
     assert_eq!(container.memory_bytes, Some(512 << 20));
     assert_eq!(container.extra["HostConfig"]["Init"], true);
     assert_eq!(spec.ports.len(), 2);
+    assert_eq!(spec.path, PathChoice::Auto);
     assert_eq!(GroupSpec::parse("again.toml", &spec.to_toml()), Ok(spec));
 }
 

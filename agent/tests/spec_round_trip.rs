@@ -9,8 +9,8 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 use sherd::spec::{
-    Backoff, Check, ContainerPort, ContainerSpec, GroupSpec, Logging, Policy, PortSpec, ProcessSpec, PullPolicy,
-    Readiness, RelayLimits, RuntimeSpec, Ulimit, Unready,
+    Backoff, Check, ContainerPort, ContainerSpec, GroupSpec, Logging, PathChoice, Policy, PortSpec, ProcessSpec,
+    PullPolicy, Readiness, RelayLimits, RuntimeSpec, Ulimit, Unready,
 };
 use sherd_topology::model::{CpuId, CpuSet};
 use sherd_topology::plan::{CoreKind, LayoutRequest, MemoryBinding, Placement, ShardCount, Sharing, Smt, Unit};
@@ -148,11 +148,29 @@ fn group() -> impl Strategy<Value = GroupSpec> {
         .prop_map(|(first, max, reset_after)| Backoff { first, max, reset_after });
     let environment = btree_map("[A-Z_]{1,9}", word(), 0..4);
     let times = (millis(0..=86_400_000), millis(0..=3_600_000), unready);
-    let parts = (layout(), runtime(), ports(), readiness(), times, backoff, relay(), environment);
-    parts.prop_map(|(layout, runtime, ports, readiness, times, backoff, relay, environment)| {
+    let path = select(vec![PathChoice::Auto, PathChoice::Direct, PathChoice::Relay]);
+    let parts = (layout(), runtime(), ports(), path, readiness(), times, backoff, relay(), environment);
+    parts.prop_map(|(layout, runtime, ports, path, readiness, times, backoff, relay, environment)| {
         let (drain, stop_grace, unready) = times;
         let name = layout.group.clone();
-        GroupSpec { name, layout, runtime, ports, readiness, unready, drain, stop_grace, backoff, relay, environment }
+        let path = match (&runtime, path) {
+            (RuntimeSpec::Process(_), PathChoice::Direct) => PathChoice::Relay,
+            (_, path) => path,
+        };
+        GroupSpec {
+            name,
+            layout,
+            runtime,
+            ports,
+            path,
+            readiness,
+            unready,
+            drain,
+            stop_grace,
+            backoff,
+            relay,
+            environment,
+        }
     })
 }
 
@@ -242,6 +260,31 @@ fn the_hash_is_of_what_needs_a_restart() {
     check_hash("[[ports]]", "pull = \"always\"\nread_only = false\n[[ports]]", true);
     check_hash("[environment]", "[readiness]\nrise = 3\n[backoff]\nfirst = \"5s\"\n[environment]", true);
     check_hash("name = \"web\"", "name = \"web\"\ndrain = \"3s\"", true);
+}
+
+/// The shim is in front of the program or it isn't; who accepts in the end can change while the shard runs.
+#[test]
+fn the_hash_knows_of_a_path_whether_the_shim_is_there() {
+    let spec = |path: &str, runtime: &str| {
+        let text = format!("name = \"p\"\n{path}\n{runtime}\n");
+        GroupSpec::parse("f", &text).unwrap_or_else(|faults| panic!("{faults}\n{text}"))
+    };
+    let check = |runtime: &str, path: &str, behind_shim: bool| {
+        let (plain, chosen) = (spec("", runtime), spec(path, runtime));
+        assert_eq!(chosen.is_behind_shim(), behind_shim, "{path} {runtime}");
+        assert_eq!(chosen.hash() != plain.hash(), behind_shim, "{path} {runtime}");
+    };
+    const CONTAINER: &str = "[container]\nimage = \"nginx\"\n[[ports]]\npublish = \"80:80\"";
+    const WITHOUT_PORTS: &str = "[container]\nimage = \"nginx\"";
+    const PROCESS: &str = "[process]\ncommand = [\"a\"]\n[[ports]]\npublish = \"80:80\"";
+    check(WITHOUT_PORTS, "path = \"direct\"", false);
+    check(CONTAINER, "path = \"relay\"", false);
+    check(CONTAINER, "path = \"auto\"", true);
+    check(CONTAINER, "path = \"direct\"", true);
+    check(PROCESS, "path = \"relay\"", false);
+    check(PROCESS, "path = \"auto\"", false);
+    let hash = |path| spec(path, CONTAINER).hash();
+    assert_eq!(hash("path = \"auto\""), hash("path = \"direct\""));
 }
 
 #[test]

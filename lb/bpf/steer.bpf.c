@@ -62,6 +62,15 @@ struct {
 	__type(value, __u64);
 } sockets SEC(".maps");
 
+/* Not allocated ahead: it is nearly always empty. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct force_key);
+	__type(value, __u64);
+} forced SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -307,6 +316,18 @@ static __always_inline long select_index(struct sk_reuseport_md *md, __u32 index
 	return bpf_sk_select_reuseport(md, &sockets, &index, 0);
 }
 
+/* Where a connection of our own is forced to, or NULL. Its source is an address of this host and a port that we hold. */
+static __always_inline const __u64 *forced_index(const struct state *s, const struct flow *f)
+{
+	struct force_key key;
+
+	if (!READ_ONCE(s->forced))
+		return NULL;
+	__builtin_memcpy(key.saddr, f->saddr, sizeof(key.saddr));
+	key.sport = f->ports & 0xffff;
+	return bpf_map_lookup_elem(&forced, &key);
+}
+
 static __always_inline void forbid(struct mask *mask, __u32 slot)
 {
 	for (__u32 i = 0; i < MASK_WORDS; i++)
@@ -353,6 +374,7 @@ SEC("sk_reuseport/migrate")
 int steer(struct sk_reuseport_md *md)
 {
 	struct bpf_sock *migrating = md->migrating_sk;
+	const __u64 *index;
 	struct flow flow = {};
 	struct choice choice = {};
 	struct totals *t;
@@ -367,6 +389,9 @@ int steer(struct sk_reuseport_md *md)
 		read_migrating(migrating, &flow);
 	else if (read_packet(md, &flow))
 		t->unread += 1; /* still steered: by a hash of nothing */
+	index = migrating ? NULL : forced_index(s, &flow);
+	if (index) /* there or nowhere: elsewhere it would say something about another slot */
+		return select_index(md, *index) ? SK_DROP : SK_PASS;
 	choose_consistently(s, &flow, &choice);
 	if (select_slot(md, s, &choice, t, flow.is_new)) {
 		t->migrated += migrating != NULL;

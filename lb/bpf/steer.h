@@ -6,7 +6,7 @@
 #include <linux/types.h>
 
 #define STATE_MAGIC 0x64726873 /* "shrd" */
-#define STATE_VERSION 1
+#define STATE_VERSION 2
 #define MAX_SLOTS 1024
 #define MASK_WORDS (MAX_SLOTS / 64)
 #define LEVELS 5 /* own (a CPU's slots), same L3, same node, same package, any */
@@ -41,17 +41,30 @@ struct state {
 	__u32 sequence; /* bit 0 is the active generation; each flip adds one */
 	__u32 refuse;   /* with no slot in: 1 refuses, 0 waits at the anchor */
 	struct seed seed;
-	__u32 max_slots; /* rows of slots per generation; the anchor's index in `sockets` */
+	/*
+	 * Rows of slots per generation. In `sockets`: relayed slots' listeners below it, at it the anchor, above it
+	 * the listeners that shards accept from themselves.
+	 */
+	__u32 max_slots;
 	__u32 cpus;      /* rows of CPUs per generation */
 	__u32 chunks;    /* of the table per generation */
 	__u32 words;     /* of a mask that can have bits: (max_slots + 63) / 64 */
 	struct generation generations[2];
 	struct mask in;             /* slots in service */
 	__u16 index_of[MAX_SLOTS];  /* a slot's index in `sockets` */
+	__u32 forced;               /* entries of `forced`; with none it isn't looked into */
+	__u32 reserved;
+};
+
+/* A connection that we make ourselves, to a listener of our choice. */
+struct force_key {
+	__u32 saddr[4];
+	__u32 sport; /* as on the wire */
 };
 
 _Static_assert(__builtin_offsetof(struct state, generations) == 48 && __builtin_offsetof(struct state, in) == 64 &&
-		       __builtin_offsetof(struct state, index_of) == 192 && sizeof(struct state) == 2240,
+		       __builtin_offsetof(struct state, index_of) == 192 && 
+		       __builtin_offsetof(struct state, forced) == 2240 && sizeof(struct state) == 2248,
 	       "lb/src/front/maps.rs has these offsets");
 
 struct totals {

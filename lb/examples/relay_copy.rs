@@ -63,7 +63,7 @@ impl Relay {
         let worker = Worker::spawn(WorkerConfig { slot: 0, name: "relay".into(), pin, limits })?;
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
-        worker.set_backend(Some(Backend { netns: None, ports: vec![(PORT, shard)] })).recv()??;
+        worker.set_backend(Some(Backend { netns: None, ports: vec![(PORT, shard.into())] })).recv()??;
         worker.serve(PORT, listener.into(), Role::Slot).recv()??;
         Ok(Self { _worker: worker, thread: told.recv()?, address })
     }

@@ -26,7 +26,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         limits.splice_above = None;
     }
     let worker = Worker::spawn(WorkerConfig { slot: 0, name: "relay-0".into(), pin: Box::new(|| Ok(())), limits })?;
-    worker.set_backend(Some(Backend { netns, ports: vec![(PortKey(0), backend.parse()?)] })).recv()??;
+    worker
+        .set_backend(Some(Backend { netns, ports: vec![(PortKey(0), backend.parse::<SocketAddr>()?.into())] }))
+        .recv()??;
     worker.serve(PortKey(0), listener.into(), Role::Slot).recv()??;
     let mut rest = Vec::new();
     stdin().read_to_end(&mut rest)?;

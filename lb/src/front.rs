@@ -10,19 +10,22 @@ use std::{
 
 mod adopt;
 mod classic;
+mod direct;
 mod ebpf;
 mod error;
 mod listener;
 mod maps;
 mod steering;
 
+pub use direct::{Force, Forced, Path};
 pub use error::{AdoptError, OpenError, Owners, SlotError};
+pub(crate) use listener::bound;
 pub use maps::Totals;
 pub use steering::Explanation;
 use steering::Steering;
 
 use crate::{
-    sys,
+    sockdiag, sys,
     table::{MAX_SLOTS, SlotIndex, SlotMask, SteeringTable},
 };
 
@@ -50,8 +53,12 @@ pub enum SteeringMode {
 /// How an address is published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrontConfig {
-    /// IPv6 gets no IPv4 connections: "both" is two fronts. Port 0 lets the kernel choose; see [`Front::address`].
+    /// Port 0 lets the kernel choose; see [`Front::address`].
     pub address: SocketAddr,
+    /// An IPv6 address gets no IPv4 connections.
+    pub v6only: bool,
+    /// Inodes of listeners of ours that may overlap with this address: of another front for the other family.
+    pub allies: Vec<u32>,
     /// Connections that may wait in each listener. The kernel lowers it to net.core.somaxconn.
     pub backlog: i32,
     /// Slots are below this, for the front's whole life: a sockarray can't grow.
@@ -63,9 +70,10 @@ pub struct FrontConfig {
 }
 
 impl FrontConfig {
-    /// `address` with 64 slots, the longest queues the kernel allows, waiting while unready.
+    /// `address` alone (IPv6 without IPv4) with 64 slots, the longest queues the kernel allows, waiting while unready.
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, backlog: i32::MAX, max_slots: 64, unready: Unready::Wait, force_classic: false }
+        let (backlog, max_slots, unready) = (i32::MAX, 64, Unready::Wait);
+        Self { address, v6only: true, allies: Vec::new(), backlog, max_slots, unready, force_classic: false }
     }
 }
 
@@ -73,11 +81,14 @@ impl FrontConfig {
 #[derive(Debug)]
 pub struct Front {
     address: SocketAddr,
+    v6only: bool,
     backlog: i32,
     max_slots: u16,
     unready: Unready,
     anchor: OwnedFd,
     slots: BTreeMap<SlotIndex, SlotListener>,
+    /// Inodes of listeners that shards hold: the only trace of them here.
+    guests: Vec<u32>,
     steering: Steering,
 }
 
@@ -107,23 +118,48 @@ impl Front {
         table.check(config.max_slots)?;
         let asked = config.address;
         // Before bind: a foreign SO_REUSEPORT group under our uid would take us in without a word.
-        listener::check_alone(asked, &[])?;
-        let anchor = listener::bind(asked)?;
+        listener::check_alone(asked, config.v6only, &config.allies)?;
+        let anchor = listener::bind(asked, config.v6only)?;
         let address = listener::local_address(anchor.as_fd(), asked)?;
         let steering = Steering::new(config, table)?;
-        // Before the first listen: from then on connections come.
-        steering.attach(anchor.as_fd()).map_err(|source| OpenError::Attach { address, source })?;
-        listener::listen(anchor.as_fd(), address, config.backlog)?;
+        let attach = || steering.attach(anchor.as_fd()).map_err(|source| OpenError::Attach { address, source });
+        if config.allies.is_empty() {
+            // Before the first listen: from then on connections come.
+            attach()?;
+            listener::listen(anchor.as_fd(), address, config.backlog)?;
+        } else {
+            // A socket with a program may not listen where another one overlaps (`inet_bind_conflict`, reuseport_cb_ok).
+            // What comes before the program does goes to the anchor, the only member, and waits.
+            listener::listen(anchor.as_fd(), address, config.backlog)?;
+            attach()?;
+        }
         steering.enter_anchor(anchor.as_fd()).map_err(|source| OpenError::Attach { address, source })?;
         // After it: whoever slipped in between is in our group, or we in theirs.
-        listener::check_alone(address, &[anchor.as_fd()])?;
-        let (backlog, max_slots, unready) = (config.backlog, config.max_slots, config.unready);
-        Ok(Self { address, backlog, max_slots, unready, anchor, slots: BTreeMap::new(), steering })
+        let inode = sockdiag::inode(anchor.as_fd());
+        let inode = inode.map_err(|source| OpenError::LookForListeners { address, source })?;
+        let ours: Vec<u32> = config.allies.iter().copied().chain([inode]).collect();
+        listener::check_alone(address, config.v6only, &ours)?;
+        let FrontConfig { v6only, backlog, max_slots, unready, .. } = *config;
+        let (slots, guests) = (BTreeMap::new(), Vec::new());
+        Ok(Self { address, v6only, backlog, max_slots, unready, anchor, slots, guests, steering })
     }
 
     /// The address, with the port that the kernel chose if it was asked to.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// An IPv6 address that gets no IPv4 connections; true for IPv4.
+    pub fn is_v6only(&self) -> bool {
+        self.v6only
+    }
+
+    /// The inodes of all that listen here by our doing.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    pub fn inodes(&self) -> Result<Vec<u32>, SlotError> {
+        self.members(self.anchor.as_fd())
     }
 
     /// How connections are steered.
@@ -156,7 +192,7 @@ impl Front {
         if self.slots.contains_key(&slot) {
             return Err(SlotError::Exists { slot });
         }
-        let fd = listener::bind(self.address)?;
+        let fd = listener::bind(self.address, self.v6only)?;
         let listener = self.slots.entry(slot).or_insert(SlotListener { fd, state: ListenerState::Prepared });
         Ok((slot_name(slot), listener.fd.as_fd()))
     }
@@ -188,8 +224,8 @@ impl Front {
     fn join(&mut self, slot: SlotIndex) -> Result<(), SlotError> {
         let Some(listener) = self.slots.get(&slot) else { return Err(SlotError::Missing { slot }) };
         let fd = listener.fd.as_fd();
-        let ours: Vec<_> = members(&self.slots, &self.anchor).chain([fd]).collect();
-        listener::check_alone(self.address, &ours)?;
+        let ours = self.members(fd)?;
+        listener::check_alone_in_family(self.address, &ours)?;
         self.steering.before_join(slot).map_err(|source| SlotError::Steer { slot, source })?;
         let joined = listener::listen(fd, self.address, self.backlog)
             .map_err(SlotError::from)
@@ -200,6 +236,15 @@ impl Front {
             return Err(error);
         }
         self.steering.enter(slot, fd).map_err(|source| SlotError::Steer { slot, source })
+    }
+
+    /// The inodes of all that listen here by our doing, and of one that is about to.
+    fn members(&self, joining: BorrowedFd<'_>) -> Result<Vec<u32>, SlotError> {
+        let joined = self.slots.values().filter(|listener| listener.state == ListenerState::Joined);
+        let descriptors = joined.map(|listener| listener.fd.as_fd()).chain([self.anchor.as_fd(), joining]);
+        let inodes = descriptors.map(sockdiag::inode).chain(self.guests.iter().copied().map(Ok));
+        let address = self.address;
+        inodes.collect::<io::Result<_>>().map_err(|source| SlotError::LookForListeners { address, source })
     }
 
     /// The slots that have a listener, also a prepared one, ascending.
@@ -318,12 +363,4 @@ impl Front {
 
 fn slot_name(slot: SlotIndex) -> String {
     format!("{}{slot}", adopt::SLOT_PREFIX)
-}
-
-fn members<'a>(
-    slots: &'a BTreeMap<SlotIndex, SlotListener>,
-    anchor: &'a OwnedFd,
-) -> impl Iterator<Item = BorrowedFd<'a>> {
-    let joined = slots.values().filter(|listener| listener.state == ListenerState::Joined);
-    joined.map(|listener| listener.fd.as_fd()).chain([anchor.as_fd()])
 }

@@ -2,6 +2,8 @@
 //! Knows sockets and namespaces; knows no containers and no topology.
 
 pub mod front;
+pub mod graft;
+pub mod guard;
 pub mod heap;
 pub mod holder;
 pub mod netns;

@@ -1,6 +1,6 @@
-//! Whether a shard is ready: one connection, or one HTTP/1.1 request, from inside its network namespace. Blocks; every
-//! probe has a thread of its own, so that no other thread changes its namespace. Keeps no history: rise and fall
-//! counts are the caller's.
+//! Whether a shard is ready: one connection, or one HTTP/1.1 request, from inside its network namespace or forced to its
+//! direct listener. Blocks; a probe that changes its namespace does so on a thread of its own. Keeps no history: rise
+//! and fall counts are the caller's.
 
 mod status_line;
 
@@ -14,9 +14,29 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::front::Force;
 
 /// The most of an answer that is read: a status line is short, and what follows doesn't matter.
 const MAX_STATUS_LINE_BYTES: usize = 4 << 10;
+
+/// How a probe gets to a shard.
+#[derive(Debug, Clone, Copy)]
+pub struct Route<'a> {
+    /// The namespace to probe from. `None`: the caller's own.
+    pub netns: Option<BorrowedFd<'a>>,
+    /// What is probed.
+    pub address: SocketAddr,
+    /// To the slot's direct listener, from `address` itself: it is one of the host's, and `netns` the host's.
+    pub force: Option<&'a Force>,
+}
+
+impl From<SocketAddr> for Route<'_> {
+    fn from(address: SocketAddr) -> Self {
+        Self { netns: None, address, force: None }
+    }
+}
 
 /// A GET that a ready shard answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,26 +114,39 @@ pub enum ProbeError {
     },
 }
 
-/// Whether `address` accepts a connection, within `timeout`. `netns`: `None` is the caller's own.
-pub fn probe_tcp(netns: Option<BorrowedFd<'_>>, address: SocketAddr, timeout: Duration) -> Result<(), ProbeError> {
-    let probe = Probe { address, timeout, deadline: Instant::now() + timeout };
-    probe.inside(netns, || probe.connect().map(drop))
+/// Whether `route` leads to somebody who accepts a connection, within `timeout`.
+pub fn probe_tcp(route: &Route<'_>, timeout: Duration) -> Result<(), ProbeError> {
+    let probe = Probe::new(route, timeout);
+    probe.inside(|| probe.connect().map(drop))
 }
 
-/// Whether `address` answers `check` as it asks, within `timeout` from connect to status line.
-pub fn probe_http(
-    netns: Option<BorrowedFd<'_>>,
-    address: SocketAddr,
-    check: &HttpCheck,
-    timeout: Duration,
-) -> Result<(), ProbeError> {
-    let request = request(address, check)?;
-    let probe = Probe { address, timeout, deadline: Instant::now() + timeout };
-    let status = probe.inside(netns, || probe.ask(&request))?;
+/// Whether `route` leads to somebody who answers `check` as it asks, within `timeout` from connect to status line.
+pub fn probe_http(route: &Route<'_>, check: &HttpCheck, timeout: Duration) -> Result<(), ProbeError> {
+    let request = request(route.address, check)?;
+    let probe = Probe::new(route, timeout);
+    let status = probe.inside(|| probe.ask(&request))?;
     if check.status.contains(&status) {
         Ok(())
     } else {
-        Err(ProbeError::UnexpectedStatus { address, status, expected: check.status.clone() })
+        Err(ProbeError::UnexpectedStatus { address: route.address, status, expected: check.status.clone() })
+    }
+}
+
+impl Route<'_> {
+    fn connect(&self, timeout: Duration) -> io::Result<TcpStream> {
+        let address = self.address;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let _forced = match self.force {
+            Some(force) => {
+                let mut source = address;
+                source.set_port(0);
+                socket.bind(&source.into())?;
+                Some(force.bind(&socket)?)
+            }
+            None => None,
+        };
+        socket.connect_timeout(&address.into(), timeout)?;
+        Ok(socket.into())
     }
 }
 
@@ -127,21 +160,21 @@ fn request(address: SocketAddr, check: &HttpCheck) -> Result<String, ProbeError>
 }
 
 /// One attempt with its deadline.
-struct Probe {
-    address: SocketAddr,
+struct Probe<'a> {
+    route: &'a Route<'a>,
     timeout: Duration,
     deadline: Instant,
 }
 
-impl Probe {
-    /// Runs `body` on a thread of its own, in `netns`.
-    fn inside<T: Send>(
-        &self,
-        netns: Option<BorrowedFd<'_>>,
-        body: impl FnOnce() -> Result<T, ProbeError> + Send,
-    ) -> Result<T, ProbeError> {
-        let failed = |source| ProbeError::Namespace { address: self.address, source };
-        let Some(netns) = netns else { return body() };
+impl<'a> Probe<'a> {
+    fn new(route: &'a Route<'a>, timeout: Duration) -> Self {
+        Self { route, timeout, deadline: Instant::now() + timeout }
+    }
+
+    /// Runs `body` in the route's namespace.
+    fn inside<T: Send>(&self, body: impl FnOnce() -> Result<T, ProbeError> + Send) -> Result<T, ProbeError> {
+        let failed = |source| ProbeError::Namespace { address: self.route.address, source };
+        let Some(netns) = self.route.netns else { return body() };
         thread::scope(|scope| {
             let thread = thread::Builder::new().name("sherd-probe".into()).spawn_scoped(scope, || {
                 setns(netns, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
@@ -153,7 +186,8 @@ impl Probe {
     }
 
     fn connect(&self) -> Result<TcpStream, ProbeError> {
-        TcpStream::connect_timeout(&self.address, self.left()?).map_err(|error| self.explain(error))
+        let left = self.left()?;
+        self.route.connect(left).map_err(|error| self.explain(error))
     }
 
     /// Sends `request` and gives the status of the answer.
@@ -166,7 +200,9 @@ impl Probe {
             match status_line::parse(&answer) {
                 Ok(Some(status)) => return Ok(status),
                 Ok(None) if answer.len() < MAX_STATUS_LINE_BYTES => self.read(&mut stream, &mut answer)?,
-                Ok(None) | Err(status_line::NotHttp) => return Err(ProbeError::Malformed { address: self.address }),
+                Ok(None) | Err(status_line::NotHttp) => {
+                    return Err(ProbeError::Malformed { address: self.route.address });
+                }
             }
         }
     }
@@ -175,7 +211,7 @@ impl Probe {
         let mut buffer = [0; 512];
         let read = stream.set_read_timeout(Some(self.left()?)).and_then(|()| stream.read(&mut buffer));
         match read {
-            Ok(0) => Err(ProbeError::Reset { address: self.address }),
+            Ok(0) => Err(ProbeError::Reset { address: self.route.address }),
             Ok(len) => {
                 answer.extend(&buffer[..len]);
                 Ok(())
@@ -192,11 +228,11 @@ impl Probe {
     }
 
     fn timed_out(&self) -> ProbeError {
-        ProbeError::TimedOut { address: self.address, timeout: self.timeout }
+        ProbeError::TimedOut { address: self.route.address, timeout: self.timeout }
     }
 
     fn explain(&self, error: io::Error) -> ProbeError {
-        let address = self.address;
+        let address = self.route.address;
         match error.kind() {
             io::ErrorKind::ConnectionRefused => ProbeError::Refused { address },
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => self.timed_out(),

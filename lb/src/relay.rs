@@ -7,16 +7,20 @@
 //!
 //! - **Namespace.** The thread lives in its shard's namespace while it has a [`Backend`], so there is no bridge, no
 //!   veth and no NAT. A listener keeps the namespace it was made in.
+//! - **Direct listeners.** A shard that accepts from the host is connected to from the host, by [`Target::force`]: the
+//!   thread goes home for that, and back for the next connection inside.
 //! - **Back-pressure.** A direction that can't write stops reading.
 //! - **Ends.** A FIN is passed on as a FIN, a reset as a reset. A deadline that cuts bytes off resets, so that nobody
 //!   takes a part for the whole.
 //! - **Failed connects.** The client, of whom no byte was read, goes to the nearest sibling that is open; when none
-//!   is, it waits and is tried again, at most [`Limits::pending_timeout`] after it was accepted.
+//!   is, it waits and is tried again, at most [`Limits::pending_timeout`] after it was accepted. One from an inner door
+//!   always waits: it means this shard.
 //! - **System calls.** A request and its answer are two receives and two sends, and their share of an epoll_wait.
 //!   Sockets are put into epoll once, for edges.
 
 mod command;
 mod connection;
+mod dialer;
 mod direction;
 mod doors;
 mod epochs;
@@ -30,6 +34,8 @@ mod timers;
 mod worker;
 
 use std::{fmt, io, net::SocketAddr, os::fd::OwnedFd, time::Duration};
+
+use crate::front::Force;
 
 pub use self::{
     handle::{Worker, WorkerRef},
@@ -47,6 +53,8 @@ pub enum Role {
     Slot,
     /// Anyone's: they are dealt in turn to this worker and its siblings.
     Anchor,
+    /// The slot's alone: they came to the shard's own socket, inside its network namespace, and never go to a sibling.
+    Inner,
 }
 
 /// Where a worker connects to.
@@ -54,8 +62,24 @@ pub enum Role {
 pub struct Backend {
     /// The shard's network namespace. `None`: the one the worker was born in.
     pub netns: Option<OwnedFd>,
-    /// The shard's address for each port, as seen in that namespace.
-    pub ports: Vec<(PortKey, SocketAddr)>,
+    /// Where connections of each port go.
+    pub ports: Vec<(PortKey, Target)>,
+}
+
+/// Where the connections of a port go.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The shard's address in its namespace; with `force` the published one, as an address of this host.
+    pub address: SocketAddr,
+    /// To the slot's direct listener, from the namespace the worker was born in and from `address` itself: the shard
+    /// sees the host, and loopback only where that is what is published.
+    pub force: Option<Force>,
+}
+
+impl From<SocketAddr> for Target {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, force: None }
+    }
 }
 
 /// Why a worker could not take a backend. It has none then, and is in the namespace it was born in.

@@ -26,6 +26,8 @@ pub struct Listening {
     pub uid: u32,
     /// Its inode, as in `/proc/PID/fd` and fstat.
     pub inode: u32,
+    /// Its SO_COOKIE.
+    pub cookie: u64,
     /// The interface it is bound to, or 0.
     pub interface: u32,
     /// Connections in its accept queue.
@@ -33,9 +35,9 @@ pub struct Listening {
 }
 
 impl Listening {
-    /// Whether a connection to some address could go to this socket as well as to one bound to `address`
-    /// (which, if IPv6, is v6only).
-    pub fn overlaps(&self, address: SocketAddr) -> bool {
+    /// Whether a connection to some address could go to this socket as well as to one bound to `address`, which takes
+    /// IPv4 connections too if it is IPv6's and not `v6only`.
+    pub fn overlaps(&self, address: SocketAddr, v6only: bool) -> bool {
         let (theirs, ours) = (self.address.ip(), address.ip());
         self.address.port() == address.port()
             && match (theirs, ours) {
@@ -43,7 +45,7 @@ impl Listening {
                     theirs == ours || theirs.is_unspecified() || ours.is_unspecified()
                 }
                 (IpAddr::V6(_), IpAddr::V4(_)) => theirs.is_unspecified() && !self.v6only,
-                (IpAddr::V4(_), IpAddr::V6(_)) => false,
+                (IpAddr::V4(_), IpAddr::V6(_)) => ours.is_unspecified() && !v6only,
             }
     }
 }
@@ -63,10 +65,26 @@ pub struct Owner {
 /// ENOENT where the kernel has no `tcp_diag` (load the module).
 pub fn listeners(port: u16) -> io::Result<Vec<Listening>> {
     // The kernel may tell more than it was asked for.
-    let mut found = dump(AF_INET, port)?;
-    found.extend(dump(AF_INET6, port)?);
+    let mut found = dump_both(port, StateFlags::LISTEN)?;
     found.retain(|listening| listening.address.port() == port);
     Ok(found)
+}
+
+/// The inodes of TCP connections of both families whose near end is `port` and that somebody has open, in the calling
+/// thread's network namespace. Those that only the kernel still closes have none.
+///
+/// # Errors
+/// As [`listeners`].
+pub fn connections(port: u16) -> io::Result<Vec<u32>> {
+    let open = StateFlags::ESTABLISHED
+        | StateFlags::FIN_WAIT1
+        | StateFlags::FIN_WAIT2
+        | StateFlags::CLOSE_WAIT
+        | StateFlags::LAST_ACK
+        | StateFlags::CLOSING;
+    let mut found = dump_both(port, open)?;
+    found.retain(|connection| connection.address.port() == port && connection.inode != 0);
+    Ok(found.into_iter().map(|connection| connection.inode).collect())
 }
 
 /// All TCP listeners of both families in the calling thread's network namespace.
@@ -74,9 +92,7 @@ pub fn listeners(port: u16) -> io::Result<Vec<Listening>> {
 /// # Errors
 /// As [`listeners`].
 pub fn all_listeners() -> io::Result<Vec<Listening>> {
-    let mut found = dump(AF_INET, 0)?;
-    found.extend(dump(AF_INET6, 0)?);
-    Ok(found)
+    dump_both(0, StateFlags::LISTEN)
 }
 
 /// A process that has the socket open, the one with the lowest id. None if there is none or it can't be seen.
@@ -105,18 +121,18 @@ fn has_socket(pid: u32, inode: u32) -> bool {
     fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str()))
 }
 
-fn dump(family: u8, port: u16) -> io::Result<Vec<Listening>> {
+fn dump_both(port: u16, states: StateFlags) -> io::Result<Vec<Listening>> {
+    let mut found = dump(AF_INET, port, states.clone())?;
+    found.extend(dump(AF_INET6, port, states)?);
+    Ok(found)
+}
+
+fn dump(family: u8, port: u16, states: StateFlags) -> io::Result<Vec<Listening>> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     let mut socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
     socket_id.source_port = port;
-    let request = InetRequest {
-        family,
-        protocol: IPPROTO_TCP,
-        extensions: ExtensionFlags::empty(),
-        states: StateFlags::LISTEN,
-        socket_id,
-    };
+    let request = InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::empty(), states, socket_id };
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
@@ -157,6 +173,7 @@ fn listening(response: &InetResponse) -> Listening {
         v6only: response.nlas.iter().any(|nla| matches!(nla, Nla::SkV6Only(true))),
         uid: header.uid,
         inode: header.inode,
+        cookie: u64::from_ne_bytes(header.socket_id.cookie),
         interface: header.socket_id.interface_id,
         queued: header.recv_queue,
     }
@@ -174,6 +191,10 @@ mod tests {
             let listener = TcpListener::bind(address).expect("loopback has free ports");
             let address = listener.local_addr().expect("it is bound");
             let _waiting = std::net::TcpStream::connect(address).expect("it listens");
+            let accepted = listener.accept().expect("a connection waits").0;
+            let near = inode(accepted.as_fd()).expect("it is open");
+            assert_eq!(connections(address.port()).expect("sock_diag answers"), [near]);
+            let _waiting = std::net::TcpStream::connect(address).expect("it listens");
             let found = listeners(address.port()).expect("sock_diag answers");
             let inode = inode(listener.as_fd()).expect("it is open");
             let one = found.iter().find(|found| found.inode == inode).expect("it is among them");
@@ -189,8 +210,8 @@ mod tests {
     fn overlap_is_where_a_connection_could_go_to_either() {
         let check = |theirs: &str, v6only: bool, ours: &str, expected: bool| {
             let address = theirs.parse().expect("an address");
-            let theirs = Listening { address, v6only, uid: 0, inode: 1, interface: 0, queued: 0 };
-            assert_eq!(theirs.overlaps(ours.parse().expect("an address")), expected, "{theirs:?} {ours}");
+            let theirs = Listening { address, v6only, uid: 0, inode: 1, cookie: 1, interface: 0, queued: 0 };
+            assert_eq!(theirs.overlaps(ours.parse().expect("an address"), true), expected, "{theirs:?} {ours}");
         };
         check("127.0.0.1:80", false, "127.0.0.1:80", true);
         check("127.0.0.1:80", false, "127.0.0.1:81", false);
@@ -202,5 +223,15 @@ mod tests {
         check("[::1]:80", false, "0.0.0.0:80", false);
         check("0.0.0.0:80", false, "[::]:80", false);
         check("[::]:80", true, "[::1]:80", true);
+        let v4 = Listening {
+            address: "127.0.0.1:80".parse().expect("an address"),
+            v6only: false,
+            uid: 0,
+            inode: 1,
+            cookie: 1,
+            interface: 0,
+            queued: 0,
+        };
+        assert!(v4.overlaps("[::]:80".parse().expect("an address"), false));
     }
 }

@@ -47,6 +47,9 @@ pub(super) struct SpecFlags {
     /// Bind memory to the PUs' nodes (`bind`), `prefer` them, or `none`.
     #[arg(long, value_name = "HOW", help_heading = "Placement")]
     memory_binding: Option<String>,
+    /// Who accepts connections: the shards (`direct`), a worker of the agent (`relay`), or as it can be had (`auto`).
+    #[arg(long, value_name = "PATH", help_heading = "Connections")]
+    path: Option<String>,
     /// How a connection finds its slot: connection, client or local.
     #[arg(long, value_name = "POLICY", help_heading = "Connections")]
     policy: Option<String>,
@@ -156,6 +159,7 @@ impl SpecFlags {
         let mut root = Table::new();
         let name = self.group.clone().unwrap_or_else(|| naming::group_of(&self.command[0]));
         root.insert("name".to_owned(), name.into());
+        put(&mut root, "path", self.path.as_ref());
         put(&mut root, "drain", self.drain.as_ref());
         root.insert("layout".to_owned(), Value::Table(self.layout()));
         let ports: Vec<Value> = self.publish.iter().map(|publish| Value::Table(self.port(publish))).collect();

@@ -56,6 +56,7 @@ fn row(group: &GroupStatus, slot: &SlotStatus, ports: &str, now: SystemTime) -> 
     let started = slot.shard_started_unix_ms.map(|started| UNIX_EPOCH + Duration::from_millis(started));
     let uptime = started.map(|started| now.duration_since(started).unwrap_or_default());
     let path = slot.path.map(|path| match path {
+        Path::Direct => "direct",
         Path::Relay => "relay",
     });
     [

@@ -46,6 +46,7 @@ impl Reconciler {
         let shards = self.first_listing().await;
         self.place_as_found(&shards);
         self.take_fronts();
+        self.adopt_direct();
         for group in self.groups.values_mut() {
             for (id, slot) in &mut group.slots {
                 if group.fronts.is_in(*id) {

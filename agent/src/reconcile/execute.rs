@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Reconciler,
+    direct::serve_inner,
     group::{Group, Running, SlotRun},
     message::{Message, Outcome},
     steering_table::index_of,
@@ -69,6 +70,10 @@ impl Reconciler {
         let Some(slot) = group.slots.get_mut(&id) else { return };
         match made {
             Ok((worker, served)) => {
+                slot.direct
+                    .iter()
+                    .flat_map(|direct| &direct.grafts)
+                    .for_each(|graft| serve_inner(Some(&worker), graft));
                 slot.worker = Some(Arc::new(worker));
                 let wait = move || match served.iter().find_map(failure) {
                     Some(cause) => Outcome::Worker(format!("its worker can't accept: {cause}")),
@@ -99,7 +104,9 @@ impl Reconciler {
                 return;
             }
         };
-        let backend = Backend { netns: netns.map(OwnedFd::from), ports: group.fronts.backend_ports(&reach.ports) };
+        let mut ports = group.fronts.backend_ports(&reach.ports);
+        ports.extend(slot.direct.iter().flat_map(|direct| direct.inner_targets(&reach.ports)));
+        let backend = Backend { netns: netns.map(OwnedFd::from), ports };
         let entered = worker.set_backend(Some(backend));
         (slot.backend, slot.reconnect) = (Some(shard.clone()), false);
         self.await_worker(name, id, Step::Connect(shard), move || match entered.recv_timeout(WORKER_TIMEOUT) {
@@ -129,6 +136,9 @@ impl Reconciler {
     fn set_service(&mut self, name: &GroupName, id: SlotId, service: Service) {
         let Some(group) = self.groups.get_mut(name) else { return };
         let is_in = service == Service::In;
+        if is_in {
+            group.fronts.choose_paths(id);
+        }
         fault::point(if is_in { "take_in.before" } else { "take_out.before" });
         let set = group.fronts.set_in(id, is_in);
         fault::point(if is_in { "take_in.after" } else { "take_out.after" });
@@ -151,6 +161,9 @@ impl Reconciler {
     fn drain(&mut self, name: &GroupName, id: SlotId) {
         let Some(drain) = self.groups.get(name).map(|group| group.spec.drain) else { return };
         self.set_service(name, id, Service::Draining { until: Instant::now() + drain });
+        if let Some(slot) = self.slot_mut(name, id) {
+            slot.expect_direct(Instant::now());
+        }
     }
 
     /// The worker turns away from the shard. What it relays to it may go on until the end of the drain, if there is one:
@@ -226,16 +239,27 @@ impl Reconciler {
                 return;
             }
         };
+        let (key, generation) = (ShardKey { group: name.clone(), slot: id }, slot.generation);
+        let shim = if spec.is_behind_shim() { self.open_door(&key, generation).map(Some) } else { Ok(None) };
+        let Some(slot) = self.slot_mut(name, id) else { return };
+        let shim = match shim {
+            Ok(shim) => shim,
+            Err(error) => {
+                slot.fail(&spec, Duration::ZERO, format!("its shim can't be put in place: {error}"), Instant::now());
+                return;
+            }
+        };
         let order = ShardOrder {
-            key: ShardKey { group: name.clone(), slot: id },
+            key,
             spec,
             slot: place,
             shards: u32::try_from(shards).unwrap_or(u32::MAX),
-            generation: slot.generation,
+            generation,
             process_ports,
+            shim,
         };
-        let Some(runtime) = self.runtimes.of(order.spec.runtime.kind()) else { return };
         slot.step = Some(Running { step: Step::Create });
+        let Some(runtime) = self.runtimes.of(order.spec.runtime.kind()) else { return };
         let outbox = self.outbox.clone();
         tokio::spawn(async move {
             let outcome = outcome(runtime.create(&order).await.map(|_| ()));

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    os::fd::BorrowedFd,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -18,6 +19,7 @@ use tokio::{
 };
 
 use super::{
+    direct::DirectRun,
     inspect::Reach,
     publish::Fronts,
     view::{Health, Pinning, Service, ShardView, SlotView, Step, Wanted},
@@ -25,7 +27,7 @@ use super::{
 use crate::{
     control::StopError,
     health::{Backoff, Readiness, Verdict},
-    runtime::{ObservedShard, ShardId, ShardState},
+    runtime::{ObservedShard, ShardId, ShardKey, ShardState},
     spec::{GroupSpec, SpecHash},
     status::SlotState,
 };
@@ -152,6 +154,15 @@ impl Group {
         }
     }
 
+    /// Everything that the holder must have of the group.
+    pub(super) fn descriptors(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let mut all = self.fronts.descriptors();
+        for (id, slot) in &self.slots {
+            all.extend(slot.direct_descriptors(&ShardKey { group: self.spec.name.clone(), slot: *id }));
+        }
+        all
+    }
+
     /// What planning sees of the group.
     pub(super) fn views(&self) -> Vec<SlotView> {
         let timeout = self.spec.readiness.start_timeout;
@@ -224,6 +235,12 @@ pub(super) struct SlotRun {
     /// The worker has to be told anew where it connects: there are other ports, or the shard may be reached otherwise.
     pub(super) reconnect: bool,
     pub(super) worker: Option<Arc<Worker>>,
+    /// Its shard runs behind the shim.
+    pub(super) direct: Option<DirectRun>,
+    /// Connections that its shard has accepted itself; counted while it is being emptied.
+    pub(super) direct_open: u64,
+    /// They are not counted before that: a connection may be on its way that no list shows yet.
+    pub(super) direct_counted_from: Option<Instant>,
     /// This shard was told to end: its exit is no failure.
     pub(super) stopping: Option<ShardId>,
     pub(super) generation: u64,
@@ -267,7 +284,7 @@ impl SlotRun {
     fn view(&self, id: SlotId, wanted: Wanted, start_timeout: Duration, queued: impl FnOnce() -> u64) -> SlotView {
         let relayed = self.open();
         // The queues matter only to a slot that is being emptied, and asking for them costs system calls.
-        let open = if self.service() == Service::In { relayed } else { relayed + queued() };
+        let open = if self.service() == Service::In { relayed } else { relayed + queued() + self.direct_open };
         let shards = self.shards.iter().map(|shard| ShardView {
             id: shard.id.clone(),
             spec: shard.spec.clone(),

@@ -10,7 +10,8 @@ use std::{
 
 use sherd_lb::{
     netns::{Family, Loopback, Netns},
-    ready::{self, HttpCheck},
+    ready::{self, HttpCheck, Route},
+    relay::Target,
     sockdiag::{self, Listening},
 };
 
@@ -22,7 +23,7 @@ pub(super) struct Reach {
     /// The shard's network namespace; absent when it is the agent's own.
     pub(super) netns: Option<Arc<Netns>>,
     /// Where each container port is listened on.
-    pub(super) ports: Vec<(ContainerPort, SocketAddr)>,
+    pub(super) ports: Vec<(ContainerPort, Target)>,
 }
 
 /// One container port and where its listener is expected.
@@ -40,6 +41,8 @@ pub(super) struct PortQuestion {
 pub(super) struct Question {
     pub(super) pid: u32,
     pub(super) ports: Vec<PortQuestion>,
+    /// Ports whose connections the shard accepts itself, and how those listeners are reached.
+    pub(super) direct: Vec<(ContainerPort, Target)>,
     pub(super) check: Check,
     /// The only port that is probed; absent: as the check has it.
     pub(super) only: Option<ContainerPort>,
@@ -79,9 +82,9 @@ impl Question {
             Some(reach) => reach,
             None => self.find()?,
         };
-        for (container, address) in &reach.ports {
+        for (container, target) in &reach.ports {
             if self.is_probed(*container, &reach) {
-                self.probe(&reach, *address)?;
+                self.probe(&reach, target)?;
             }
         }
         Ok(reach)
@@ -95,13 +98,15 @@ impl Question {
         }
     }
 
-    fn probe(&self, reach: &Reach, address: SocketAddr) -> Result<(), ready::ProbeError> {
-        let netns = reach.netns.as_ref().map(|netns| netns.as_fd());
+    fn probe(&self, reach: &Reach, target: &Target) -> Result<(), ready::ProbeError> {
+        // A direct listener is in the host's namespace.
+        let netns = reach.netns.as_ref().filter(|_| target.force.is_none()).map(|netns| netns.as_fd());
+        let route = Route { netns, address: target.address, force: target.force.as_ref() };
         match &self.check {
-            Check::Tcp => ready::probe_tcp(netns, address, self.timeout),
+            Check::Tcp => ready::probe_tcp(&route, self.timeout),
             Check::Http { path, host, status } => {
                 let check = HttpCheck { path: path.clone(), host: host.clone(), status: status.0..=status.1 };
-                ready::probe_http(netns, address, &check, self.timeout)
+                ready::probe_http(&route, &check, self.timeout)
             }
         }
     }
@@ -114,10 +119,14 @@ impl Question {
         let listeners = netns.with(sockdiag::all_listeners).and_then(|found| found).map_err(Unreached::Namespace)?;
         let mut ports = Vec::with_capacity(self.ports.len());
         for question in &self.ports {
+            if let Some(direct) = self.direct.iter().find(|(container, _)| *container == question.container) {
+                ports.push(direct.clone());
+                continue;
+            }
             // In the host's own namespace "elsewhere" would list everybody's ports.
             let own_address = |family, loopback| netns.service_address(family, loopback).ok();
             let address = choose(&listeners, *question, !is_own, own_address)?;
-            ports.push((question.container, address));
+            ports.push((question.container, address.into()));
         }
         Ok(Reach { netns: (!is_own).then(|| Arc::new(netns)), ports })
     }
@@ -177,6 +186,7 @@ mod tests {
                 v6only: *v6only,
                 uid: 0,
                 inode: 1,
+                cookie: 1,
                 interface: 0,
                 queued: 0,
             })

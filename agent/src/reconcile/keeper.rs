@@ -77,6 +77,11 @@ impl Keeper {
         self.with("get", |client| client.get_prefix(prefix)).unwrap_or_default()
     }
 
+    /// One descriptor.
+    pub(super) fn take(&mut self, name: &str) -> Option<OwnedFd> {
+        self.take_prefix(name).into_iter().find(|(found, _)| found == name).map(|(_, descriptor)| descriptor)
+    }
+
     /// All names.
     pub(super) fn names(&mut self) -> Vec<String> {
         self.with("list", HolderClient::list).unwrap_or_default()

@@ -2,16 +2,18 @@
 
 use std::time::Instant;
 
+use sherd_lb::graft::Report;
 use sherd_topology::plan::{GroupName, Slot, SlotId};
 use tokio::sync::oneshot;
 
 use super::{
+    direct::{Generation, Greeting, ListenCall, ListenerJoin},
     inspect::{Reach, Unreached},
     view::Step,
 };
 use crate::{
     control::ApplyError,
-    runtime::{Listing, RuntimeError, ShardId},
+    runtime::{Listing, RuntimeError, ShardId, ShardKey},
     spec::GroupSpec,
     status::PlanReport,
 };
@@ -62,6 +64,14 @@ pub(super) enum Message {
     },
     /// A line of progress of `prepare`.
     Progress { group: GroupName, line: String },
+    /// A shard's shim came to its door.
+    ShimCame { key: ShardKey, generation: Generation, greeting: Greeting },
+    /// A shard calls listen(2), and waits.
+    ListenCalled { key: ShardKey, generation: Generation, call: ListenCall },
+    /// A listener for a shard is about to be in its hands.
+    ListenerJoins { key: ShardKey, join: ListenerJoin },
+    /// What became of a listen(2).
+    Grafted { key: ShardKey, generation: Generation, report: Report },
     /// A shard of no group is gone, or isn't.
     OrphanRemoved { runtime: &'static str, id: ShardId, result: Result<(), RuntimeError> },
 }

@@ -103,6 +103,8 @@ impl Reconciler {
         for shard in shards {
             self.remove_orphan(kind, shard);
         }
+        self.bury_direct(kind);
+        self.tend_doors(kind);
         let names: Vec<GroupName> = self.groups.keys().cloned().collect();
         for name in names {
             self.follow_live(&name);
@@ -126,7 +128,7 @@ impl Reconciler {
     /// Makes each slot's prober match the shard that runs in it.
     pub(super) fn follow_live(&mut self, name: &GroupName) {
         let Some(group) = self.groups.get_mut(name) else { return };
-        let Group { spec, slots, hash, .. } = group;
+        let Group { spec, slots, hash, fronts, .. } = group;
         for (id, slot) in slots.iter_mut() {
             let running = slot.shards.iter().filter_map(|shard| match shard.state {
                 ShardState::Running { pid, started } => Some((shard, pid, started)),
@@ -138,7 +140,7 @@ impl Reconciler {
                 (None, _) => slot.live = None,
                 (Some((shard, pid, _)), Some(live)) if live.id == shard.id && live.pid == pid => {}
                 (Some((shard, pid, started)), _) => {
-                    let question = question_for(spec, shard, pid);
+                    let question = Question { direct: fronts.direct_targets(*id), ..question_for(spec, shard, pid) };
                     let nudge = Arc::new(Notify::new());
                     let prober = Prober {
                         outbox: self.outbox.clone(),
@@ -275,6 +277,7 @@ pub(super) fn question_for(spec: &GroupSpec, shard: &ObservedShard, pid: u32) ->
     Question {
         pid,
         ports: ports.collect(),
+        direct: Vec::new(),
         check: spec.readiness.check.clone(),
         only: spec.readiness.port,
         timeout: spec.readiness.timeout,

@@ -4,10 +4,12 @@
 //! A descriptor is in the holder before the kernel can queue a connection to it, and leaves the holder only after
 //! nothing can be queued any more: whenever the agent dies, no connection dies with it.
 
+mod direct;
+
 use std::{
     collections::BTreeMap,
     io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::fd::{BorrowedFd, OwnedFd},
     sync::{Arc, mpsc::Receiver},
     time::{Duration, Instant},
@@ -16,7 +18,7 @@ use std::{
 use nix::sys::socket::{setsockopt, sockopt};
 use sherd_lb::{
     front::{Front, FrontConfig, OpenError, SlotError, SteeringMode},
-    relay::{Limits, PortKey, Role, Worker},
+    relay::{Limits, PortKey, Role, Target, Worker},
     table::{MAX_SLOTS, SlotIndex},
 };
 use sherd_topology::{
@@ -24,6 +26,7 @@ use sherd_topology::{
     plan::{GroupName, Slot, SlotId},
 };
 
+pub(super) use self::direct::ProgramFamily;
 use super::{
     anchor_age::AnchorAge,
     keeper::Keeper,
@@ -119,6 +122,9 @@ impl Fronts {
             }
             fronts.push(port.clone(), address, front);
         }
+        for (address, descriptors) in kept {
+            fronts.adopt_beside(spec, host, slots, address, descriptors);
+        }
         fronts.forget_unplanned(slots, keeper);
         fronts.keep_all(keeper);
         fronts
@@ -143,7 +149,7 @@ impl Fronts {
     ) -> Vec<PortKey> {
         let wanted: Vec<(&PortSpec, SocketAddr)> = addresses_of(spec).collect();
         let (kept, gone): (Vec<_>, Vec<_>) =
-            self.list.drain(..).partition(|published| wanted.iter().any(|(_, address)| *address == published.address));
+            self.list.drain(..).partition(|published| wanted.iter().any(|(_, wanted)| published.serves(*wanted)));
         self.list = kept;
         for published in &mut self.list {
             if let Some((port, _)) = wanted.iter().find(|(_, address)| *address == published.address) {
@@ -302,8 +308,9 @@ impl Fronts {
     }
 
     /// Where a worker connects for each front.
-    pub(super) fn backend_ports(&self, ports: &[(ContainerPort, SocketAddr)]) -> Vec<(PortKey, SocketAddr)> {
-        let target = |port: ContainerPort| ports.iter().find(|(container, _)| *container == port).map(|(_, at)| *at);
+    pub(super) fn backend_ports(&self, ports: &[(ContainerPort, Target)]) -> Vec<(PortKey, Target)> {
+        let target =
+            |port: ContainerPort| ports.iter().find(|(container, _)| *container == port).map(|(_, at)| at.clone());
         let fronts = self.list.iter().filter_map(|published| Some((published.key, target(published.port.container)?)));
         fronts.collect()
     }
@@ -440,8 +447,17 @@ pub(super) fn by_address(
     sorted
 }
 
+/// "All addresses" are two fronts, of which the one of `[::]` takes no IPv4. Where shards accept themselves it is one
+/// for both: a program's listening socket can be replaced by one listener only, and most listen on `[::]` for both.
 fn addresses_of(spec: &GroupSpec) -> impl Iterator<Item = (&PortSpec, SocketAddr)> {
-    spec.ports.iter().flat_map(|port| port.host.addresses().into_iter().map(move |address| (port, address)))
+    let one_for_both = spec.is_behind_shim();
+    spec.ports.iter().flat_map(move |port| {
+        let addresses = port.host.addresses().into_iter();
+        let kept = addresses.filter(move |address| {
+            !(one_for_both && port.host.ip.is_none() && address.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+        });
+        kept.map(move |address| (port, address))
+    })
 }
 
 fn table(host: &Host, slots: &[Slot], port: &PortSpec) -> sherd_lb::table::SteeringTable {
@@ -452,8 +468,12 @@ fn table(host: &Host, slots: &[Slot], port: &PortSpec) -> sherd_lb::table::Steer
 fn config(spec: &GroupSpec, address: SocketAddr, host: &Host, slots: usize) -> FrontConfig {
     // One per CPU is the most that an exclusive group can grow to.
     let room = (2 * slots).max(host.online().len() + SPARE_SLOTS).min(usize::from(MAX_SLOTS));
+    let all = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    let named = |port: &PortSpec| port.host.ip.is_some() && port.host.addresses().contains(&address);
     FrontConfig {
         address,
+        v6only: !(all && spec.is_behind_shim() && !spec.ports.iter().any(named)),
+        allies: Vec::new(),
         backlog: i32::try_from(spec.relay.backlog).unwrap_or(i32::MAX),
         max_slots: u16::try_from(room).unwrap_or(MAX_SLOTS),
         unready: match spec.unready {

@@ -139,7 +139,7 @@ impl Group {
             node: host.nodes_of(&cpus),
             cpus,
             state,
-            path: published.then_some(Path::Relay),
+            path: published.then(|| if self.fronts.is_direct(id) { Path::Direct } else { Path::Relay }),
             shard: newest.map(|shard| shard.id.to_string()),
             pid: slot.live.as_ref().map(|live| live.pid),
             generation: slot.generation,

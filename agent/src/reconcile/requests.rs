@@ -46,6 +46,10 @@ impl Reconciler {
             Message::Probed { group, slot, shard, result } => return self.on_probed(&group, slot, &shard, result),
             Message::Prepared { spec, text, result, reply } => self.on_prepared(*spec, text, result, reply),
             Message::Progress { group, line } => self.send_event(super::report::progress(&group, line)),
+            Message::ShimCame { key, generation, greeting } => self.on_shim(&key, generation, greeting),
+            Message::ListenCalled { key, generation, call } => self.on_listen(&key, generation, &call),
+            Message::ListenerJoins { key, join } => self.on_listener_joins(&key, &join),
+            Message::Grafted { key, generation, report } => self.on_graft_report(&key, generation, report),
             Message::OrphanRemoved { runtime, id, result } => {
                 self.orphans.remove(&id);
                 if let Err(error) = result {

@@ -31,6 +31,7 @@ mod labels;
 mod logs;
 mod observe;
 mod reference;
+mod shim;
 mod wire;
 
 pub use self::connection::Timeouts;
@@ -124,7 +125,7 @@ impl DockerRuntime {
 
     async fn create(&self, order: &ShardOrder) -> Result<ShardId, RuntimeError> {
         let container = container_of(&order.spec)?;
-        let image = image::environment(&self.engine, &container.image).await?;
+        let image = image::defaults(&self.engine, &container.image).await?;
         let body = body::create(order, container, &self.instance, &image)?;
         let identity = Identity::of(order);
         let name = identity.name(&self.instance);

@@ -101,6 +101,7 @@ mod tests {
             shards: 4,
             generation: 1,
             process_ports: process_ports.iter().map(|(container, own)| (ContainerPort(*container), *own)).collect(),
+            shim: None,
         }
     }
 

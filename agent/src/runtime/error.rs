@@ -112,6 +112,12 @@ pub enum RuntimeError {
         /// What the engine or the registry said.
         reason: String,
     },
+    /// Nothing says what to run. Where no shim is in front the engine itself says so.
+    #[error("no command specified: image {image} brings none; set `command` or `entrypoint` in [container]")]
+    NoCommand {
+        /// As specified.
+        image: String,
+    },
     /// The registry wants other credentials.
     #[error(
         "registry {registry} does not let us have {image} ({reason}); `docker login {registry}` as the agent's user"

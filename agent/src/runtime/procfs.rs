@@ -1,6 +1,10 @@
 //! Processes as /proc tells of them. Reads only; a process that goes away meanwhile is not an error of the caller's.
 
-use std::{collections::BTreeMap, fs, io, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::PathBuf,
+};
 
 /// The identity of a process: a pid is used again, a pid with its start time is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +62,17 @@ pub(super) fn descendants(ancestor: u32) -> Vec<u32> {
         }
     }
     found
+}
+
+/// The inodes of the sockets that a process and its descendants have open.
+pub(crate) fn sockets(ancestor: u32) -> BTreeSet<u32> {
+    let processes = descendants(ancestor).into_iter().chain([ancestor]);
+    let descriptors = processes.filter_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok()).flatten().flatten();
+    let inode = |entry: fs::DirEntry| {
+        let link = fs::read_link(entry.path()).ok()?;
+        link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    };
+    descriptors.filter_map(inode).collect()
 }
 
 /// Processes that were started with this variable and have not been given another environment since.

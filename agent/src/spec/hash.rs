@@ -19,7 +19,12 @@ pub(super) fn of(spec: &GroupSpec) -> SpecHash {
             json!({ "process": without_defaults(json!(process)), "ports": ports })
         }
     };
-    let text = canonical(&json!({ "runtime": runtime, "environment": spec.environment }));
+    let mut hashed = json!({ "runtime": runtime, "environment": spec.environment });
+    // Only where it is so: without it the hash is that of the versions that had no shim.
+    if spec.is_behind_shim() {
+        hashed["shim"] = true.into();
+    }
+    let text = canonical(&hashed);
     let digest = Sha256::digest(text.as_bytes());
     let mut hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     hex.truncate(HEX_DIGITS);

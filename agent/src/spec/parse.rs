@@ -7,8 +7,8 @@ use sherd_topology::plan::ShardCount;
 use super::document::{Format, Section, inspect};
 use super::fault::SpecFaults;
 use super::{
-    Backoff, Check, ContainerPort, DEFAULT_DRAIN, DEFAULT_STOP_GRACE, GroupSpec, PortSpec, Readiness, RelayLimits,
-    RuntimeSpec, Unready, words,
+    Backoff, Check, ContainerPort, DEFAULT_DRAIN, DEFAULT_STOP_GRACE, GroupSpec, PathChoice, PortSpec, Readiness,
+    RelayLimits, RuntimeSpec, Unready, words,
 };
 
 mod container;
@@ -40,6 +40,7 @@ fn read(root: &Section<'_, '_>) -> Option<GroupSpec> {
         root.fault("layout", "memory_limit is the group's and container.memory each shard's: give one of them");
     }
     let spec = GroupSpec {
+        path: path(root),
         readiness: readiness(root, &ports),
         unready: unready(root),
         drain: root.duration("drain", Duration::ZERO..=DAY).unwrap_or(DEFAULT_DRAIN),
@@ -78,6 +79,15 @@ fn environment_name(name: &str) -> Result<(), String> {
         true => Err("not the name of an environment variable: it must not be empty or contain `=`".to_owned()),
         false => Ok(()),
     }
+}
+
+fn path(root: &Section<'_, '_>) -> PathChoice {
+    let path = root.choice("path", words::PATHS).unwrap_or_default();
+    // A file with both sections, or with neither, has a fault of its own.
+    if path == PathChoice::Direct && root.has("process") && !root.has("container") {
+        root.fault("path", "direct needs containers: use `docker`, or path = \"relay\"");
+    }
+    path
 }
 
 fn unready(root: &Section<'_, '_>) -> Unready {

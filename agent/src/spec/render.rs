@@ -9,14 +9,15 @@ use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, Val
 
 use super::units::{format_bytes, format_duration};
 use super::{
-    Check, ContainerSpec, DEFAULT_DRAIN, DEFAULT_STOP_GRACE, GroupSpec, Policy, PortSpec, ProcessSpec, Readiness,
-    RelayLimits, RuntimeSpec, Unready, words,
+    Check, ContainerSpec, DEFAULT_DRAIN, DEFAULT_STOP_GRACE, GroupSpec, PathChoice, Policy, PortSpec, ProcessSpec,
+    Readiness, RelayLimits, RuntimeSpec, Unready, words,
 };
 
 pub(super) fn group(spec: &GroupSpec) -> String {
     let mut document = DocumentMut::new();
     let root = document.as_table_mut();
     put(root, "name", spec.name.to_string());
+    put_word(root, "path", words::PATHS, &spec.path, &PathChoice::default());
     match spec.unready {
         Unready::Refuse => put(root, "unready", "refuse"),
         Unready::Wait(wait) if spec.unready != Unready::default() => {

@@ -3,10 +3,11 @@
 use sherd_lb::table::Policy;
 use sherd_topology::plan::{CoreKind, MemoryBinding, Placement, Sharing, Smt, Unit};
 
-use super::PullPolicy;
+use super::{PathChoice, PullPolicy};
 
 pub(super) const GROUP: &[&str] = &[
     "name",
+    "path",
     "unready",
     "unready_timeout",
     "drain",
@@ -83,6 +84,8 @@ pub(super) const MEMORIES: &[(&str, MemoryBinding)] =
     &[("bind", MemoryBinding::Bind), ("prefer", MemoryBinding::Prefer), ("none", MemoryBinding::None)];
 pub(super) const POLICIES: &[(&str, Policy)] =
     &[("connection", Policy::Connection), ("client", Policy::Client), ("local", Policy::Local)];
+pub(super) const PATHS: &[(&str, PathChoice)] =
+    &[("auto", PathChoice::Auto), ("direct", PathChoice::Direct), ("relay", PathChoice::Relay)];
 pub(super) const PULLS: &[(&str, PullPolicy)] =
     &[("missing", PullPolicy::Missing), ("always", PullPolicy::Always), ("never", PullPolicy::Never)];
 

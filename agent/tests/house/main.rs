@@ -9,27 +9,29 @@ use std::{collections::BTreeSet, fs, path::Path, sync::LazyLock};
 use source::Source;
 
 /// Crates of the workspace, what each may use of the others, and in its tests.
-const EDGES: [(&str, &[&str], &[&str]); 5] = [
-    ("sherd", &["sherd-lb", "sherd-topology"], &["sherd-testkit"]),
+const EDGES: [(&str, &[&str], &[&str]); 6] = [
+    ("sherd", &["sherd-lb", "sherd-shim", "sherd-topology"], &["sherd-testkit"]),
     ("sherd-bench", &[], &["sherd-testkit"]),
     ("sherd-lb", &[], &["sherd-testkit"]),
+    ("sherd-shim", &[], &["sherd-lb", "sherd-testkit"]),
     ("sherd-testkit", &[], &[]),
     ("sherd-topology", &[], &["sherd-testkit"]),
 ];
 
 /// Vendor crates, the crate of ours that may name them in its manifest, and the only files that may name them at all.
 const HOMES: [(&str, &str, &[&str]); 3] = [
-    ("aya", "sherd-lb", &["lb/src/front", "lb/src/steering"]),
+    ("aya", "sherd-lb", &["lb/src/front", "lb/src/guard/programs", "lb/src/steering"]),
     ("bollard", "sherd", &["agent/src/runtime/docker"]),
     ("hwlocality", "sherd-topology", &["topology/src/discover"]),
 ];
 
 const FOLDERS: [&str; 4] = ["topology", "lb", "agent", "bench"];
-const CRATES: [&str; 5] = ["topology", "lb", "lb/testkit", "agent", "bench"];
+const CRATES: [&str; 6] = ["topology", "lb", "lb/shim", "lb/testkit", "agent", "bench"];
 /// Libraries whose types no public signature of these folders shows: they could not be replaced any more.
 const VENDORS: [&str; 4] = ["aya", "bollard", "hwlocality", "nix"];
-const LIBRARIES: [&str; 2] = ["lb/src/", "topology/src/"];
-const UNSAFE_HOME: &str = "lb/src/sys";
+const LIBRARIES: [&str; 3] = ["lb/shim/src/", "lb/src/", "topology/src/"];
+/// One for each crate that can't do without.
+const UNSAFE_HOMES: [&str; 2] = ["lb/shim/src/sys", "lb/src/sys"];
 const NAMES_THAT_SAY_NOTHING: [&str; 6] = ["common", "helpers", "manager", "misc", "util", "utils"];
 const MACROS_OF_UNFINISHED_CODE: [&str; 3] = ["dbg", "todo", "unimplemented"];
 
@@ -92,16 +94,17 @@ fn vendor_types_are_in_no_public_signature() {
 }
 
 #[test]
-fn unsafe_has_one_home() {
+fn unsafe_stays_at_home() {
     let mut faults = Vec::new();
     let mut at_home = 0;
+    let homes = UNSAFE_HOMES.join(" or ");
     for file in sources() {
         let lines = &file.unsafe_lines;
-        if is_below(&file.path, UNSAFE_HOME) {
+        if UNSAFE_HOMES.iter().any(|home| is_below(&file.path, home)) {
             at_home += lines.len();
             continue;
         }
-        faults.extend(lines.iter().map(|line| format!("{}:{line}: unsafe belongs to {UNSAFE_HOME}", file.path)));
+        faults.extend(lines.iter().map(|line| format!("{}:{line}: unsafe belongs to {homes}", file.path)));
         for pair in file.words.windows(2) {
             let [(level, ..), (lint, line, _)] = pair else { continue };
             if lint == "unsafe_code" && matches!(&**level, "allow" | "expect" | "warn") {
@@ -117,7 +120,7 @@ fn unsafe_has_one_home() {
             faults.push(format!("{folder}/Cargo.toml: `[lints] workspace = true` is missing"));
         }
     }
-    println!("unsafe: {at_home} places, all in {UNSAFE_HOME}");
+    println!("unsafe: {at_home} places, all in {homes}");
     none(&faults);
 }
 

@@ -16,13 +16,22 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Imports the image; it and every container of the instance go when this is dropped.
+    /// With an image that has no program of its own.
     pub(crate) fn new(socket: String, test: &str) -> Self {
+        Self::with_image(socket, test, &["ENV FROM_IMAGE=yes", "ENV JAVA_TOOL_OPTIONS=-Xss1m"])
+    }
+
+    /// Imports the image, to which a Dockerfile would do `changes`; it and every container of the instance go when
+    /// this is dropped.
+    pub(crate) fn with_image(socket: String, test: &str, changes: &[&str]) -> Self {
         let id = format!("{test}-{}", std::process::id());
         let engine = Self { socket, instance: id.clone(), image: format!("localhost/sherd-test-{id}:latest") };
         // Without a tag: Podman 4.3 does not read it here.
-        let changes = "changes=ENV%20FROM_IMAGE%3Dyes&changes=ENV%20JAVA_TOOL_OPTIONS%3D-Xss1m";
-        let path = format!("/images/create?fromSrc=-&repo=localhost/sherd-test-{id}&{changes}");
+        let mut path = format!("/images/create?fromSrc=-&repo=localhost/sherd-test-{id}");
+        for change in changes {
+            path += "&changes=";
+            path.extend(change.bytes().map(|byte| format!("%{byte:02X}")));
+        }
         let (status, answer) = engine.request("POST", &path, "application/x-tar", &busybox_tar());
         assert_eq!(status, 200, "{answer}");
         engine
@@ -105,7 +114,7 @@ pub(crate) fn busybox_tar() -> Vec<u8> {
     let unique = format!("{:?} {}", std::time::SystemTime::now(), root.path().display());
     std::fs::write(root.path().join("etc/unique"), unique).unwrap();
     std::fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
-    for applet in ["sh", "cat", "sleep", "env", "id", "touch", "echo", "true", "grep", "test"] {
+    for applet in ["sh", "cat", "ls", "sleep", "env", "id", "touch", "echo", "true", "grep", "test"] {
         std::os::unix::fs::symlink("busybox", bin.join(applet)).unwrap();
     }
     let tar = Command::new("tar").arg("-C").arg(root.path()).args(["-cf", "-", "bin", "etc"]).output().unwrap();

@@ -38,6 +38,7 @@ pub(crate) fn order(toml: &str, slot: Slot, generation: u64) -> ShardOrder {
         shards: 2,
         generation,
         process_ports: Vec::new(),
+        shim: None,
     }
 }
 

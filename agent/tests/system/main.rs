@@ -5,6 +5,7 @@
 mod bad_input;
 mod containers;
 mod crash_points;
+mod direct;
 mod images;
 mod kills;
 mod leaks;

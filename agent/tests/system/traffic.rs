@@ -54,6 +54,11 @@ impl Connection {
         String::from_utf8(body).map_err(io::Error::other)
     }
 
+    /// Where it comes from.
+    pub(crate) fn local_addr(&self) -> SocketAddr {
+        self.reader.get_ref().local_addr().expect("a socket")
+    }
+
     /// One request to the demo service: the slot and the pid that answered.
     pub(crate) fn who(&mut self) -> io::Result<(u64, u32)> {
         let answer: Value = serde_json::from_str(&self.get()?)?;

@@ -14,7 +14,7 @@ use super::{
     maps,
     steering::Steering,
 };
-use crate::table::SlotIndex;
+use crate::{sockdiag, table::SlotIndex};
 
 /// Names of descriptors, beside those of the steering maps.
 pub(super) const ANCHOR: &str = "anchor";
@@ -49,9 +49,30 @@ impl Front {
             Steering::Ebpf(ebpf) => ebpf.max_slots() as u16,
             Steering::Classic(_) => config.max_slots,
         };
+        let v6only = match address.is_ipv6() {
+            true => {
+                SockRef::from(&anchor).only_v6().map_err(|source| AdoptError::Io { name: ANCHOR.into(), source })?
+            }
+            false => true,
+        };
         let (backlog, unready) = (config.backlog, config.unready);
-        Ok(Self { address, backlog, max_slots, unready, anchor, slots, steering })
+        let guests = guests(&steering, address).map_err(|source| AdoptError::Io { name: "sockets".into(), source })?;
+        Ok(Self { address, v6only, backlog, max_slots, unready, anchor, slots, guests, steering })
     }
+}
+
+/// The listeners in shards' hands that steering knows of.
+fn guests(steering: &Steering, address: std::net::SocketAddr) -> std::io::Result<Vec<u32>> {
+    let Steering::Ebpf(ebpf) = steering else { return Ok(Vec::new()) };
+    let mut cookies = Vec::new();
+    for slot in (0..ebpf.max_slots() as u16).map(SlotIndex) {
+        cookies.extend(ebpf.direct_cookie(slot)?);
+    }
+    if cookies.is_empty() {
+        return Ok(Vec::new());
+    }
+    let listening = sockdiag::listeners(address.port())?;
+    Ok(listening.iter().filter(|found| cookies.contains(&found.cookie)).map(|found| found.inode).collect())
 }
 
 enum SteeringFds {

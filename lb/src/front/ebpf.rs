@@ -10,8 +10,8 @@ use aya::{EbpfLoader, include_bytes_aligned, maps::Map, programs::SkReuseport};
 use socket2::SockRef;
 
 use super::{
-    AdoptError, SlotError,
-    maps::{Maps, NAMES, Shape, Totals},
+    AdoptError, Path, SlotError,
+    maps::{Forcing, Maps, NAMES, Shape, Totals},
 };
 use crate::{
     sys,
@@ -45,7 +45,7 @@ impl Ebpf {
         let program = program.fd()?.as_fd().try_clone_to_owned()?;
         let map = |name| -> Result<OwnedFd, Box<dyn Error>> {
             match object.map(name) {
-                Some(Map::Array(map) | Map::PerCpuArray(map) | Map::ReusePortSockArray(map)) => {
+                Some(Map::Array(map) | Map::PerCpuArray(map) | Map::ReusePortSockArray(map) | Map::HashMap(map)) => {
                     Ok(map.fd().as_fd().try_clone_to_owned()?)
                 }
                 _ => Err(format!("no map {name} in the object").into()),
@@ -87,6 +87,43 @@ impl Ebpf {
         self.maps.clear_socket(self.index_of(Some(slot)))
     }
 
+    /// A listener that the slot's shard accepts from. The array has a second place for it; one that was there goes.
+    pub(super) fn enter_direct(&self, slot: SlotIndex, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let index = self.direct_index(slot);
+        self.maps.clear_socket(index)?;
+        self.maps.set_socket(index, u64::try_from(socket.as_raw_fd()).map_err(io::Error::other)?)
+    }
+
+    pub(super) fn leave_direct(&self, slot: SlotIndex) -> io::Result<()> {
+        self.maps.clear_socket(self.direct_index(slot))
+    }
+
+    /// The SO_COOKIE of the slot's direct listener; the entry empties itself when the shard closes it.
+    pub(super) fn direct_cookie(&self, slot: SlotIndex) -> io::Result<Option<u64>> {
+        self.maps.socket_cookie(self.direct_index(slot))
+    }
+
+    pub(super) fn set_path(&self, slot: SlotIndex, path: Path) {
+        let index = match path {
+            Path::Relay => self.index_of(Some(slot)),
+            Path::Direct => self.direct_index(slot),
+        };
+        self.maps.set_index_of(slot, index);
+    }
+
+    pub(super) fn path(&self, slot: SlotIndex) -> Path {
+        if self.maps.index_of(slot) == self.direct_index(slot) { Path::Direct } else { Path::Relay }
+    }
+
+    pub(super) fn forcing(&self) -> io::Result<Forcing> {
+        self.maps.forcing()
+    }
+
+    /// After the relayed slots' listeners and the anchor.
+    pub(super) fn direct_index(&self, slot: SlotIndex) -> u32 {
+        self.maps.max_slots() + 1 + u32::from(slot.0)
+    }
+
     /// Whether the slot's place holds this socket; None while the place is empty.
     pub(super) fn holds(&self, slot: Option<SlotIndex>, socket: BorrowedFd<'_>) -> io::Result<Option<bool>> {
         let cookie = SockRef::from(&socket).cookie()?;
@@ -121,7 +158,7 @@ impl Ebpf {
         Model::new(table, self.maps.seed(), self.in_service(), none_in)
     }
 
-    /// One listener for each slot today: the slot's own number. `index_of` in the program's state says the same.
+    /// Where the slot's listener for its relay worker is; the anchor is after all of them.
     fn index_of(&self, slot: Option<SlotIndex>) -> u32 {
         slot.map_or(self.maps.max_slots(), |slot| u32::from(slot.0))
     }

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{Shutdown, SocketAddr},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{BorrowedFd, OwnedFd},
 };
 
 use socket2::{Domain, SockRef, Socket, Type};
@@ -20,24 +20,30 @@ pub(super) enum ListenerError {
 }
 
 /// A socket bound to the address, ready to join its group. It gets no connection yet.
-pub(super) fn bind(address: SocketAddr) -> Result<OwnedFd, ListenerError> {
-    let failed = |step| move |source| ListenerError::Step { address, step, source };
+pub(super) fn bind(address: SocketAddr, v6only: bool) -> Result<OwnedFd, ListenerError> {
+    bound(address, v6only).map_err(|(step, source)| match source.kind() {
+        io::ErrorKind::AddrInUse => match overlapping(address, v6only, &[]) {
+            Ok(by) => ListenerError::Taken { address, by: name_owners(by) },
+            Err(source) => ListenerError::Look { address, source },
+        },
+        _ => ListenerError::Step { address, step, source },
+    })
+}
+
+/// The same for whoever may not look who else is there; an error comes with the step that failed.
+pub(crate) fn bound(address: SocketAddr, v6only: bool) -> Result<OwnedFd, (&'static str, io::Error)> {
+    let failed = |step| move |source| (step, source);
     // Plain TCP, not MPTCP; cloexec.
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).map_err(failed("socket"))?;
     if address.is_ipv6() {
-        socket.set_only_v6(true).map_err(failed("IPV6_V6ONLY"))?;
+        socket.set_only_v6(v6only).map_err(failed("IPV6_V6ONLY"))?;
     }
     // Without it connections of the last listener that are in TIME_WAIT keep us out.
     socket.set_reuse_address(true).map_err(failed("SO_REUSEADDR"))?;
     socket.set_reuse_port(true).map_err(failed("SO_REUSEPORT"))?;
     socket.set_nonblocking(true).map_err(failed("O_NONBLOCK"))?;
-    match socket.bind(&address.into()) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let by = overlapping(address, &[]).map_err(|source| ListenerError::Look { address, source })?;
-            Err(ListenerError::Taken { address, by: name_owners(by) })
-        }
-        bound => bound.map(|()| socket.into()).map_err(failed("bind")),
-    }
+    socket.bind(&address.into()).map_err(failed("bind"))?;
+    Ok(socket.into())
 }
 
 /// Connections can come from here on.
@@ -58,12 +64,19 @@ pub(super) fn local_address(socket: BorrowedFd<'_>, asked: SocketAddr) -> Result
     address.as_socket().ok_or_else(|| failed(io::ErrorKind::Unsupported.into()))
 }
 
-/// Whether no listener but ours could get a connection that is for `address`.
-pub(super) fn check_alone(address: SocketAddr, ours: &[BorrowedFd<'_>]) -> Result<(), ListenerError> {
+/// Whether no listener but ours (by inode) could get a connection that is for `address`.
+pub(super) fn check_alone(address: SocketAddr, v6only: bool, ours: &[u32]) -> Result<(), ListenerError> {
     if address.port() == 0 {
         return Ok(());
     }
-    let others = overlapping(address, ours).map_err(|source| ListenerError::Look { address, source })?;
+    let others = overlapping(address, v6only, ours).map_err(|source| ListenerError::Look { address, source })?;
+    if others.is_empty() { Ok(()) } else { Err(ListenerError::Taken { address, by: name_owners(others) }) }
+}
+
+/// The same among listeners of the address's family. Of the other one there may be another front of ours.
+pub(super) fn check_alone_in_family(address: SocketAddr, ours: &[u32]) -> Result<(), ListenerError> {
+    let mut others = overlapping(address, true, ours).map_err(|source| ListenerError::Look { address, source })?;
+    others.retain(|other| other.address.is_ipv4() == address.is_ipv4());
     if others.is_empty() { Ok(()) } else { Err(ListenerError::Taken { address, by: name_owners(others) }) }
 }
 
@@ -76,7 +89,7 @@ pub(super) fn check_joined(
     address: SocketAddr,
     anchor: BorrowedFd<'_>,
     joined: BorrowedFd<'_>,
-    ours: &[BorrowedFd<'_>],
+    ours: &[u32],
 ) -> Result<(), SlotError> {
     let look = |source| SlotError::LookForListeners { address, source };
     let found = sockdiag::listeners(address.port()).map_err(look)?;
@@ -93,7 +106,7 @@ pub(super) fn check_joined(
         SockRef::from(&anchor).reuse_port().map_err(look)? && SockRef::from(&joined).reuse_port().map_err(look)?;
     match difference.or_else(|| (!shares).then(|| "SO_REUSEPORT was taken from one of them".into())) {
         Some(difference) => Err(SlotError::NotJoined { address, difference }),
-        None => Ok(check_alone(address, ours)?),
+        None => Ok(check_alone_in_family(address, ours)?),
     }
 }
 
@@ -105,10 +118,9 @@ fn difference(anchor: &Listening, joined: &Listening) -> Option<String> {
     })
 }
 
-fn overlapping(address: SocketAddr, ours: &[BorrowedFd<'_>]) -> io::Result<Vec<Listening>> {
-    let ours = ours.iter().map(|fd| sockdiag::inode(fd.as_fd())).collect::<io::Result<Vec<_>>>()?;
+fn overlapping(address: SocketAddr, v6only: bool, ours: &[u32]) -> io::Result<Vec<Listening>> {
     let mut found = sockdiag::listeners(address.port())?;
-    found.retain(|listening| listening.overlaps(address) && !ours.contains(&listening.inode));
+    found.retain(|listening| listening.overlaps(address, v6only) && !ours.contains(&listening.inode));
     Ok(found)
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::atomic::{Ordering, fence},
 };
@@ -13,7 +14,7 @@ use crate::{
 };
 
 const MAGIC: u32 = 0x6472_6873;
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Offsets in `struct state`; steer.h asserts the same.
 mod state {
@@ -29,21 +30,27 @@ mod state {
     pub(super) const GENERATIONS: usize = 48;
     pub(super) const IN: usize = 64;
     pub(super) const INDEX_OF: usize = 192;
-    pub(super) const SIZE: usize = 2240;
+    pub(super) const FORCED: usize = 2240;
+    pub(super) const SIZE: usize = 2248;
 }
 
 const CHUNK_ENTRIES: usize = 2048;
 const CHUNK_SIZE: usize = CHUNK_ENTRIES * size_of::<u16>();
 const ROW_SIZE: usize = LEVELS * SlotMask::WORDS * size_of::<u64>();
 const TOTALS_WORDS: usize = 7;
+/// Of `struct force_key`.
+const FORCE_KEY_SIZE: usize = 20;
+/// Connections of our own that are on their way at a time.
+const MAX_FORCED: u32 = 1 << 16;
 
 /// Kernel numbers of map types, and the sizes that `sizes` gives for a shape.
+const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const PERCPU_ARRAY: u32 = 6;
 const REUSEPORT_SOCKARRAY: u32 = 20;
 
 /// The maps by the names that the program's object file and the holder know them by.
-pub(super) const NAMES: [&str; 6] = ["state", "table", "rows", "sockets", "picks", "totals"];
+pub(super) const NAMES: [&str; 7] = ["state", "table", "rows", "sockets", "picks", "totals", "forced"];
 
 /// What the program counts, since it was loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -87,10 +94,11 @@ impl Shape {
             (ARRAY, state::SIZE as u32, 1),
             (ARRAY, CHUNK_SIZE as u32, 2 * self.chunks),
             (ARRAY, ROW_SIZE as u32, 2 * (self.max_slots + self.cpus)),
-            // The last is the anchor's.
-            (REUSEPORT_SOCKARRAY, 8, self.max_slots + 1),
+            // Relayed slots, the anchor, and slots that accept themselves.
+            (REUSEPORT_SOCKARRAY, 8, 2 * self.max_slots + 1),
             (PERCPU_ARRAY, 8, self.max_slots),
             (PERCPU_ARRAY, 8 * TOTALS_WORDS as u32, 1),
+            (HASH, 8, MAX_FORCED),
         ]
     }
 }
@@ -143,10 +151,13 @@ impl Maps {
             Shape { max_slots: field(state::MAX_SLOTS), cpus: field(state::CPUS), chunks: field(state::CHUNKS) };
         for ((name, map), (map_type, value_size, entries)) in NAMES.into_iter().zip(&maps).zip(shape.sizes()) {
             let found = (map.info.map_type, map.info.value_size, map.info.max_entries);
-            if found != (map_type, value_size, entries) {
+            let key_size = if map_type == HASH { FORCE_KEY_SIZE } else { size_of::<u32>() };
+            if found != (map_type, value_size, entries) || map.info.key_size as usize != key_size {
                 return Err(other(name, format!("type, value size, entries are {found:?}")));
             }
         }
+        // Connections of an earlier process; whoever uses one of its ports again replaces its entry.
+        state.store_u32(state::FORCED, 0);
         Ok(Self { shape, maps, state })
     }
 
@@ -224,11 +235,11 @@ impl Maps {
     }
 
     pub(super) fn set_socket(&self, index: u32, socket: u64) -> io::Result<()> {
-        self.maps[3].update(index, socket)
+        self.maps[3].update(&index.to_ne_bytes(), socket)
     }
 
     pub(super) fn clear_socket(&self, index: u32) -> io::Result<()> {
-        match self.maps[3].delete(index) {
+        match self.maps[3].delete(&index.to_ne_bytes()) {
             // It empties itself when its socket closes.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             cleared => cleared,
@@ -242,6 +253,22 @@ impl Maps {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Where in the array steering finds the slot's listener.
+    pub(super) fn index_of(&self, slot: SlotIndex) -> u32 {
+        u32::from(self.state.load_u16(state::INDEX_OF + 2 * usize::from(slot.0)))
+    }
+
+    /// From the next SYN on.
+    pub(super) fn set_index_of(&self, slot: SlotIndex, index: u32) {
+        self.state.store_u16s(state::INDEX_OF + 2 * usize::from(slot.0), &[index as u16]);
+    }
+
+    /// A descriptor and a mapping of its own, for whoever connects to a chosen listener.
+    pub(super) fn forcing(&self) -> io::Result<Forcing> {
+        let map = Map::new(self.maps[6].as_fd().try_clone_to_owned()?, 1)?;
+        Ok(Forcing { map, state: SharedMap::new(self.maps[0].as_fd(), state::SIZE)? })
     }
 
     pub(super) fn picks(&self, slot: u32) -> u64 {
@@ -261,6 +288,42 @@ impl Maps {
             unread: sum(6),
         }
     }
+}
+
+/// Has connections of our own go to a listener of our choice, whatever the table says.
+///
+/// The key is a source address of this host, and a port that the caller has bound: the kernel drops packets from
+/// outside that claim to come from one of its own addresses, and nobody else can bind the same.
+#[derive(Debug)]
+pub(super) struct Forcing {
+    map: Map,
+    state: SharedMap,
+}
+
+impl Forcing {
+    /// Connections from `source` go to the listener at `index` of the array, or are refused where there is none.
+    pub(super) fn force(&self, source: SocketAddr, index: u32) -> io::Result<()> {
+        self.map.update(&force_key(source), u64::from(index))?;
+        self.state.add_u32(state::FORCED, 1);
+        Ok(())
+    }
+
+    /// No longer. Call it once for each [`force`](Self::force) that succeeded, when the connection is established.
+    pub(super) fn release(&self, source: SocketAddr) {
+        // There is nothing to do about a map that doesn't give up an entry; the next use of the port replaces it.
+        let _ = self.map.delete(&force_key(source));
+        self.state.add_u32(state::FORCED, u32::MAX);
+    }
+}
+
+fn force_key(source: SocketAddr) -> [u8; FORCE_KEY_SIZE] {
+    let mut key = [0; FORCE_KEY_SIZE];
+    match source.ip() {
+        IpAddr::V4(ip) => key[..4].copy_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => key[..16].copy_from_slice(&ip.octets()),
+    }
+    key[16..18].copy_from_slice(&source.port().to_be_bytes());
+    key
 }
 
 fn open(fds: Vec<OwnedFd>) -> io::Result<[Map; NAMES.len()]> {

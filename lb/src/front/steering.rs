@@ -101,6 +101,15 @@ impl Steering {
         }
     }
 
+    /// # Errors
+    /// Unsupported with classic steering, which has no array to put a second listener in.
+    pub(super) fn ebpf(&self) -> io::Result<&Ebpf> {
+        match self {
+            Self::Ebpf(ebpf) => Ok(ebpf),
+            Self::Classic(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     pub(super) fn set_in(&mut self, slot: SlotIndex, in_service: bool, anchor: BorrowedFd<'_>) -> io::Result<()> {
         match self {
             Self::Ebpf(ebpf) => {

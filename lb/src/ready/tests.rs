@@ -32,7 +32,7 @@ fn check() -> HttpCheck {
 }
 
 fn ask(address: SocketAddr) -> Result<(), ProbeError> {
-    probe_http(None, address, &check(), Duration::from_millis(500))
+    probe_http(&address.into(), &check(), Duration::from_millis(500))
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn the_deadline_is_for_the_whole_and_not_for_each_read() {
 #[test]
 fn nobody_there_is_refused() {
     let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-    let tcp = probe_tcp(None, closed, Duration::from_secs(1));
+    let tcp = probe_tcp(&closed.into(), Duration::from_secs(1));
     assert!(matches!(tcp, Err(ProbeError::Refused { .. })), "{tcp:?}");
     let http = ask(closed);
     assert!(matches!(http, Err(ProbeError::Refused { .. })), "{http:?}");
@@ -71,7 +71,8 @@ fn nobody_there_is_refused() {
 #[test]
 fn a_check_can_not_smuggle_a_header() {
     let bad = HttpCheck { path: "/ HTTP/1.1\r\nX: y".into(), ..check() };
-    let result = probe_http(None, (Ipv4Addr::LOCALHOST, 1).into(), &bad, Duration::from_secs(1));
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+    let result = probe_http(&address.into(), &bad, Duration::from_secs(1));
     assert!(matches!(result, Err(ProbeError::InvalidCheck { .. })), "{result:?}");
 }
 
@@ -84,9 +85,9 @@ fn a_probe_happens_in_the_namespace_and_leaves_the_caller_where_it_was() {
         (File::open("/proc/thread-self/ns/net").unwrap(), TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
     });
     let address = listener.local_addr().unwrap();
-    probe_tcp(Some(netns.as_fd()), address, Duration::from_secs(1)).unwrap();
+    probe_tcp(&Route { netns: Some(netns.as_fd()), ..address.into() }, Duration::from_secs(1)).unwrap();
     let here = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
     assert_eq!(here, std::fs::read_link("/proc/self/ns/net").unwrap());
-    let outside = probe_tcp(None, address, Duration::from_millis(200));
+    let outside = probe_tcp(&address.into(), Duration::from_millis(200));
     assert!(outside.is_err(), "the listener is in another namespace");
 }

@@ -9,7 +9,7 @@ use std::{
 use nix::sys::epoll::EpollFlags;
 
 use super::{
-    PortKey,
+    PortKey, Role,
     direction::{Arrival, Direction},
     pipes::Pipe,
     slab::Token,
@@ -37,6 +37,8 @@ impl Side {
 pub(super) struct Client {
     pub(super) socket: OwnedFd,
     pub(super) port: PortKey,
+    /// Of the listener it came from.
+    pub(super) role: Role,
     /// When it was accepted, by whichever worker.
     pub(super) since: Instant,
     pub(super) tried: Tried,

@@ -127,7 +127,7 @@ impl Worker {
 
     /// Relays a client that was accepted elsewhere; no byte of it may have been read.
     pub fn adopt(&self, port: PortKey, client: OwnedFd) {
-        let client = Client { socket: client, port, since: Instant::now(), tried: Tried::default() };
+        let client = Client { socket: client, port, role: Role::Slot, since: Instant::now(), tried: Tried::default() };
         self.shared.send(Command::Adopt { client, prepared: false });
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
@@ -12,13 +12,14 @@ use nix::{
     fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice},
     sys::socket::{self, MsgFlags, SockFlag, sockopt},
 };
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::{
+    Target,
     direction::Ends,
     pipes::{PIPE_BYTES, Pipe, Pipes},
 };
-use crate::sys;
+use crate::{front::Forced, sys};
 
 /// A direction's two sockets and the worker's pipes.
 pub(super) struct Sockets<'a> {
@@ -104,25 +105,48 @@ pub(super) fn set_keepalive(fd: BorrowedFd<'_>, keepalive: Option<Duration>) -> 
     SockRef::from(&fd).set_tcp_keepalive(&parameters)
 }
 
-/// A socket that is on its way to `address`, from `source` if one is given, else from a port of the kernel's choice.
-pub(super) fn connect(address: &SockAddr, source: Option<SocketAddr>) -> io::Result<OwnedFd> {
-    let socket = Socket::new_raw(address_domain(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+/// A socket that is on its way, and what forces it there.
+pub(super) struct Dialed {
+    pub(super) socket: OwnedFd,
+    /// Kept until the connection is established. It goes before the socket does: the port's next owner may have its
+    /// own.
+    pub(super) forced: Option<Forced>,
+}
+
+/// A socket that is on its way to `target` from `port`; 0: a port of the kernel's choice.
+pub(super) fn connect(target: &Target, port: u16) -> io::Result<Dialed> {
+    let domain = Domain::for_address(target.address);
+    let socket = Socket::new_raw(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
-    if let Some(source) = source {
+    if let Some(source) = source(target, port) {
         socket.bind(&source.into())?;
+    }
+    if port != 0 {
         // After the bind, which so fails on a used port; from now on a service may still listen on this one.
         socket.set_reuse_address(true)?;
     }
-    match socket.connect(address) {
+    // Declared after the socket: on an error it goes first.
+    let forced = target.force.as_ref().map(|force| force.bind(&socket)).transpose()?;
+    match socket.connect(&target.address.into()) {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {}
         Err(error) => return Err(error),
     }
-    Ok(socket.into())
+    Ok(Dialed { socket: socket.into(), forced })
 }
 
-fn address_domain(address: &SockAddr) -> Domain {
-    if address.is_ipv6() { Domain::IPV6 } else { Domain::IPV4 }
+/// What to bind to before connecting: a forced connection is known by its source, which is the target's own address.
+fn source(target: &Target, port: u16) -> Option<SocketAddr> {
+    let any = match target.address {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let mut source = target.address;
+    source.set_port(port);
+    match target.force {
+        Some(_) => Some(source),
+        None => (port != 0).then_some(SocketAddr::new(any, port)),
+    }
 }
 
 /// The error that waits on a socket, taken off it.

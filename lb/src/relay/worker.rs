@@ -8,7 +8,7 @@ mod relaying;
 mod serving;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     io,
     sync::mpsc::Receiver,
     time::{Duration, Instant},
@@ -18,20 +18,20 @@ use nix::{
     errno::Errno,
     sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
 };
-use socket2::SockAddr;
 
 use self::{connecting::Waiting, deadlines::Drain};
 use super::{
-    Limits, PortKey, Standing, WorkerRef, WorkerStats,
+    Limits, PortKey, Standing, Target, WorkerRef, WorkerStats,
     command::Command,
     connection::{Connection, Side, Source},
     doors::Doors,
     epochs::Epochs,
-    namespace::{Dialer, Namespace},
+    namespace::Namespace,
     pipes::Pipes,
     slab::{Slab, Token},
     timers::{TICK_MILLIS, Tick, Wheel},
 };
+use crate::front::Forced;
 
 /// Events taken at once.
 const EVENTS: usize = 256;
@@ -47,6 +47,8 @@ pub(super) struct Core {
     epoll: Epoll,
     clock: Clock,
     connections: Slab<Connection>,
+    /// By index, of those that are connecting to a direct listener.
+    forced: BTreeMap<u32, Forced>,
     deadlines: Wheel,
     scratch: Box<[u8]>,
     pipes: Pipes,
@@ -56,7 +58,7 @@ pub(super) struct Core {
     /// Accepting waits until then: descriptors or memory ran out.
     exhausted_until: Option<Instant>,
     waiting: VecDeque<Waiting>,
-    backend: Option<Destination>,
+    backend: Option<Vec<(PortKey, Target)>>,
     epochs: Epochs,
     siblings: Vec<WorkerRef>,
     /// Whose turn it is to get a connection of an anchor.
@@ -68,12 +70,6 @@ pub(super) struct Core {
     /// When time alone makes something to do, connections' deadlines apart.
     chores_at: Option<Instant>,
     running: bool,
-}
-
-/// A backend, ready to connect to.
-struct Destination {
-    ports: Vec<(PortKey, SockAddr)>,
-    dialer: Dialer,
 }
 
 /// The time of the present turn: asked of the kernel once per turn.
@@ -113,6 +109,7 @@ impl Core {
             epoll,
             clock: Clock::new(),
             connections: Slab::new(),
+            forced: BTreeMap::new(),
             deadlines: Wheel::new(),
             scratch: vec![0; scratch].into_boxed_slice(),
             pipes: Pipes::default(),

@@ -1,5 +1,6 @@
-//! bpf(2) on a map of which only a descriptor is left, as after a restart: aya's sockarray holds values that can't be
-//! read back, and its other types take no bare descriptor. A thin layer; what the maps mean is `front::maps`' business.
+//! bpf(2) where aya has no way: a map of which only a descriptor is left, as after a restart (aya's sockarray holds values
+//! that can't be read back, its other types take no bare descriptor), and a program that its cgroup keeps (aya makes links,
+//! which end with their descriptor). A thin layer; what maps and programs mean is `front`'s and `guard`'s business.
 
 use std::{
     io,
@@ -9,11 +10,14 @@ use std::{
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
+const BPF_PROG_ATTACH: libc::c_int = 8;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+
+const BPF_F_ALLOW_MULTI: u32 = 1 << 1;
 
 const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
 
-/// A map with keys of 4 bytes and values of whole u64s.
+/// A map with values of whole u64s.
 #[derive(Debug)]
 pub(crate) struct Map {
     fd: OwnedFd,
@@ -28,7 +32,7 @@ pub(crate) struct Map {
 pub(crate) struct MapInfo {
     pub(crate) map_type: u32,
     id: u32,
-    key_size: u32,
+    pub(crate) key_size: u32,
     pub(crate) value_size: u32,
     pub(crate) max_entries: u32,
     map_flags: u32,
@@ -52,6 +56,21 @@ struct InfoAttr {
     info: u64,
 }
 
+/// The part of `union bpf_attr` that BPF_PROG_ATTACH uses.
+#[repr(C)]
+struct AttachAttr {
+    target_fd: u32,
+    attach_bpf_fd: u32,
+    attach_type: u32,
+    attach_flags: u32,
+}
+
+/// Attaches a program to a cgroup beside others, for as long as there is the cgroup or a socket of it.
+pub(crate) fn attach_to_cgroup(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, attach_type: u32) -> io::Result<()> {
+    let (target_fd, attach_bpf_fd) = (raw(cgroup)?, raw(program)?);
+    bpf(BPF_PROG_ATTACH, &AttachAttr { target_fd, attach_bpf_fd, attach_type, attach_flags: BPF_F_ALLOW_MULTI })
+}
+
 impl Map {
     /// # Errors
     /// EINVAL when the descriptor is no map, or one of another shape.
@@ -60,7 +79,7 @@ impl Map {
         // Per-CPU maps have the same sizes; a program's info is longer than what is asked for, so its type tells nothing.
         let is_map =
             std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?.as_os_str() == "anon_inode:bpf-map";
-        if !is_map || info.key_size != 4 || !info.value_size.is_multiple_of(8) {
+        if !is_map || !info.value_size.is_multiple_of(8) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let copies = if info.map_type == BPF_MAP_TYPE_PERCPU_ARRAY { possible_cpus } else { 1 };
@@ -70,24 +89,24 @@ impl Map {
     /// The element `key`; of a per-CPU map, that of every possible CPU one after the other.
     pub(crate) fn lookup(&self, key: u32) -> io::Result<Vec<u64>> {
         let mut value = vec![0; self.lookup_words];
-        self.element(BPF_MAP_LOOKUP_ELEM, key, value.as_mut_ptr() as u64)?;
+        self.element(BPF_MAP_LOOKUP_ELEM, &key.to_ne_bytes(), value.as_mut_ptr() as u64)?;
         Ok(value)
     }
 
     /// Sets the element `key`, whose value is 8 bytes.
-    pub(crate) fn update(&self, key: u32, value: u64) -> io::Result<()> {
+    pub(crate) fn update(&self, key: &[u8], value: u64) -> io::Result<()> {
         assert!(self.lookup_words == 1, "the value is 8 bytes");
         self.element(BPF_MAP_UPDATE_ELEM, key, &raw const value as u64)
     }
 
     /// Deletes the element `key`.
-    pub(crate) fn delete(&self, key: u32) -> io::Result<()> {
+    pub(crate) fn delete(&self, key: &[u8]) -> io::Result<()> {
         self.element(BPF_MAP_DELETE_ELEM, key, 0)
     }
 
-    fn element(&self, command: libc::c_int, key: u32, value: u64) -> io::Result<()> {
-        let attr =
-            ElementAttr { map_fd: raw(self.fd.as_fd())?, padding: 0, key: &raw const key as u64, value, flags: 0 };
+    fn element(&self, command: libc::c_int, key: &[u8], value: u64) -> io::Result<()> {
+        assert!(key.len() == self.info.key_size as usize, "a key of {} bytes", key.len());
+        let attr = ElementAttr { map_fd: raw(self.fd.as_fd())?, padding: 0, key: key.as_ptr() as u64, value, flags: 0 };
         bpf(command, &attr)
     }
 }
@@ -111,7 +130,7 @@ fn raw(fd: BorrowedFd<'_>) -> io::Result<u32> {
 
 fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<()> {
     // SAFETY: `attr` is a prefix of union bpf_attr whose length is passed. What it points to lives in the callers above
-    // and is as long as the kernel reads or writes: keys of 4 bytes (checked in `Map::new`), values of `lookup_words`
+    // and is as long as the kernel reads or writes: keys of `key_size` bytes (checked in `element`), values of `lookup_words`
     // words (from the kernel's own sizes), and an info of the length given.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

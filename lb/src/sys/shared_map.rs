@@ -41,6 +41,11 @@ impl SharedMap {
         self.u32(offset).store(value, Ordering::Release);
     }
 
+    /// Adds, wrapping.
+    pub(crate) fn add_u32(&self, offset: usize, addend: u32) {
+        self.u32(offset).fetch_add(addend, Ordering::SeqCst);
+    }
+
     pub(crate) fn load_u64(&self, offset: usize) -> u64 {
         self.u64(offset).load(Ordering::Acquire)
     }
@@ -49,6 +54,10 @@ impl SharedMap {
         for (i, value) in values.iter().enumerate() {
             self.u64(offset + i * size_of::<u64>()).store(*value, Ordering::Relaxed);
         }
+    }
+
+    pub(crate) fn load_u16(&self, offset: usize) -> u16 {
+        self.u16(offset).load(Ordering::Acquire)
     }
 
     pub(crate) fn store_u16s(&self, offset: usize, values: &[u16]) {

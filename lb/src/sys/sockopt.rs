@@ -43,6 +43,49 @@ pub(crate) fn accept_queue_len(listener: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(unsafe { info.assume_init() }.tcpi_unacked)
 }
 
+/// SO_NETNS_COOKIE (Linux 5.14), which libc names on few architectures.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// What tells the socket's network namespace from all others, now and later.
+pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0u64;
+    // Refused with any other length.
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    let (fd, at) = (socket.as_raw_fd(), (&raw mut cookie).cast());
+    // SAFETY: the kernel writes at most `len` bytes, the size of `cookie`.
+    let result = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, at, &raw mut len) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// The longest option that [`get_bytes`] reads: TCP_CA_NAME_MAX and struct timeval are 16.
+pub(crate) const MAX_OPTION_BYTES: usize = 32;
+
+/// An option of any type, as the kernel writes it.
+pub(crate) fn get_bytes(socket: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int) -> io::Result<Vec<u8>> {
+    let mut value = [0u8; MAX_OPTION_BYTES];
+    let mut len = value.len() as libc::socklen_t;
+    let (fd, at) = (socket.as_raw_fd(), value.as_mut_ptr().cast());
+    // SAFETY: the kernel writes at most `len` bytes at `value`.
+    let result = unsafe { libc::getsockopt(fd, level, option, at, &raw mut len) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(value[..(len as usize).min(MAX_OPTION_BYTES)].to_vec())
+}
+
+/// Sets an option of any type from the bytes that its type has.
+pub(crate) fn set_bytes(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: &[u8],
+) -> io::Result<()> {
+    let (fd, len) = (socket.as_raw_fd(), value.len() as libc::socklen_t);
+    // SAFETY: `value` is `len` readable bytes. The caller names options whose value holds no pointer.
+    let result = unsafe { libc::setsockopt(fd, level, option, value.as_ptr().cast(), len) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 fn set<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<()> {
     let (fd, len) = (socket.as_raw_fd(), size_of::<T>() as libc::socklen_t);
     // SAFETY: `value` is `len` readable bytes, and whatever it points to outlives the call.

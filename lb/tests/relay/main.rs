@@ -1,8 +1,10 @@
 //! The relay worker with real sockets, each test in a network namespace of its own.
 
+mod direct;
 mod ends;
 mod limits;
 mod moves;
 mod namespaces;
+mod published;
 mod rig;
 mod transfer;

@@ -19,17 +19,17 @@ use sherd_testkit::eventually;
 
 use crate::rig::{Front, PORT, SOON, alone, answer_lines, ask, shard_on};
 
-fn ip(arguments: &str) {
+pub(crate) fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
     assert!(status.success(), "ip {arguments}");
 }
 
-fn exists(link: &str) -> bool {
+pub(crate) fn exists(link: &str) -> bool {
     Command::new("ip").args(["link", "show", link]).output().unwrap().status.success()
 }
 
 /// A namespace that only what is given out keeps alive. It is gone when the near end of its veth is.
-fn namespace_with_shard(link: &str) -> (File, SocketAddr) {
+pub(crate) fn namespace_with_shard(link: &str) -> (File, SocketAddr) {
     ip(&format!("link add {link} type veth peer name far-{link}"));
     let (gives, gets) = mpsc::channel();
     let (moved, moves) = mpsc::channel::<()>();
@@ -72,7 +72,7 @@ fn a_worker_enters_its_shards_namespace_and_leaves_nothing_there() {
         let (netns, address) = namespace_with_shard("near");
         let inode = netns.metadata().unwrap().ino();
         assert_ne!(inode, home);
-        let backend = Backend { netns: Some(netns.into()), ports: vec![(PORT, address)] };
+        let backend = Backend { netns: Some(netns.into()), ports: vec![(PORT, address.into())] };
         front.worker.set_backend(Some(backend)).recv().unwrap().unwrap();
         let streams = [front.connect(), front.connect()];
         assert_eq!(ask(&streams[0]).unwrap(), "192.0.2.7", "the shard sees its own address, not loopback");
@@ -93,7 +93,7 @@ fn a_worker_goes_from_namespace_to_namespace() {
         for round in 0..3 {
             let link = format!("near{round}");
             let (netns, address) = namespace_with_shard(&link);
-            let backend = Backend { netns: Some(netns.into()), ports: vec![(PORT, address)] };
+            let backend = Backend { netns: Some(netns.into()), ports: vec![(PORT, address.into())] };
             front.worker.set_backend(Some(backend)).recv().unwrap().unwrap();
             assert_eq!(ask(&front.connect()).unwrap(), "192.0.2.7");
             // The shard ends after its second connection.
@@ -113,7 +113,7 @@ fn a_backend_that_is_no_namespace_is_an_error_and_changes_nothing() {
         let front = Front::new(0, Limits::default(), None);
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let file = File::open("/proc/self/ns/uts").unwrap();
-        let backend = Backend { netns: Some(file.into()), ports: vec![(PORT, address)] };
+        let backend = Backend { netns: Some(file.into()), ports: vec![(PORT, address.into())] };
         assert!(front.worker.set_backend(Some(backend)).recv().unwrap().is_err());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         front.set_backend(listener.local_addr().unwrap());

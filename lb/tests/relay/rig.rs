@@ -59,7 +59,7 @@ impl Front {
     }
 
     pub(crate) fn set_backend(&self, address: SocketAddr) {
-        let backend = Backend { netns: None, ports: vec![(PORT, address)] };
+        let backend = Backend { netns: None, ports: vec![(PORT, address.into())] };
         self.worker.set_backend(Some(backend)).recv().unwrap().unwrap();
     }
 

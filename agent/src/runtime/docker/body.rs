@@ -7,18 +7,18 @@ use bollard::models::{
 };
 use sherd_topology::plan::{MemoryBinding, Slot};
 
-use super::{extra, labels};
+use super::{extra, image::Defaults, labels, shim};
 use crate::{
     runtime::{RuntimeError, ShardOrder, environment},
     spec::{ContainerSpec, Logging, Ulimit},
 };
 
-/// The body to create `order`'s container with. `image_environment` is what the image sets.
+/// The body to create `order`'s container with. `image` is what the image brings.
 pub(super) fn create(
     order: &ShardOrder,
     container: &ContainerSpec,
     instance: &str,
-    image_environment: &BTreeMap<String, String>,
+    image: &Defaults,
 ) -> Result<ContainerCreateBody, RuntimeError> {
     let mut body = extra::parse(&container.extra)?;
     let mut host = body.host_config.take().unwrap_or_default();
@@ -32,7 +32,7 @@ pub(super) fn create(
     let limit = host.memory.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0);
     let mut user = parse_environment(body.env.as_deref().unwrap_or_default());
     user.extend(order.spec.environment.clone());
-    let variables = environment::variables(order, &user, image_environment, limit);
+    let variables = environment::variables(order, &user, &image.environment, limit);
     body.env = Some(variables.into_iter().map(|(name, value)| format!("{name}={value}")).collect());
 
     body.image = Some(container.image.clone());
@@ -45,6 +45,9 @@ pub(super) fn create(
     all_labels.extend(labels::of(order, instance));
     body.labels = Some(all_labels);
     body.host_config = Some(host);
+    if let Some(order) = &order.shim {
+        shim::put_in_front(&mut body, order, image)?;
+    }
     Ok(body)
 }
 

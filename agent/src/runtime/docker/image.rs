@@ -1,4 +1,4 @@
-//! Images: whether the engine has one, what environment it brings, and pulling it with progress and credentials.
+//! Images: whether the engine has one, what it brings, and pulling it with progress and credentials.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -17,6 +17,17 @@ use crate::{
     spec::PullPolicy,
 };
 
+/// What an image says of the containers that are made from it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Defaults {
+    /// The variables it sets.
+    pub(super) environment: BTreeMap<String, String>,
+    /// Empty when it has none.
+    pub(super) entrypoint: Vec<String>,
+    /// Empty when it has none.
+    pub(super) command: Vec<String>,
+}
+
 /// Sees to it that the engine has the image.
 pub(super) async fn ensure(
     engine: &Connection,
@@ -28,7 +39,7 @@ pub(super) async fn ensure(
     let reference = Reference::parse(image)?;
     // An image's own id is not a name in any registry.
     let policy = if image.starts_with("sha256:") { PullPolicy::Never } else { policy };
-    match (policy, environment(engine, image).await) {
+    match (policy, defaults(engine, image).await) {
         (PullPolicy::Missing | PullPolicy::Never, Ok(_)) => Ok(()),
         (PullPolicy::Never, Err(RuntimeError::NoSuchImage { image, .. })) => {
             let reason = "the engine does not have it, and the pull policy is `never`".to_owned();
@@ -36,21 +47,25 @@ pub(super) async fn ensure(
         }
         (PullPolicy::Missing, Err(RuntimeError::NoSuchImage { .. })) | (PullPolicy::Always, _) => {
             pull(engine, image, &reference, credentials, progress).await?;
-            environment(engine, image).await.map(drop)
+            defaults(engine, image).await.map(drop)
         }
         (_, Err(other)) => Err(other),
     }
 }
 
-/// The environment that the image sets.
-pub(super) async fn environment(engine: &Connection, image: &str) -> Result<BTreeMap<String, String>, RuntimeError> {
+/// What the image brings.
+pub(super) async fn defaults(engine: &Connection, image: &str) -> Result<Defaults, RuntimeError> {
     let operation = Operation::InspectImage;
     let name = image.to_owned();
     let ask = engine.timeouts.ask;
     match engine.call(operation, ask, |client| async move { client.inspect_image(&name).await }).await {
         Ok(found) => {
-            let variables = found.config.and_then(|config| config.env).unwrap_or_default();
-            Ok(body::parse_environment(&variables))
+            let config = found.config.unwrap_or_default();
+            Ok(Defaults {
+                environment: body::parse_environment(&config.env.unwrap_or_default()),
+                entrypoint: config.entrypoint.unwrap_or_default(),
+                command: config.cmd.unwrap_or_default(),
+            })
         }
         Err(Failure::NotFound(reason)) => Err(RuntimeError::NoSuchImage { image: image.to_owned(), reason }),
         Err(failure) => Err(failure.into_error(operation, engine.address())),

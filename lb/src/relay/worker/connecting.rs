@@ -1,7 +1,7 @@
 //! Clients on their way to a shard: connecting, trying siblings, waiting for room or for a shard.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     time::{Duration, Instant},
 };
 
@@ -12,10 +12,10 @@ use nix::{
 
 use super::{Core, ticks};
 use crate::relay::{
-    Cause, Standing, WorkerRef,
+    Cause, Role, Standing, WorkerRef,
     connection::{Client, Connection, INTEREST, MAX_TRIED, Side, Source, Stage, Tried},
     slab::Token,
-    socket,
+    socket::{self, Dialed},
 };
 
 /// A client that can't be connected yet.
@@ -69,7 +69,7 @@ impl Core {
             let Some(waiting) = self.waiting.pop_front() else { break };
             if self.clock.now.saturating_duration_since(waiting.client.since) >= self.limits.pending_timeout {
                 self.give_up(waiting.client, Cause::PendingTimeout);
-            } else if absent && let Some(sibling) = self.open_sibling(Tried::default()) {
+            } else if absent && let Some(sibling) = self.sibling_for(&waiting.client) {
                 self.hand_over(&sibling, waiting.client);
             } else {
                 self.waiting.push_back(waiting);
@@ -79,13 +79,13 @@ impl Core {
     }
 
     fn connect(&mut self, client: Client) {
-        let Some(backend) = self.backend.as_mut() else { return self.forward(client) };
-        let Some((_, address)) = backend.ports.iter().find(|(port, _)| *port == client.port) else {
+        let Some(ports) = &self.backend else { return self.forward(client) };
+        let Some((_, target)) = ports.iter().find(|(port, _)| *port == client.port) else {
             self.stats().count(Cause::ConnectFailed);
             return self.try_elsewhere(client);
         };
-        match backend.dialer.dial(address) {
-            Ok(shard) => self.await_connect(client, shard),
+        match self.namespace.dial(target) {
+            Ok(dialed) => self.await_connect(client, dialed),
             Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
                 Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => {
                     self.exhausted();
@@ -99,10 +99,13 @@ impl Core {
         }
     }
 
-    fn await_connect(&mut self, client: Client, shard: OwnedFd) {
+    fn await_connect(&mut self, client: Client, dialed: Dialed) {
         let epoch = self.epochs.open();
-        let connection = Connection::new(client, shard, self.clock.now, epoch);
+        let connection = Connection::new(client, dialed.socket, self.clock.now, epoch);
         let token = self.connections.insert(connection);
+        if let Some(forced) = dialed.forced {
+            self.forced.insert(token.index, forced);
+        }
         self.deadlines
             .set(token.index, self.clock.tick.saturating_add(ticks(self.limits.connect_timeout)).saturating_add(1));
         if !self.watch(token, Side::Shard) {
@@ -132,6 +135,7 @@ impl Core {
     fn establish(&mut self, token: Token, events: EpollFlags) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         connection.stage = Stage::Relaying;
+        self.forced.remove(&token.index);
         let latency = self.clock.now - connection.began;
         connection.active = self.clock.tick;
         let stats = self.shared.stats();
@@ -165,7 +169,7 @@ impl Core {
         stats.closed.add(1);
         socket::reset(shard);
         client.tried.insert(self.shared.slot());
-        match self.open_sibling(client.tried) {
+        match self.sibling_for(&client) {
             Some(sibling) if client.tried.len() <= self.limits.retries && self.epoll.delete(&client.socket).is_ok() => {
                 self.hand_over(&sibling, client);
             }
@@ -177,20 +181,24 @@ impl Core {
     fn try_elsewhere(&mut self, mut client: Client) {
         client.tried.insert(self.shared.slot());
         if client.tried.len() > self.limits.retries.min(MAX_TRIED as u8 - 1) {
-            client.tried = Tried::default();
             return self.wait(client, self.clock.now + RETRY_AFTER);
         }
         self.forward(client);
     }
 
     /// To the nearest sibling that is open and wasn't tried; when there is none, it waits.
-    pub(super) fn forward(&mut self, mut client: Client) {
-        match self.open_sibling(client.tried) {
+    pub(super) fn forward(&mut self, client: Client) {
+        match self.sibling_for(&client) {
             Some(sibling) => self.hand_over(&sibling, client),
-            None => {
-                client.tried = Tried::default();
-                self.wait(client, self.clock.now + RETRY_AFTER);
-            }
+            None => self.wait(client, self.clock.now + RETRY_AFTER),
+        }
+    }
+
+    /// Who may have the client instead of this worker.
+    pub(super) fn sibling_for(&self, client: &Client) -> Option<WorkerRef> {
+        match client.role {
+            Role::Inner => None,
+            Role::Slot | Role::Anchor => self.open_sibling(client.tried),
         }
     }
 
@@ -212,10 +220,12 @@ impl Core {
         self.waiting.len() < self.limits.max_pending as usize + HEADROOM
     }
 
-    pub(super) fn wait(&mut self, client: Client, not_before: Instant) {
+    /// Until `not_before`, when a new round of tries begins.
+    pub(super) fn wait(&mut self, mut client: Client, not_before: Instant) {
         if !self.can_wait() {
             return self.give_up(client, Cause::Undeliverable);
         }
+        client.tried = Tried::default();
         self.waiting.push_back(Waiting { client, not_before });
         self.chore_by(self.clock.now + RETRY_AFTER);
     }

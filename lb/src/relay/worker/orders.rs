@@ -6,12 +6,11 @@ use std::{
     sync::mpsc::{Sender, TryRecvError},
 };
 
-use super::{Core, Destination};
+use super::Core;
 use crate::relay::{
     Backend, BackendError, Cause, PortKey, Role,
     command::{Command, Scope},
     connection::{Client, Stage},
-    namespace::Dialer,
     slab::Token,
     socket,
 };
@@ -90,10 +89,9 @@ impl Core {
         self.namespace.leave().map_err(|source| BackendError::Leave { slot, source })?;
         let Some(Backend { netns, ports }) = backend else { return Ok(()) };
         if let Some(netns) = netns {
-            self.namespace.enter(&netns).map_err(|source| BackendError::Enter { slot, source })?;
+            self.namespace.enter(netns).map_err(|source| BackendError::Enter { slot, source })?;
         }
-        let ports = ports.into_iter().map(|(port, address)| (port, address.into())).collect();
-        self.backend = Some(Destination { ports, dialer: Dialer::of_this_thread() });
+        self.backend = Some(ports);
         Ok(())
     }
 
@@ -131,7 +129,7 @@ impl Core {
             }
         }
         for client in self.take_waiting() {
-            let kept = match self.open_sibling(client.tried) {
+            let kept = match self.sibling_for(&client) {
                 Some(sibling) => sibling.hand_over(client).err(),
                 None => Some(client),
             };

@@ -130,6 +130,7 @@ impl Core {
     /// Takes a connection out of everything but epoll, which forgets sockets as they are closed.
     pub(super) fn take_out(&mut self, token: Token) -> Option<Connection> {
         let mut connection = self.connections.remove(token)?;
+        self.forced.remove(&token.index);
         self.deadlines.clear(token.index);
         self.epochs.close(connection.epoch);
         for pipe in [connection.up.discard(), connection.down.discard()].into_iter().flatten() {

@@ -1,4 +1,4 @@
-//! Accepting: which doors are open, and to whom a connection from an anchor goes.
+//! Accepting: which doors are open, and who gets a connection first.
 
 use std::{os::fd::OwnedFd, time::Duration};
 
@@ -43,9 +43,9 @@ impl Core {
 
     fn accepted(&mut self, port: PortKey, role: Role, socket: OwnedFd) {
         self.stats().accepted.add(1);
-        let client = Client { socket, port, since: self.clock.now, tried: Tried::default() };
+        let client = Client { socket, port, role, since: self.clock.now, tried: Tried::default() };
         match role {
-            Role::Slot => self.take(client),
+            Role::Slot | Role::Inner => self.take(client),
             Role::Anchor => match self.next_in_turn() {
                 Some(sibling) => self.hand_over(&sibling, client),
                 None => self.take(client),
@@ -77,7 +77,7 @@ impl Core {
             let room = match (door.role, standing) {
                 (_, Standing::Open) => true,
                 // Full is for a moment: its own clients rather wait for their nearest shard than go elsewhere.
-                (Role::Slot, Standing::Full) => false,
+                (Role::Slot, Standing::Full) | (Role::Inner, _) => false,
                 (Role::Slot, Standing::Absent) | (Role::Anchor, _) => elsewhere,
             };
             let changed = self.doors.set_open(&self.epoll, place, room && !rests);

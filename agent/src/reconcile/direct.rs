@@ -1,0 +1,419 @@
+//! The direct path of the agent's groups: shims that come, listen(2) calls that are decided, listeners that are in
+//! shards' hands. Which path a slot's connections take is set when the slot is taken in; a slot whose program could not
+//! be grafted goes on over its worker.
+
+mod door;
+mod listen;
+mod means;
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use sherd_lb::{
+    graft::{Broker, Grafted, Holder, Report},
+    relay::{PortKey, Role, Target, Worker},
+    sockdiag,
+};
+use sherd_shim::hello::{Answer, Hello};
+use sherd_topology::plan::{GroupName, SlotId};
+use socket2::SockRef;
+
+pub(super) use self::{
+    door::{Door, Greeting},
+    listen::{ListenCall, ListenerJoin},
+    means::Means,
+};
+use super::{
+    Reconciler,
+    group::{Group, SlotRun},
+    message::Message,
+    view::Service,
+};
+use crate::{
+    runtime::{ShardKey, ShimOrder, procfs},
+    spec::ContainerPort,
+};
+
+/// How long the handshake of a connection that was steered already may take, on a network that loses no packet of it.
+const HANDSHAKE: Duration = Duration::from_millis(500);
+
+/// Tells the shards of a slot apart, as [`crate::runtime::ShardOrder::generation`].
+pub(super) type Generation = u64;
+
+/// What the agent has of a shard whose listen(2) is trapped.
+pub(super) struct DirectRun {
+    pub(super) generation: Generation,
+    /// Answers its calls; absent when its trap could not be set.
+    broker: Option<(Broker, OwnedFd)>,
+    /// Why its connections don't reach it directly, as far as that is known.
+    pub(super) reason: Option<String>,
+    pub(super) grafts: Vec<Graft>,
+}
+
+/// A listener in the shard's hands, and the program's own socket.
+pub(super) struct Graft {
+    pub(super) container: ContainerPort,
+    /// The inner door's, in the slot's worker.
+    pub(super) key: PortKey,
+    original: OwnedFd,
+    /// Absent after a restart of the agent.
+    holder: Option<Holder>,
+}
+
+impl Reconciler {
+    /// The shim and the door for a shard that is about to be made.
+    pub(super) fn open_door(&mut self, key: &ShardKey, generation: Generation) -> io::Result<ShimOrder> {
+        // Not below the run directory: /run is mounted noexec on Debian, and Podman keeps that for what it mounts.
+        let programs = self.settings.state_dir.join("shim");
+        crate::shim::install(&programs)?;
+        let directory = door::directory(&self.settings.run_dir, key, generation);
+        let door = Door::open(&directory, key.clone(), generation, self.outbox.clone())?;
+        self.doors.insert((key.clone(), generation), door);
+        Ok(ShimOrder { programs, door: directory })
+    }
+
+    /// After a listing of the runtime: doors of shards that an earlier agent made are opened again, and those of shards
+    /// that are gone are removed.
+    pub(super) fn tend_doors(&mut self, kind: &str) {
+        let groups = &self.groups;
+        let lives = |key: &ShardKey, generation| {
+            let Some(group) = groups.get(&key.group) else { return false };
+            let listed = group.spec.runtime.kind() == kind;
+            group.slots.get(&key.slot).is_some_and(|slot| !listed || slot.may_have(generation))
+        };
+        self.doors.retain(|(key, generation), _| lives(key, *generation));
+        for (name, group) in self.groups.iter().filter(|(_, group)| group.spec.runtime.kind() == kind) {
+            for (slot, run) in &group.slots {
+                for shard in &run.shards {
+                    let key = ShardKey { group: name.clone(), slot: *slot };
+                    let directory = door::directory(&self.settings.run_dir, &key, shard.generation);
+                    let place = (key, shard.generation);
+                    if self.doors.contains_key(&place) || !directory.is_dir() {
+                        continue;
+                    }
+                    match Door::open(&directory, place.0.clone(), place.1, self.outbox.clone()) {
+                        Ok(door) => drop(self.doors.insert(place, door)),
+                        Err(error) => tracing::warn!(group = %name, %slot, "its shim's door can't be opened: {error}"),
+                    }
+                }
+            }
+        }
+    }
+
+    /// A shim is about to execute a shard's program.
+    pub(super) fn on_shim(&mut self, key: &ShardKey, generation: Generation, greeting: Greeting) {
+        let answer = match self.take_shim(key, generation, greeting.hello, greeting.notify) {
+            Ok(()) => Answer::Go,
+            Err(reason) => {
+                tracing::warn!(shard = %key, generation, "its shim is refused: {reason}");
+                Answer::Refuse
+            }
+        };
+        // It has given up waiting, and says so itself.
+        let _ = (&greeting.stream).write_all(&[answer.to_byte()]);
+    }
+
+    fn take_shim(
+        &mut self,
+        key: &ShardKey,
+        generation: Generation,
+        hello: Hello,
+        notify: Option<OwnedFd>,
+    ) -> Result<(), String> {
+        let slot = self.slot_mut(&key.group, key.slot).ok_or("no group has this slot")?;
+        if slot.generation != generation {
+            return Err(format!("the slot's shard is of generation {}", slot.generation));
+        }
+        if slot.direct.as_ref().is_some_and(|direct| direct.generation == generation && direct.broker.is_some()) {
+            // Whoever comes second is not the shim that ran before the program.
+            return Err("this shard's shim has been here".to_owned());
+        }
+        let mut direct = DirectRun { generation, broker: None, reason: None, grafts: Vec::new() };
+        match (hello, notify) {
+            (Hello::Trapped, Some(notify)) => {
+                // In the holder before the program runs: without a supervisor its listen(2) would fail for good.
+                self.keeper.put(&notify_name(key, generation), notify.as_fd());
+                let broker = self.spawn_broker(key, generation, &notify).map_err(|error| error.to_string())?;
+                direct.broker = Some((broker, notify));
+            }
+            (Hello::Untrapped { errno }, _) => {
+                let error = io::Error::from_raw_os_error(i32::try_from(errno).unwrap_or(0));
+                direct.reason = Some(format!("its listen(2) can't be trapped (Linux 5.19 and later can): {error}"));
+            }
+            (Hello::Trapped, None) => return Err("it came without a descriptor".to_owned()),
+        }
+        if let Some(slot) = self.slot_mut(&key.group, key.slot) {
+            slot.direct = Some(direct);
+        }
+        Ok(())
+    }
+
+    fn spawn_broker(&self, key: &ShardKey, generation: Generation, notify: &OwnedFd) -> io::Result<Broker> {
+        let (asking, telling) = (self.outbox.clone(), self.outbox.clone());
+        let (asked, told) = (key.clone(), key.clone());
+        let decide = move |trapped: &_| listen::ask(&asking, &asked, generation, trapped);
+        let tell = move |report| drop(telling.send(Message::Grafted { key: told.clone(), generation, report }));
+        let name = format!("graft-{}/{}", key.slot, key.group).chars().take(15).collect();
+        Broker::spawn(name, notify.try_clone()?, Box::new(decide), Box::new(tell))
+    }
+
+    /// What became of a listen(2).
+    pub(super) fn on_graft_report(&mut self, key: &ShardKey, generation: Generation, report: Report) {
+        let Some(group) = self.groups.get_mut(&key.group) else { return };
+        let Some(slot) = group.slots.get_mut(&key.slot) else { return };
+        let Some(direct) = slot.direct.as_mut().filter(|direct| direct.generation == generation) else { return };
+        match report {
+            Report::Grafted(grafted) => {
+                direct.reason = None;
+                let container = ContainerPort(grafted.address.port());
+                tracing::info!(shard = %key, port = grafted.address.port(), unset = ?grafted.unset_options, epoll = grafted.moved_registrations, "{key} accepts its connections itself");
+                let graft = note_graft(direct, container, grafted, || group.fronts.new_key());
+                if let Some(graft) = graft {
+                    self.keeper.put(&inner_name(key, generation, container), graft.original.as_fd());
+                    serve_inner(slot.worker.as_deref(), graft);
+                }
+                slot.look_again();
+            }
+            Report::NotGrafted { address, reason } => {
+                tracing::warn!(shard = %key, %address, "{key} is served by its worker: {reason}");
+                direct.reason = Some(reason);
+            }
+            Report::Ended => {}
+        }
+        self.follow_live(&key.group);
+    }
+
+    /// Takes up what the holder has of shards whose listen(2) is trapped; what is of none is let go.
+    pub(super) fn adopt_direct(&mut self) {
+        for name in self.keeper.names() {
+            let Some((key, generation, port)) = parse_name(&name) else { continue };
+            let known = self.groups.get(&key.group).is_some_and(|group| group.slots.contains_key(&key.slot));
+            let descriptor = self.keeper.take(&name).filter(|_| known);
+            let Some(descriptor) = descriptor else {
+                self.keeper.remove(&name);
+                continue;
+            };
+            self.keeper.note_known(&name);
+            match port {
+                None => match self.spawn_broker(&key, generation, &descriptor) {
+                    Ok(broker) => self.direct_of(&key, generation).broker = Some((broker, descriptor)),
+                    Err(error) => tracing::error!(shard = %key, "its listen(2) calls can't be answered: {error}"),
+                },
+                Some(container) => {
+                    let Some(inner) = self.groups.get_mut(&key.group).map(|group| group.fronts.new_key()) else {
+                        continue;
+                    };
+                    let graft = Graft { container, key: inner, original: descriptor, holder: None };
+                    self.direct_of(&key, generation).grafts.push(graft);
+                }
+            }
+        }
+    }
+
+    fn direct_of(&mut self, key: &ShardKey, generation: Generation) -> &mut DirectRun {
+        let group = self.groups.get_mut(&key.group).expect("the caller has looked");
+        let slot = group.slots.entry(key.slot).or_default();
+        let empty = || DirectRun { generation, broker: None, reason: None, grafts: Vec::new() };
+        slot.direct.get_or_insert_with(empty)
+    }
+
+    /// After a listing of the runtime: lets go of what the agent has of its shards that have ended.
+    pub(super) fn bury_direct(&mut self, kind: &str) {
+        for (name, group) in self.groups.iter_mut().filter(|(_, group)| group.spec.runtime.kind() == kind) {
+            let Group { slots, fronts, .. } = group;
+            for (id, slot) in slots {
+                let Some(direct) = slot.direct.take_if(|direct| !runs(&slot.shards, direct.generation)) else {
+                    continue;
+                };
+                if slot.step.is_some() || slot.stale {
+                    slot.direct = Some(direct);
+                    continue;
+                }
+                let key = ShardKey { group: name.clone(), slot: *id };
+                fronts.leave_direct(*id);
+                for graft in &direct.grafts {
+                    if let Some(worker) = &slot.worker {
+                        drop(worker.stop_serving(graft.key, Role::Inner));
+                    }
+                    self.keeper.remove(&inner_name(&key, direct.generation, graft.container));
+                }
+                self.keeper.remove(&notify_name(&key, direct.generation));
+            }
+        }
+    }
+
+    /// Counts what the shards that are being emptied have accepted themselves.
+    pub(super) fn count_direct(&mut self, now: Instant) {
+        for group in self.groups.values_mut() {
+            let ports = group.fronts.addresses();
+            for slot in group.slots.values_mut() {
+                let drains = matches!(slot.service(), Service::Draining { .. }) && slot.direct.is_some();
+                if drains && slot.direct_counted_from.is_some_and(|from| now < from) {
+                    continue;
+                }
+                let Some(live) = slot.live.as_ref().filter(|_| drains) else {
+                    slot.direct_open = 0;
+                    continue;
+                };
+                slot.direct_open = accepted_by(live.pid, &ports);
+            }
+        }
+    }
+
+    /// A shard that has closed its listener is reached no more: it is looked at anew.
+    pub(super) fn note_closed_listeners(&mut self) {
+        let mut lost = Vec::new();
+        for (name, group) in &mut self.groups {
+            let Group { slots, fronts, .. } = group;
+            for (id, slot) in slots {
+                if slot.live.is_some() && fronts.lost_direct(*id) {
+                    fronts.leave_direct(*id);
+                    slot.look_again();
+                    lost.push((name.clone(), *id));
+                }
+            }
+        }
+        for (name, slot) in lost {
+            tracing::warn!(group = %name, %slot, "{name}/{slot} has closed its listener");
+            self.follow_live(&name);
+        }
+    }
+}
+
+fn runs(shards: &[crate::runtime::ObservedShard], generation: Generation) -> bool {
+    use crate::runtime::ShardState::{Created, Paused, Running};
+    shards
+        .iter()
+        .any(|shard| shard.generation == generation && matches!(shard.state, Created | Running { .. } | Paused { .. }))
+}
+
+/// Connections to the addresses that a process or its descendants have open, or have yet to accept.
+fn accepted_by(pid: u32, addresses: &[SocketAddr]) -> u64 {
+    let sockets = procfs::sockets(pid);
+    let ports: BTreeSet<u16> = addresses.iter().map(SocketAddr::port).collect();
+    let of_port = |port| {
+        let open = sockdiag::connections(port).unwrap_or_default();
+        let open = open.into_iter().filter(|inode| sockets.contains(inode)).count() as u64;
+        let listeners = sockdiag::listeners(port).unwrap_or_default();
+        let own = listeners.iter().filter(|listener| sockets.contains(&listener.inode));
+        open + own.map(|listener| u64::from(listener.queued)).sum::<u64>()
+    };
+    ports.into_iter().map(of_port).sum()
+}
+
+/// Keeps what was grafted; gives it back when its original socket is a new inner door.
+fn note_graft(
+    direct: &mut DirectRun,
+    container: ContainerPort,
+    grafted: Grafted,
+    new_key: impl FnOnce() -> PortKey,
+) -> Option<&Graft> {
+    let listens = SockRef::from(&grafted.original).listen(grafted.backlog);
+    if let Err(error) = listens {
+        tracing::warn!("what listens inside the shard's namespace can't be kept: {error}");
+    }
+    match direct.grafts.iter().position(|graft| graft.container == container) {
+        // A second process of the shard: its own socket ends here, the first one's is the inner door.
+        Some(at) if direct.grafts[at].shares(&grafted) => {
+            direct.grafts[at].holder = Some(grafted.holder);
+            None
+        }
+        Some(at) => {
+            direct.grafts[at].original = grafted.original;
+            direct.grafts[at].holder = Some(grafted.holder);
+            Some(&direct.grafts[at])
+        }
+        None => {
+            let (original, holder) = (grafted.original, Some(grafted.holder));
+            direct.grafts.push(Graft { container, key: new_key(), original, holder });
+            direct.grafts.last()
+        }
+    }
+}
+
+impl DirectRun {
+    /// Where connections of the inner doors go.
+    pub(super) fn inner_targets(&self, reach: &[(ContainerPort, Target)]) -> Vec<(PortKey, Target)> {
+        let target = |graft: &Graft| {
+            let (_, target) = reach.iter().find(|(container, _)| *container == graft.container)?;
+            target.force.is_some().then(|| (graft.key, target.clone()))
+        };
+        self.grafts.iter().filter_map(target).collect()
+    }
+}
+
+impl Graft {
+    fn shares(&self, grafted: &Grafted) -> bool {
+        self.holder.is_some_and(|holder| holder.is_same_listener(&grafted.holder))
+    }
+
+    pub(super) fn holder(&self) -> Option<&Holder> {
+        self.holder.as_ref()
+    }
+}
+
+/// What comes to the program's own socket is relayed to its listener.
+pub(super) fn serve_inner(worker: Option<&Worker>, graft: &Graft) {
+    let Some(worker) = worker else { return };
+    match graft.original.try_clone() {
+        Ok(listener) => drop(worker.serve(graft.key, listener, Role::Inner)),
+        Err(error) => tracing::warn!("no descriptor for an inner door: {error}"),
+    }
+}
+
+impl SlotRun {
+    /// Whether a shard of this generation is there or being made.
+    fn may_have(&self, generation: Generation) -> bool {
+        let changing = self.generation == generation && (self.step.is_some() || self.stale);
+        changing || self.shards.iter().any(|shard| shard.generation == generation)
+    }
+
+    /// The slot has just been taken out of the table: what was steered to its shard may still be in a handshake.
+    pub(super) fn expect_direct(&mut self, now: Instant) {
+        if self.direct.is_some() {
+            (self.direct_open, self.direct_counted_from) = (1, Some(now + HANDSHAKE));
+        }
+    }
+
+    /// Whether connections reach the shard is to be found out anew.
+    fn look_again(&mut self) {
+        self.live = None;
+        self.reconnect = true;
+    }
+
+    /// Everything that the holder must have of this slot.
+    pub(super) fn direct_descriptors(&self, key: &ShardKey) -> Vec<(String, BorrowedFd<'_>)> {
+        let Some(direct) = &self.direct else { return Vec::new() };
+        let notify = direct.broker.iter().map(|(_, fd)| (notify_name(key, direct.generation), fd.as_fd()));
+        let inner = direct
+            .grafts
+            .iter()
+            .map(|graft| (inner_name(key, direct.generation, graft.container), graft.original.as_fd()));
+        notify.chain(inner).collect()
+    }
+}
+
+fn notify_name(key: &ShardKey, generation: Generation) -> String {
+    format!("notify/{}/{}/{generation}", key.group, key.slot)
+}
+
+fn inner_name(key: &ShardKey, generation: Generation, container: ContainerPort) -> String {
+    format!("inner/{}/{}/{generation}/{}", key.group, key.slot, container.0)
+}
+
+/// The shard, and the container port of an inner door.
+fn parse_name(name: &str) -> Option<(ShardKey, Generation, Option<ContainerPort>)> {
+    let parts: Vec<&str> = name.split('/').collect();
+    let (group, slot, generation, port) = match parts.as_slice() {
+        ["notify", group, slot, generation] => (group, slot, generation, None),
+        ["inner", group, slot, generation, port] => (group, slot, generation, Some(ContainerPort(port.parse().ok()?))),
+        _ => return None,
+    };
+    let key = ShardKey { group: group.parse::<GroupName>().ok()?, slot: SlotId(slot.parse().ok()?) };
+    Some((key, generation.parse().ok()?, port))
+}

@@ -1,0 +1,158 @@
+//! A program of a shard calls listen(2): what becomes of it. The broker's thread asks and waits; the loop decides.
+
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    sync::mpsc::{SyncSender, sync_channel},
+    time::Duration,
+};
+
+use sherd_lb::graft::{Holder, Listener, Trapped, Verdict};
+use tokio::sync::mpsc;
+
+use super::Generation;
+use crate::{
+    reconcile::{Reconciler, message::Message, publish::ProgramFamily},
+    runtime::ShardKey,
+    spec::{ContainerPort, PortSpec},
+};
+
+/// How long the loop may take. The program waits; without an answer it listens where it would have.
+const DECISION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is asked.
+#[derive(Debug)]
+pub(in crate::reconcile) struct ListenCall {
+    pub(super) address: SocketAddr,
+    pub(super) v6only: bool,
+    pub(super) cookie: u64,
+    /// See [`Trapped::is_here`].
+    pub(super) is_here: bool,
+    pub(super) is_listening: bool,
+    pub(super) reply: SyncSender<Verdict>,
+}
+
+/// A listener that is to listen and to enter the slot's steering.
+#[derive(Debug)]
+pub(in crate::reconcile) struct ListenerJoin {
+    /// The published address.
+    pub(super) address: SocketAddr,
+    pub(super) socket: OwnedFd,
+    pub(super) backlog: i32,
+    pub(super) reply: SyncSender<Result<(), String>>,
+}
+
+/// Asks the loop, on the broker's thread.
+pub(super) fn ask(
+    outbox: &mpsc::UnboundedSender<Message>,
+    key: &ShardKey,
+    generation: Generation,
+    trapped: &Trapped,
+) -> Verdict {
+    let (reply, answer) = sync_channel(1);
+    let call = ListenCall {
+        address: trapped.address(),
+        v6only: trapped.is_v6only(),
+        cookie: trapped.cookie(),
+        is_here: trapped.is_here(),
+        is_listening: trapped.is_listening(),
+        reply,
+    };
+    if outbox.send(Message::ListenCalled { key: key.clone(), generation, call }).is_err() {
+        return Verdict::Leave;
+    }
+    answer.recv_timeout(DECISION_TIMEOUT).unwrap_or(Verdict::Leave)
+}
+
+impl Reconciler {
+    pub(in crate::reconcile) fn on_listen(&mut self, key: &ShardKey, generation: Generation, call: &ListenCall) {
+        let verdict = match self.decide_listen(key, generation, call) {
+            Ok(verdict) => verdict,
+            Err(reason) => {
+                tracing::warn!(shard = %key, address = %call.address, "{key} is served by its worker: {reason}");
+                let slot = self.slot_mut(&key.group, key.slot);
+                if let Some(direct) = slot.and_then(|slot| slot.direct.as_mut()) {
+                    direct.reason = Some(reason);
+                }
+                Verdict::Leave
+            }
+        };
+        // The broker has given up waiting: then the program listens where it would have.
+        let _ = call.reply.send(verdict);
+    }
+
+    fn decide_listen(&mut self, key: &ShardKey, generation: Generation, call: &ListenCall) -> Result<Verdict, String> {
+        if call.is_here {
+            // A container's sockets are in its own namespace, but for what we gave it. A listener may be told so twice;
+            // what was accepted from it, and disconnected, must not become one.
+            return Ok(if call.is_listening { Verdict::Ours } else { Verdict::Refuse });
+        }
+        let Some(group) = self.groups.get_mut(&key.group) else { return Ok(Verdict::Leave) };
+        let container = ContainerPort(call.address.port());
+        let Some(port) = group.spec.ports.iter().find(|port| port.container == container).cloned() else {
+            return Ok(Verdict::Leave);
+        };
+        let direct = group.slots.get(&key.slot).and_then(|slot| slot.direct.as_ref());
+        let Some(direct) = direct.filter(|direct| direct.generation == generation) else { return Ok(Verdict::Leave) };
+        let graft = direct.grafts.iter().find(|graft| graft.container == container);
+        let held = graft.and_then(super::Graft::holder).and_then(Holder::listener);
+        let family = ProgramFamily::of(call.address, call.v6only);
+        if call.address.ip().is_loopback() && !port.loopback {
+            return Err("it listens on loopback only".to_owned());
+        }
+        let address = self.front_for(key, &port, family)?;
+        let Some(front) = self.groups.get(&key.group).and_then(|group| group.fronts.front_at(address)) else {
+            return Err(format!("{address} is not published"));
+        };
+        let index = super::super::steering_table::index_of(key.slot);
+        let present = front.direct_cookie(index);
+        if present == Some(call.cookie) {
+            return Ok(Verdict::Ours);
+        }
+        if let Some(listener) = held.filter(|_| present.is_some()) {
+            return Ok(Verdict::Share(listener));
+        }
+        let (address, v6only) = (front.address(), front.is_v6only());
+        let socket = self.means.listener(&self.settings.instance, address, v6only)?;
+        self.graft(key, address, socket)
+    }
+
+    /// The front that the program's socket fits; one for IPv4 is opened where the program takes nothing else.
+    fn front_for(&mut self, key: &ShardKey, port: &PortSpec, family: ProgramFamily) -> Result<SocketAddr, String> {
+        let (host, keeper) = (&self.host, &mut self.keeper);
+        let group = self.groups.get_mut(&key.group).ok_or("no such group")?;
+        let (slots, spec) = (group.planned().to_vec(), std::sync::Arc::clone(&group.spec));
+        if let Some(address) = group.fronts.for_family(port, family) {
+            return Ok(address);
+        }
+        let opened = group.fronts.open_for_family(&spec, host, &slots, port, family, keeper)?;
+        group.equip_new_fronts(keeper);
+        Ok(opened)
+    }
+
+    fn graft(&self, key: &ShardKey, address: SocketAddr, socket: OwnedFd) -> Result<Verdict, String> {
+        let copy = socket.try_clone().map_err(|error| error.to_string())?;
+        let (outbox, key) = (self.outbox.clone(), key.clone());
+        let listen = move |backlog| {
+            let (reply, answer) = sync_channel(1);
+            let join = ListenerJoin { address, socket: copy, backlog, reply };
+            outbox.send(Message::ListenerJoins { key, join }).map_err(|_| "the agent ends".to_owned())?;
+            answer.recv_timeout(DECISION_TIMEOUT).unwrap_or_else(|_| Err("the agent does not answer".to_owned()))
+        };
+        Ok(Verdict::Graft(Listener { socket, listen: Box::new(listen) }))
+    }
+
+    pub(in crate::reconcile) fn on_listener_joins(&mut self, key: &ShardKey, join: &ListenerJoin) {
+        let group = self.groups.get_mut(&key.group);
+        let joined = match group.and_then(|group| group.fronts.front_at_mut(join.address)) {
+            Some(front) => {
+                let index = super::super::steering_table::index_of(key.slot);
+                let joined = front.join_direct(index, join.socket.as_fd(), join.backlog);
+                joined.map_err(|error| crate::reconcile::chain(&error))
+            }
+            None => Err(format!("{} is no longer published", join.address)),
+        };
+        // The broker has given up waiting; the listener ends with its last descriptor.
+        let _ = join.reply.send(joined);
+    }
+}

@@ -1,0 +1,118 @@
+//! What grafting needs of the host: the guard and the process that makes listeners in it, proven once before the first
+//! graft. Found out when first asked for; owns both.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use sherd_lb::guard::{Guard, Maker, cgroup2_mount, maker::MakeError};
+
+use crate::{runtime::cgroup, systemd};
+
+/// Guards' directories begin so; each start of the agent has one of its own.
+const PREFIX: &str = "guard.";
+
+/// See the module.
+#[derive(Default)]
+pub(in crate::reconcile) enum Means {
+    #[default]
+    Untried,
+    Ready {
+        guard: Guard,
+        maker: Maker,
+    },
+    Impossible(String),
+}
+
+impl Means {
+    /// A listener for the address that has been shown to be guarded. Blocks: a millisecond, at the first call up to
+    /// seconds.
+    pub(super) fn listener(&mut self, instance: &str, address: SocketAddr, v6only: bool) -> Result<OwnedFd, String> {
+        if matches!(self, Self::Untried) {
+            *self = match establish(instance) {
+                Ok((guard, maker)) => {
+                    tracing::info!(cgroup = %guard.cgroup().display(), "the guard holds: shards may accept themselves");
+                    Self::Ready { guard, maker }
+                }
+                Err(reason) => {
+                    tracing::warn!("shards can't accept their connections themselves, they are relayed: {reason}");
+                    Self::Impossible(reason)
+                }
+            };
+        }
+        let made = match self {
+            Self::Ready { maker, .. } => maker.listener(address, v6only),
+            Self::Impossible(reason) => return Err(reason.clone()),
+            Self::Untried => unreachable!("it was tried just now"),
+        };
+        match made {
+            Ok(socket) => {
+                Guard::prove_listener(socket.as_fd()).map_err(|error| crate::reconcile::chain(&error))?;
+                Ok(socket)
+            }
+            Err(error) => {
+                if matches!(error, MakeError::Ended(_)) {
+                    // The next call has another one.
+                    *self = Self::Untried;
+                }
+                Err(crate::reconcile::chain(&error))
+            }
+        }
+    }
+}
+
+impl Drop for Means {
+    fn drop(&mut self) {
+        let Self::Ready { guard, maker } = self else { return };
+        let cgroup = guard.cgroup().to_owned();
+        maker.end();
+        // Its sockets stay guarded; see `sherd_lb::guard`. The directories above may be used by others.
+        let _ = fs::remove_dir(&cgroup);
+        for above in cgroup.ancestors().skip(1).take(2) {
+            let _ = fs::remove_dir(above);
+        }
+    }
+}
+
+fn establish(instance: &str) -> Result<(Guard, Maker), String> {
+    let chain = |error: &dyn std::error::Error| crate::reconcile::chain(error);
+    let parent = parent(instance).map_err(|error| format!("no cgroup for guarded sockets: {error}"))?;
+    let name = format!("{PREFIX}{}", std::process::id());
+    match Guard::remove_former(&parent, PREFIX, None) {
+        Ok(in_use) if in_use.is_empty() => {}
+        Ok(in_use) => tracing::debug!(?in_use, "guards of other agents"),
+        Err(error) => tracing::debug!("former guards can't be looked for: {error}"),
+    }
+    let guard = Guard::establish(&parent, &name).map_err(|error| chain(&error))?;
+    let program = std::env::current_exe().map_err(|error| chain(&error))?;
+    let mut command = Command::new(program);
+    command.arg("make-listeners");
+    let maker = Maker::start(command, guard.cgroup()).map_err(|error| chain(&error))?;
+    Guard::prove(&maker).map_err(|error| chain(&error))?;
+    Ok((guard, maker))
+}
+
+/// Under systemd the agent's own delegated cgroup, else one of ours at the top.
+fn parent(instance: &str) -> io::Result<PathBuf> {
+    let mount = cgroup2_mount().ok_or_else(|| io::Error::other("cgroup v2 is not mounted"))?;
+    let parent = match own_unit(&mount)? {
+        Some(unit) => unit,
+        None => mount.join("sherd").join(instance),
+    };
+    fs::create_dir_all(&parent)?;
+    Ok(parent)
+}
+
+/// The agent sits in a leaf of its unit's cgroup.
+fn own_unit(mount: &Path) -> io::Result<Option<PathBuf>> {
+    if !systemd::is_unit() {
+        return Ok(None);
+    }
+    let own = cgroup::Membership::of(std::process::id())?.v2;
+    let unit = own.as_deref().and_then(Path::parent).map(|unit| unit.strip_prefix("/").unwrap_or(unit));
+    Ok(unit.map(|unit| mount.join(unit)))
+}

@@ -1,0 +1,201 @@
+//! Listeners in shards' hands among the published addresses of a group: which address a program's socket fits, and how a
+//! slot's direct listener is reached.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
+};
+
+use sherd_lb::{
+    front::{Front, FrontConfig, Path},
+    netns::{Family, Loopback, Netns},
+    relay::{PortKey, Target},
+};
+use sherd_topology::{
+    model::Host,
+    plan::{Slot, SlotId},
+};
+
+use super::{Fronts, Published, config, table};
+use crate::{
+    reconcile::{chain, keeper::Keeper, steering_table::index_of},
+    spec::{ContainerPort, GroupSpec, PortSpec},
+};
+
+/// Whose connections a program's listening socket takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::reconcile) enum ProgramFamily {
+    V4,
+    V6,
+    /// One IPv6 socket for both.
+    Dual,
+}
+
+impl ProgramFamily {
+    pub(in crate::reconcile) fn of(address: SocketAddr, v6only: bool) -> Self {
+        match (address, v6only) {
+            (SocketAddr::V4(_), _) => Self::V4,
+            (SocketAddr::V6(_), true) => Self::V6,
+            (SocketAddr::V6(_), false) => Self::Dual,
+        }
+    }
+
+    /// A listener takes the place of the program's socket, so it has to be of the same family.
+    fn fits(self, front: &Front) -> bool {
+        match self {
+            Self::V4 => front.address().is_ipv4(),
+            Self::V6 => front.address().is_ipv6() && front.is_v6only(),
+            Self::Dual => front.address().is_ipv6() && !front.is_v6only(),
+        }
+    }
+}
+
+impl Fronts {
+    /// Takes over an address that was opened beside those of the specification; see
+    /// [`open_for_family`](Self::open_for_family).
+    pub(super) fn adopt_beside(
+        &mut self,
+        spec: &GroupSpec,
+        host: &Host,
+        slots: &[Slot],
+        address: SocketAddr,
+        descriptors: Vec<(String, OwnedFd)>,
+    ) {
+        let beside = |published: &&Published| published.is_beside(address) && published.is_dual();
+        let Some(port) = self.list.iter().find(beside).map(|published| published.port.clone()) else { return };
+        match Front::adopt(descriptors, &config(spec, address, host, slots.len())) {
+            Ok(front) => self.push(port, address, Ok(front)),
+            Err(error) => {
+                tracing::error!(group = %spec.name, %address, "what the holder kept can't be taken over: {}", chain(&error));
+            }
+        }
+    }
+
+    /// The first bound address of the port that the program's socket fits.
+    pub(in crate::reconcile) fn for_family(&self, port: &PortSpec, family: ProgramFamily) -> Option<SocketAddr> {
+        let of_port = self.list.iter().filter(|published| published.port.container == port.container);
+        let mut fitting = of_port.filter(|published| published.front.as_ref().is_ok_and(|front| family.fits(front)));
+        fitting.next().map(|published| published.address)
+    }
+
+    /// Opens `0.0.0.0` beside `[::]`, whose IPv4 connections it gets from then on, for programs that take IPv4 only.
+    pub(in crate::reconcile) fn open_for_family(
+        &mut self,
+        spec: &GroupSpec,
+        host: &Host,
+        slots: &[Slot],
+        port: &PortSpec,
+        family: ProgramFamily,
+        keeper: &mut Keeper,
+    ) -> Result<SocketAddr, String> {
+        let unfit = || "its socket is of another address family than the published address".to_owned();
+        let dual = self.list.iter().find(|published| {
+            let all = published.address.ip() == Ipv6Addr::UNSPECIFIED;
+            all && published.port.container == port.container && published.is_dual()
+        });
+        let (Some(dual), ProgramFamily::V4) = (dual, family) else { return Err(unfit()) };
+        let Ok(front) = &dual.front else { return Err(unfit()) };
+        let (address, port) = (SocketAddr::from((Ipv4Addr::UNSPECIFIED, dual.address.port())), dual.port.clone());
+        let allies = front.inodes().map_err(|error| chain(&error))?;
+        let config = FrontConfig { allies, ..config(spec, address, host, slots.len()) };
+        let front = Front::open(&config, &table(host, slots, &port)).map_err(|error| chain(&error))?;
+        self.push(port, address, Ok(front));
+        self.keep_all(keeper);
+        Ok(address)
+    }
+
+    pub(in crate::reconcile) fn front_at(&self, address: SocketAddr) -> Option<&Front> {
+        self.list.iter().find(|published| published.address == address)?.front.as_ref().ok()
+    }
+
+    pub(in crate::reconcile) fn front_at_mut(&mut self, address: SocketAddr) -> Option<&mut Front> {
+        self.list.iter_mut().find(|published| published.address == address)?.front.as_mut().ok()
+    }
+
+    /// A key for an inner door.
+    pub(in crate::reconcile) fn new_key(&mut self) -> PortKey {
+        self.next_key += 1;
+        PortKey(self.next_key - 1)
+    }
+
+    /// Has each address's connections of the slot go to its shard where that has a listener, else to its worker.
+    pub(in crate::reconcile) fn choose_paths(&mut self, slot: SlotId) {
+        for (_, address, front) in self.open_fronts() {
+            let index = index_of(slot);
+            let path = if front.direct_cookie(index).is_some() { Path::Direct } else { Path::Relay };
+            if front.path(index) != path
+                && let Err(error) = front.set_path(index, path)
+            {
+                tracing::error!(%address, %slot, "its path can't be chosen: {}", chain(&error));
+            }
+        }
+    }
+
+    /// Whether the slot's shard accepts the connections of some address itself.
+    pub(in crate::reconcile) fn is_direct(&self, slot: SlotId) -> bool {
+        self.bound().any(|front| front.path(index_of(slot)) == Path::Direct)
+    }
+
+    /// Whether it did, and its listener is gone.
+    pub(in crate::reconcile) fn lost_direct(&self, slot: SlotId) -> bool {
+        let index = index_of(slot);
+        self.bound().any(|front| front.path(index) == Path::Direct && front.direct_cookie(index).is_none())
+    }
+
+    /// The slot's connections go to its worker again.
+    pub(in crate::reconcile) fn leave_direct(&mut self, slot: SlotId) {
+        for (_, address, front) in self.open_fronts() {
+            let index = index_of(slot);
+            let is_direct = front.path(index) == Path::Direct || front.direct_cookie(index).is_some();
+            if is_direct && let Err(error) = front.leave_direct(index) {
+                tracing::error!(%address, %slot, "its direct listener stays in the array: {}", chain(&error));
+            }
+        }
+    }
+
+    /// How the slot's direct listeners are reached from the host, by container port.
+    pub(in crate::reconcile) fn direct_targets(&self, slot: SlotId) -> Vec<(ContainerPort, Target)> {
+        let index = index_of(slot);
+        let target = |published: &Published| {
+            let front = published.front.as_ref().ok().filter(|front| front.direct_cookie(index).is_some())?;
+            let ip = host_address(front.address().ip(), published.port.loopback)?;
+            let address = SocketAddr::new(ip, front.address().port());
+            let force = front.force(index).ok()?;
+            Some((published.port.container, Target { address, force: Some(force) }))
+        };
+        self.list.iter().filter_map(target).collect()
+    }
+}
+
+impl Published {
+    /// Whether it belongs to a specification with this address: it is that address, or was opened beside it.
+    pub(super) fn serves(&self, wanted: SocketAddr) -> bool {
+        self.address == wanted || (self.address.is_ipv4() && wanted.is_ipv6() && self.is_beside(wanted))
+    }
+
+    /// Whether one of the two is `0.0.0.0` and the other `[::]`, of one port.
+    fn is_beside(&self, other: SocketAddr) -> bool {
+        let both = self.address.ip().is_unspecified() && other.ip().is_unspecified();
+        both && self.address.port() == other.port() && self.address.is_ipv4() != other.is_ipv4()
+    }
+
+    fn is_dual(&self) -> bool {
+        self.front.as_ref().is_ok_and(|front| front.address().is_ipv6() && !front.is_v6only())
+    }
+}
+
+/// Where this host reaches a published address: its own address, and never loopback unless there is no other.
+fn host_address(published: IpAddr, loopback: bool) -> Option<IpAddr> {
+    if !published.is_unspecified() {
+        return Some(published);
+    }
+    let own = Netns::current().ok()?;
+    let trust = if loopback { Loopback::Allowed } else { Loopback::Never };
+    let families = match published {
+        IpAddr::V4(_) => &[Family::V4][..],
+        IpAddr::V6(_) => &[Family::V4, Family::V6][..],
+    };
+    let found = families.iter().find_map(|family| own.service_address(*family, trust).ok());
+    // A host without an address has no clients but its own.
+    found.or(Some(Ipv4Addr::LOCALHOST.into()))
+}

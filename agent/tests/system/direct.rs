@@ -1,0 +1,191 @@
+//! The direct path through the real binary: unmodified programs in real containers that accept their connections
+//! themselves, with the agent alive, dead and back again.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    time::Duration,
+};
+
+use serde_json::Value;
+use sherd_testkit::{Need, eventually, in_new_netns, needs};
+
+use crate::{
+    images::{self, Engine},
+    traffic::{Connection, Load},
+    world::{World, scaled},
+};
+
+fn address() -> SocketAddr {
+    "127.0.0.1:8080".parse().expect("an address")
+}
+
+fn is_there(test: &str, engine: Engine) -> bool {
+    let need = match engine {
+        Engine::Docker => Need::Docker,
+        Engine::Podman => Need::Podman,
+    };
+    needs(test, &[Need::Root, Need::Bpf, need, Need::Program("docker"), Need::Program("go")])
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().expect("CPUs").get()
+}
+
+/// An image of the Go server, which listens on `[::]` for both families.
+fn go_image(world: &World, engine: Engine) -> String {
+    let image = format!("sherd-test-direct-{}:latest", world.instance());
+    let root = world.dir().join("go");
+    fs::create_dir_all(&root).expect("a directory");
+    fs::copy(images::go_server(), root.join("server")).expect("the server");
+    images::import(engine, &image, &root, &["CMD [\"/server\"]", "LABEL test=sherd"]);
+    image
+}
+
+fn run(world: &World, image: &str, more: &[&str]) {
+    let mut line = vec!["run", "-g", "web", "-p", "8080:80", "-u", "pu", "--path", "direct"];
+    line.extend(more);
+    line.push(image);
+    world.sherd(&line);
+    check_direct(world);
+}
+
+/// Every slot is ready, and its shard accepts its connections itself.
+fn check_direct(world: &World) {
+    let slots = world.wait_ready("web", cpus());
+    let paths: Vec<&Value> = slots.iter().map(|slot| &slot["path"]).collect();
+    assert!(paths.iter().all(|path| *path == "direct"), "{paths:?}\n{}", crate::world::tail(&world.log(), 60));
+}
+
+/// Every slot answers, and sees its clients' own addresses.
+fn check_answers(count: usize) {
+    let mut answered = vec![0; cpus()];
+    for _ in 0..count {
+        let mut connection = Connection::open(address()).expect("it is published");
+        let answer: Value = serde_json::from_str(&connection.get().expect("an answer")).expect("JSON");
+        assert_eq!(answer["client"], connection.local_addr().to_string());
+        answered[usize::try_from(answer["slot"].as_u64().expect("a slot")).expect("a slot")] += 1;
+    }
+    assert!(answered.iter().all(|count| *count > 0), "{answered:?}");
+}
+
+fn kill_shard(world: &World, engine: Engine, slot: usize) {
+    let shard = world.slots("web")[slot]["shard"].as_str().expect("a shard").to_owned();
+    kill_container(engine, &shard);
+}
+
+fn kill_container(engine: Engine, container: &str) {
+    let killed = engine.docker().args(["kill", container]).output().expect("docker kill");
+    assert!(killed.status.success(), "{}", String::from_utf8_lossy(&killed.stderr));
+}
+
+fn check_go(engine: Engine) {
+    let mut world = World::with_engine("a direct group", &engine.socket());
+    let image = go_image(&world, engine);
+    run(&world, &image, &[]);
+    check_answers(200);
+
+    // The agent is killed and comes back, again and again: nobody notices.
+    let load = Load::start(address(), 8, usize::MAX);
+    for _ in 0..scaled(3, 20) {
+        let before = load.done();
+        world.kill_agent();
+        eventually("connections go on without an agent", Duration::from_secs(30), || {
+            (load.done() > before + 200).then_some(())
+        });
+        world.start(&[]);
+        world.wait_for_api();
+        check_direct(&world);
+    }
+    // A changed specification replaces the shards one by one.
+    run(&world, &image, &["-e", "TURN=2"]);
+    let (connections, failures) = load.finish();
+    assert!(failures.is_empty(), "{} of {connections} failed: {failures:?}", failures.len());
+
+    // With the agent dead, a shard dies: the kernel finds another for every connection that comes.
+    let victim = world.slots("web")[0]["shard"].as_str().expect("a shard").to_owned();
+    world.kill_agent();
+    kill_container(engine, &victim);
+    for _ in 0..100 {
+        Connection::open(address()).and_then(|mut connection| connection.get()).expect("another slot answers");
+    }
+    world.start(&[]);
+    world.wait_for_api();
+    eventually("another shard takes its place", Duration::from_secs(60), || {
+        let slots = world.slots("web");
+        (slots[0]["ready"] == true && slots[0]["shard"] != victim.as_str()).then_some(())
+    });
+    check_direct(&world);
+    check_answers(200);
+    // And with the agent alive.
+    kill_shard(&world, engine, 1 % cpus());
+    eventually("its slot is out, or has the next shard", Duration::from_secs(60), || {
+        world.slots("web").iter().all(|slot| slot["ready"] == true && slot["path"] == "direct").then_some(())
+    });
+    check_answers(200);
+    check_end(&mut world, engine, &image);
+}
+
+/// `stop --purge` and the agent's end leave nothing.
+fn check_end(world: &mut World, engine: Engine, image: &str) {
+    world.sherd(&["stop", "-g", "web", "--purge"]);
+    assert_eq!(world.slots("web"), Vec::<Value>::new());
+    std::net::TcpListener::bind(address()).expect("the port is free");
+    let doors = fs::read_dir(world.dir().join("run/doors")).map_or(0, Iterator::count);
+    assert_eq!(doors, 0, "doors are left");
+    images::remove(engine, image);
+    world.end_agent();
+    let guard = sherd_lb::guard::cgroup2_mount().expect("cgroup v2").join("sherd").join(world.instance());
+    assert!(!guard.exists(), "{} is left", guard.display());
+}
+
+/// Programs that take IPv4 only are reached directly by IPv4 clients, and through their worker by others.
+fn check_v4(engine: Engine, name: &str, root: &Path, command: &str, expected: &str) {
+    let mut world = World::with_engine(&format!("a direct group of {name}"), &engine.socket());
+    let image = format!("sherd-test-direct-{name}-{}:latest", world.instance());
+    images::import(engine, &image, root, &[command]);
+    run(&world, &image, &[]);
+    for _ in 0..50 {
+        for address in ["127.0.0.1:8080", "[::1]:8080"] {
+            let answer = http_get(address.parse().expect("an address"));
+            assert!(answer.contains(expected), "{name} answered {answer:?} at {address}");
+        }
+    }
+    check_end(&mut world, engine, &image);
+}
+
+fn http_get(address: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(address).expect("it accepts");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time-out");
+    stream.write_all(b"GET / HTTP/1.0\r\nHost: test\r\n\r\n").expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    answer
+}
+
+fn check_engine(engine: Engine) {
+    check_go(engine);
+    let directory = std::env::temp_dir().join(format!("sherd-direct-{}-{engine:?}", std::process::id()));
+    let busybox = images::busybox_root(&directory);
+    let httpd = "CMD [\"/bin/httpd\", \"-f\", \"-p\", \"0.0.0.0:80\", \"-h\", \"/www\"]";
+    check_v4(engine, "busybox", &busybox, httpd, "busybox");
+    let nginx = images::nginx_root(&directory);
+    check_v4(engine, "nginx", &nginx, "CMD [\"/usr/sbin/nginx\", \"-c\", \"/etc/nginx.conf\"]", "nginx ");
+    fs::remove_dir_all(&directory).expect("its removal");
+}
+
+#[test]
+fn direct_groups_of_docker_containers() {
+    if is_there("direct_groups_of_docker_containers", Engine::Docker) {
+        in_new_netns(|| check_engine(Engine::Docker));
+    }
+}
+
+#[test]
+fn direct_groups_of_podman_containers() {
+    if is_there("direct_groups_of_podman_containers", Engine::Podman) {
+        in_new_netns(|| check_engine(Engine::Podman));
+    }
+}
