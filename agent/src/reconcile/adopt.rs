@@ -43,6 +43,7 @@ impl Reconciler {
             };
             self.groups.insert(stored.spec.name.clone(), Group::new(stored.spec, stored.text, intent));
         }
+        super::direct::Means::remove_former(&self.settings.instance);
         let shards = self.first_listing().await;
         self.place_as_found(&shards);
         self.take_fronts();

@@ -35,6 +35,7 @@ use super::{
     view::Service,
 };
 use crate::{
+    fault,
     runtime::{ShardKey, ShimOrder, procfs},
     spec::ContainerPort,
 };
@@ -129,15 +130,18 @@ impl Reconciler {
         if slot.generation != generation {
             return Err(format!("the slot's shard is of generation {}", slot.generation));
         }
-        if slot.direct.as_ref().is_some_and(|direct| direct.generation == generation && direct.broker.is_some()) {
-            // Whoever comes second is not the shim that ran before the program.
-            return Err("this shard's shim has been here".to_owned());
+        if slot.direct.as_ref().is_some_and(|direct| direct.generation == generation && !direct.grafts.is_empty()) {
+            return Err("this shard's program runs already".to_owned());
         }
+        // Before that it may come again: the agent was killed before it answered. Should it be somebody else in the
+        // container, it is the container's own listen(2) that he gets.
         let mut direct = DirectRun { generation, broker: None, reason: None, grafts: Vec::new() };
         match (hello, notify) {
             (Hello::Trapped, Some(notify)) => {
                 // In the holder before the program runs: without a supervisor its listen(2) would fail for good.
+                fault::point("shim.came");
                 self.keeper.put(&notify_name(key, generation), notify.as_fd());
+                fault::point("shim.kept");
                 let broker = self.spawn_broker(key, generation, &notify).map_err(|error| error.to_string())?;
                 direct.broker = Some((broker, notify));
             }
@@ -174,7 +178,9 @@ impl Reconciler {
                 tracing::info!(shard = %key, port = grafted.address.port(), unset = ?grafted.unset_options, epoll = grafted.moved_registrations, "{key} accepts its connections itself");
                 let graft = note_graft(direct, container, grafted, || group.fronts.new_key());
                 if let Some(graft) = graft {
+                    fault::point("graft.done");
                     self.keeper.put(&inner_name(key, generation, container), graft.original.as_fd());
+                    fault::point("graft.kept");
                     serve_inner(slot.worker.as_deref(), graft);
                 }
                 slot.look_again();

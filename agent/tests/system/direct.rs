@@ -130,7 +130,7 @@ fn check_go(engine: Engine) {
 
 /// `stop --purge` and the agent's end leave nothing.
 fn check_end(world: &mut World, engine: Engine, image: &str) {
-    world.sherd(&["stop", "-g", "web", "--purge"]);
+    let _ = world.try_sherd(&["stop", "-g", "web", "--purge"]);
     assert_eq!(world.slots("web"), Vec::<Value>::new());
     std::net::TcpListener::bind(address()).expect("the port is free");
     let doors = fs::read_dir(world.dir().join("run/doors")).map_or(0, Iterator::count);
@@ -188,4 +188,50 @@ fn direct_groups_of_podman_containers() {
     if is_there("direct_groups_of_podman_containers", Engine::Podman) {
         in_new_netns(|| check_engine(Engine::Podman));
     }
+}
+
+/// The agent is killed at every step of a shard's way to its listener: a new one brings it there. Between receiving a
+/// listen(2) and answering it, nobody else can answer: the program is then started anew, after its start time-out.
+#[test]
+fn direct_groups_survive_a_crash_at_every_step() {
+    let engine = Engine::Docker;
+    if !is_there("direct_groups_survive_a_crash_at_every_step", engine) {
+        return;
+    }
+    in_new_netns(move || {
+        let mut world = World::prepare("direct_groups_survive_a_crash_at_every_step", &engine.socket());
+        let image = go_image(&world, engine);
+        let points = [
+            "create.after",
+            "start.after",
+            "shim.came",
+            "shim.kept",
+            "graft.joined",
+            "graft.done",
+            "graft.kept",
+            "take_in.before",
+            "take_in.after",
+        ];
+        for point in points {
+            world.start(&[("SHERD_FAULT_POINT", point)]);
+            world.wait_for_api();
+            let specification = format!(
+                "name = \"web\"\npath = \"direct\"\n[layout]\nunit = \"pu\"\n[container]\nimage = \"{image}\"\n\
+                 [[ports]]\npublish = \"8080:80\"\n[readiness]\nstart_timeout = \"3s\"\n"
+            );
+            let path = world.dir().join("web.toml");
+            fs::write(&path, specification).expect("a specification");
+            let _ = world.try_sherd(&["apply", path.to_str().expect("a path")]);
+            assert!(world.agent_died(Duration::from_secs(20)), "{point} is not passed");
+            world.start(&[]);
+            world.wait_for_api();
+            check_direct(&world);
+            check_answers(50);
+            world.sherd(&["stop", "-g", "web", "--purge"]);
+            world.end_agent();
+        }
+        world.start(&[]);
+        world.wait_for_api();
+        check_end(&mut world, engine, &image);
+    });
 }

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::Generation;
 use crate::{
+    fault,
     reconcile::{Reconciler, message::Message, publish::ProgramFamily},
     runtime::ShardKey,
     spec::{ContainerPort, PortSpec},
@@ -148,6 +149,7 @@ impl Reconciler {
             Some(front) => {
                 let index = super::super::steering_table::index_of(key.slot);
                 let joined = front.join_direct(index, join.socket.as_fd(), join.backlog);
+                fault::point("graft.joined");
                 joined.map_err(|error| crate::reconcile::chain(&error))
             }
             None => Err(format!("{} is no longer published", join.address)),

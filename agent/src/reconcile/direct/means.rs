@@ -29,6 +29,18 @@ pub(in crate::reconcile) enum Means {
 }
 
 impl Means {
+    /// Removes what agents left that could not end in order. Their sockets stay guarded; see `sherd_lb::guard`.
+    pub(in crate::reconcile) fn remove_former(instance: &str) {
+        let Ok(parent) = parent(instance) else { return };
+        match Guard::remove_former(&parent, PREFIX, None) {
+            Ok(in_use) if in_use.is_empty() => {}
+            Ok(in_use) => tracing::debug!(?in_use, "guards whose process has not ended yet"),
+            // Without a parent there is none.
+            Err(error) => tracing::debug!("former guards can't be looked for: {error}"),
+        }
+        remove_parents(&parent);
+    }
+
     /// A listener for the address that has been shown to be guarded. Blocks: a millisecond, at the first call up to
     /// seconds.
     pub(super) fn listener(&mut self, instance: &str, address: SocketAddr, v6only: bool) -> Result<OwnedFd, String> {
@@ -68,25 +80,26 @@ impl Means {
 impl Drop for Means {
     fn drop(&mut self) {
         let Self::Ready { guard, maker } = self else { return };
-        let cgroup = guard.cgroup().to_owned();
         maker.end();
-        // Its sockets stay guarded; see `sherd_lb::guard`. The directories above may be used by others.
-        let _ = fs::remove_dir(&cgroup);
-        for above in cgroup.ancestors().skip(1).take(2) {
-            let _ = fs::remove_dir(above);
-        }
+        // Its sockets stay guarded.
+        let _ = fs::remove_dir(guard.cgroup());
+        guard.cgroup().parent().into_iter().for_each(remove_parents);
+    }
+}
+
+/// `sherd/INSTANCE`, and `sherd`, where nobody uses them; a unit's cgroup is in use.
+fn remove_parents(parent: &Path) {
+    for directory in parent.ancestors().take(2) {
+        let _ = fs::remove_dir(directory);
     }
 }
 
 fn establish(instance: &str) -> Result<(Guard, Maker), String> {
     let chain = |error: &dyn std::error::Error| crate::reconcile::chain(error);
-    let parent = parent(instance).map_err(|error| format!("no cgroup for guarded sockets: {error}"))?;
+    let no_cgroup = |error| format!("no cgroup for guarded sockets: {error}");
+    let parent = parent(instance).map_err(no_cgroup)?;
+    fs::create_dir_all(&parent).map_err(no_cgroup)?;
     let name = format!("{PREFIX}{}", std::process::id());
-    match Guard::remove_former(&parent, PREFIX, None) {
-        Ok(in_use) if in_use.is_empty() => {}
-        Ok(in_use) => tracing::debug!(?in_use, "guards of other agents"),
-        Err(error) => tracing::debug!("former guards can't be looked for: {error}"),
-    }
     let guard = Guard::establish(&parent, &name).map_err(|error| chain(&error))?;
     let program = std::env::current_exe().map_err(|error| chain(&error))?;
     let mut command = Command::new(program);
@@ -99,12 +112,7 @@ fn establish(instance: &str) -> Result<(Guard, Maker), String> {
 /// Under systemd the agent's own delegated cgroup, else one of ours at the top.
 fn parent(instance: &str) -> io::Result<PathBuf> {
     let mount = cgroup2_mount().ok_or_else(|| io::Error::other("cgroup v2 is not mounted"))?;
-    let parent = match own_unit(&mount)? {
-        Some(unit) => unit,
-        None => mount.join("sherd").join(instance),
-    };
-    fs::create_dir_all(&parent)?;
-    Ok(parent)
+    Ok(own_unit(&mount)?.unwrap_or_else(|| mount.join("sherd").join(instance)))
 }
 
 /// The agent sits in a leaf of its unit's cgroup.

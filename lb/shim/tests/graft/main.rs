@@ -6,3 +6,4 @@
 mod broker;
 mod programs;
 mod rig;
+mod storm;
