@@ -170,6 +170,8 @@ pub struct SlotStatus {
     pub state: SlotState,
     /// How bytes reach the shard; absent when the group publishes no port.
     pub path: Option<Path>,
+    /// Why the path isn't the direct one, where the specification asks for that.
+    pub path_reason: Option<String>,
     /// The shard, as its runtime names it.
     pub shard: Option<String>,
     /// Process id of the shard on the host.

@@ -105,7 +105,11 @@ fn remarks(status: &AgentStatus) -> String {
             lines.push(format!("runtime {}: {error}", runtime.name));
         }
     }
-    lines.extend(status.groups.iter().flat_map(group_remarks));
+    for group in &status.groups {
+        lines.extend(group_remarks(group));
+        let relayed = group.slots.iter().filter_map(|slot| Some((slot.slot, slot.path_reason.as_ref()?)));
+        lines.extend(relayed.map(|(slot, reason)| format!("{}/{slot} is relayed: {reason}", group.name)));
+    }
     lines.join("\n")
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::family::Families;
 use super::{PortCounters, RelayCounters, Snapshot, Usage};
-use crate::status::{GroupState, SlotState, SlotStatus, Steering};
+use crate::status::{GroupState, Path, SlotState, SlotStatus, Steering};
 
 /// A metric's name, help and how it is got.
 type Value<T, V = u64> = (&'static str, &'static str, fn(&T) -> V);
@@ -78,6 +78,15 @@ fn slots(families: &mut Families, snapshot: &Snapshot) {
             if name.ends_with("_total") { families.counter(name, help) } else { families.gauge(name, help) };
         for (group, slot) in each_slot(snapshot) {
             family.add_count(&[("group", group), ("slot", &slot.slot.to_string())], value(slot));
+        }
+    }
+    let mut family = families.gauge("sherd_slot_path", "How connections reach the shard; 1 for the path it is.");
+    for (group, slot) in each_slot(snapshot) {
+        for (path, name) in [(Path::Direct, "direct"), (Path::Relay, "relay")] {
+            if let Some(present) = slot.path {
+                let labels = [("group", group), ("slot", &*slot.slot.to_string()), ("path", name)];
+                family.add_count(&labels, u64::from(present == path));
+            }
         }
     }
     let mut family = families.gauge("sherd_shard_start_time_seconds", "Start of the shard, in seconds since 1970.");

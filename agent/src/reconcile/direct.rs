@@ -182,8 +182,8 @@ impl Reconciler {
                     self.keeper.put(&inner_name(key, generation, container), graft.original.as_fd());
                     fault::point("graft.kept");
                     serve_inner(slot.worker.as_deref(), graft);
+                    slot.look_again();
                 }
-                slot.look_again();
             }
             Report::NotGrafted { address, reason } => {
                 tracing::warn!(shard = %key, %address, "{key} is served by its worker: {reason}");
@@ -384,6 +384,13 @@ impl SlotRun {
         if self.direct.is_some() {
             (self.direct_open, self.direct_counted_from) = (1, Some(now + HANDSHAKE));
         }
+    }
+
+    /// Why its connections don't reach its shard directly.
+    pub(super) fn relayed_because(&self) -> String {
+        let unseen =
+            "no listen(2) of its program was seen: it is 32-bit, uses io_uring, or was started before this agent";
+        self.direct.as_ref().and_then(|direct| direct.reason.clone()).unwrap_or_else(|| unseen.to_owned())
     }
 
     /// Whether connections reach the shard is to be found out anew.

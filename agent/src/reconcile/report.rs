@@ -133,13 +133,16 @@ impl Group {
         let cpus = place.map(|place| place.cpus.clone()).or_else(|| newest.map(|shard| shard.cpus.clone()));
         let cpus = cpus.unwrap_or_default();
         let state = slot.state(self.wants(id));
+        let path = if self.fronts.is_direct(id) { Path::Direct } else { Path::Relay };
+        let relayed = self.spec.is_behind_shim() && path == Path::Relay && state == SlotState::Ready;
         SlotStatus {
             slot: id,
             mems: place.map(|place| place.mems.clone()).unwrap_or_default(),
             node: host.nodes_of(&cpus),
             cpus,
             state,
-            path: published.then(|| if self.fronts.is_direct(id) { Path::Direct } else { Path::Relay }),
+            path: published.then_some(path),
+            path_reason: relayed.then(|| slot.relayed_because()),
             shard: newest.map(|shard| shard.id.to_string()),
             pid: slot.live.as_ref().map(|live| live.pid),
             generation: slot.generation,

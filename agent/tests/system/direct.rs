@@ -235,3 +235,28 @@ fn direct_groups_survive_a_crash_at_every_step() {
         check_end(&mut world, engine, &image);
     });
 }
+
+/// A listener takes the place of one socket only: where that can't be, the worker serves the slot, and `ps` says why.
+#[test]
+fn what_can_not_be_direct_is_relayed_and_says_why() {
+    let engine = Engine::Docker;
+    if !is_there("what_can_not_be_direct_is_relayed_and_says_why", engine) {
+        return;
+    }
+    in_new_netns(move || {
+        let mut world = World::with_engine("what_can_not_be_direct_is_relayed_and_says_why", &engine.socket());
+        let image = go_image(&world, engine);
+        world.sherd(&["run", "-g", "web", "-p", "127.0.0.1:8080:80", "-u", "pu", "--path", "auto", &image]);
+        for slot in world.wait_ready("web", cpus()) {
+            assert_eq!(slot["path"], "relay");
+            let reason = slot["path_reason"].as_str().expect("a reason");
+            assert!(reason.contains("another address family"), "{reason}");
+        }
+        let said = world.try_sherd(&["ps"]);
+        assert!(String::from_utf8_lossy(&said.stderr).contains("web/0 is relayed: "), "{said:?}");
+        for _ in 0..20 {
+            Connection::open(address()).and_then(|mut connection| connection.get()).expect("an answer");
+        }
+        check_end(&mut world, engine, &image);
+    });
+}
