@@ -3,13 +3,14 @@
 //! be grafted goes on over its worker.
 
 mod door;
+mod held;
 mod listen;
 mod means;
 
 use std::{
     collections::BTreeSet,
     io::{self, Write},
-    net::SocketAddr,
+    net::{Shutdown, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -20,11 +21,12 @@ use sherd_lb::{
     sockdiag,
 };
 use sherd_shim::hello::{Answer, Hello};
-use sherd_topology::plan::{GroupName, SlotId};
 use socket2::SockRef;
 
+use self::held::{inner_name, notify_name};
 pub(super) use self::{
     door::{Door, Greeting},
+    held::forget_group,
     listen::{ListenCall, ListenerJoin},
     means::Means,
 };
@@ -87,14 +89,19 @@ impl Reconciler {
             let listed = group.spec.runtime.kind() == kind;
             group.slots.get(&key.slot).is_some_and(|slot| !listed || slot.may_have(generation))
         };
-        self.doors.retain(|(key, generation), _| lives(key, *generation));
+        let gone = self.doors.keys().filter(|(key, generation)| !lives(key, *generation));
+        for place in gone.cloned().collect::<Vec<_>>() {
+            self.doors.remove(&place).into_iter().for_each(Door::remove);
+        }
         for (name, group) in self.groups.iter().filter(|(_, group)| group.spec.runtime.kind() == kind) {
             for (slot, run) in &group.slots {
                 for shard in &run.shards {
                     let key = ShardKey { group: name.clone(), slot: *slot };
                     let directory = door::directory(&self.settings.run_dir, &key, shard.generation);
                     let place = (key, shard.generation);
-                    if self.doors.contains_key(&place) || !directory.is_dir() {
+                    // An engine doesn't start a container whose door is not there, as after a reboot.
+                    let due = directory.is_dir() || group.spec.is_behind_shim();
+                    if self.doors.contains_key(&place) || !due {
                         continue;
                     }
                     match Door::open(&directory, place.0.clone(), place.1, self.outbox.clone()) {
@@ -176,7 +183,7 @@ impl Reconciler {
                 direct.reason = None;
                 let container = ContainerPort(grafted.address.port());
                 tracing::info!(shard = %key, port = grafted.address.port(), unset = ?grafted.unset_options, epoll = grafted.moved_registrations, "{key} accepts its connections itself");
-                let graft = note_graft(direct, container, grafted, || group.fronts.new_key());
+                let graft = note_graft(direct, slot.worker.as_deref(), container, grafted, || group.fronts.new_key());
                 if let Some(graft) = graft {
                     fault::point("graft.done");
                     self.keeper.put(&inner_name(key, generation, container), graft.original.as_fd());
@@ -194,40 +201,6 @@ impl Reconciler {
         self.follow_live(&key.group);
     }
 
-    /// Takes up what the holder has of shards whose listen(2) is trapped; what is of none is let go.
-    pub(super) fn adopt_direct(&mut self) {
-        for name in self.keeper.names() {
-            let Some((key, generation, port)) = parse_name(&name) else { continue };
-            let known = self.groups.get(&key.group).is_some_and(|group| group.slots.contains_key(&key.slot));
-            let descriptor = self.keeper.take(&name).filter(|_| known);
-            let Some(descriptor) = descriptor else {
-                self.keeper.remove(&name);
-                continue;
-            };
-            self.keeper.note_known(&name);
-            match port {
-                None => match self.spawn_broker(&key, generation, &descriptor) {
-                    Ok(broker) => self.direct_of(&key, generation).broker = Some((broker, descriptor)),
-                    Err(error) => tracing::error!(shard = %key, "its listen(2) calls can't be answered: {error}"),
-                },
-                Some(container) => {
-                    let Some(inner) = self.groups.get_mut(&key.group).map(|group| group.fronts.new_key()) else {
-                        continue;
-                    };
-                    let graft = Graft { container, key: inner, original: descriptor, holder: None };
-                    self.direct_of(&key, generation).grafts.push(graft);
-                }
-            }
-        }
-    }
-
-    fn direct_of(&mut self, key: &ShardKey, generation: Generation) -> &mut DirectRun {
-        let group = self.groups.get_mut(&key.group).expect("the caller has looked");
-        let slot = group.slots.entry(key.slot).or_default();
-        let empty = || DirectRun { generation, broker: None, reason: None, grafts: Vec::new() };
-        slot.direct.get_or_insert_with(empty)
-    }
-
     /// After a listing of the runtime: lets go of what the agent has of its shards that have ended.
     pub(super) fn bury_direct(&mut self, kind: &str) {
         for (name, group) in self.groups.iter_mut().filter(|(_, group)| group.spec.runtime.kind() == kind) {
@@ -243,9 +216,7 @@ impl Reconciler {
                 let key = ShardKey { group: name.clone(), slot: *id };
                 fronts.leave_direct(*id);
                 for graft in &direct.grafts {
-                    if let Some(worker) = &slot.worker {
-                        drop(worker.stop_serving(graft.key, Role::Inner));
-                    }
+                    close_inner(slot.worker.as_deref(), graft);
                     self.keeper.remove(&inner_name(&key, direct.generation, graft.container));
                 }
                 self.keeper.remove(&notify_name(&key, direct.generation));
@@ -279,6 +250,14 @@ impl Reconciler {
             for (id, slot) in slots {
                 if slot.live.is_some() && fronts.lost_direct(*id) {
                     fronts.leave_direct(*id);
+                    let key = ShardKey { group: name.clone(), slot: *id };
+                    if let Some(direct) = &mut slot.direct {
+                        let generation = direct.generation;
+                        for graft in direct.grafts.drain(..) {
+                            close_inner(slot.worker.as_deref(), &graft);
+                            self.keeper.remove(&inner_name(&key, generation, graft.container));
+                        }
+                    }
                     slot.look_again();
                     lost.push((name.clone(), *id));
                 }
@@ -313,12 +292,13 @@ fn accepted_by(pid: u32, addresses: &[SocketAddr]) -> u64 {
 }
 
 /// Keeps what was grafted; gives it back when its original socket is a new inner door.
-fn note_graft(
-    direct: &mut DirectRun,
+fn note_graft<'a>(
+    direct: &'a mut DirectRun,
+    worker: Option<&Worker>,
     container: ContainerPort,
     grafted: Grafted,
     new_key: impl FnOnce() -> PortKey,
-) -> Option<&Graft> {
+) -> Option<&'a Graft> {
     let listens = SockRef::from(&grafted.original).listen(grafted.backlog);
     if let Err(error) = listens {
         tracing::warn!("what listens inside the shard's namespace can't be kept: {error}");
@@ -330,6 +310,7 @@ fn note_graft(
             None
         }
         Some(at) => {
+            close_inner(worker, &direct.grafts[at]);
             direct.grafts[at].original = grafted.original;
             direct.grafts[at].holder = Some(grafted.holder);
             Some(&direct.grafts[at])
@@ -361,6 +342,15 @@ impl Graft {
     pub(super) fn holder(&self) -> Option<&Holder> {
         self.holder.as_ref()
     }
+}
+
+/// The program's own socket listens no longer, so that the program can bind its port again.
+fn close_inner(worker: Option<&Worker>, graft: &Graft) {
+    if let Some(worker) = worker {
+        drop(worker.stop_serving(graft.key, Role::Inner));
+    }
+    // Copies of it are in the worker, for a moment, and in the holder.
+    let _ = SockRef::from(&graft.original).shutdown(Shutdown::Both);
 }
 
 /// What comes to the program's own socket is relayed to its listener.
@@ -409,24 +399,4 @@ impl SlotRun {
             .map(|graft| (inner_name(key, direct.generation, graft.container), graft.original.as_fd()));
         notify.chain(inner).collect()
     }
-}
-
-fn notify_name(key: &ShardKey, generation: Generation) -> String {
-    format!("notify/{}/{}/{generation}", key.group, key.slot)
-}
-
-fn inner_name(key: &ShardKey, generation: Generation, container: ContainerPort) -> String {
-    format!("inner/{}/{}/{generation}/{}", key.group, key.slot, container.0)
-}
-
-/// The shard, and the container port of an inner door.
-fn parse_name(name: &str) -> Option<(ShardKey, Generation, Option<ContainerPort>)> {
-    let parts: Vec<&str> = name.split('/').collect();
-    let (group, slot, generation, port) = match parts.as_slice() {
-        ["notify", group, slot, generation] => (group, slot, generation, None),
-        ["inner", group, slot, generation, port] => (group, slot, generation, Some(ContainerPort(port.parse().ok()?))),
-        _ => return None,
-    };
-    let key = ShardKey { group: group.parse::<GroupName>().ok()?, slot: SlotId(slot.parse().ok()?) };
-    Some((key, generation.parse().ok()?, port))
 }

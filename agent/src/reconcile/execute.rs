@@ -107,6 +107,9 @@ impl Reconciler {
         let mut ports = group.fronts.backend_ports(&reach.ports);
         ports.extend(slot.direct.iter().flat_map(|direct| direct.inner_targets(&reach.ports)));
         let backend = Backend { netns: netns.map(OwnedFd::from), ports };
+        if slot.service() == Service::In {
+            group.fronts.choose_paths(id);
+        }
         let entered = worker.set_backend(Some(backend));
         (slot.backend, slot.reconnect) = (Some(shard.clone()), false);
         self.await_worker(name, id, Step::Connect(shard), move || match entered.recv_timeout(WORKER_TIMEOUT) {

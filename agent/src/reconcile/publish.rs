@@ -113,6 +113,8 @@ impl Fronts {
                 Some(Ok(front)) => Ok(front),
                 Some(Err(error)) => {
                     tracing::error!(group = %spec.name, %address, "what the holder kept can't be taken over: binding anew: {}", super::chain(&error));
+                    // Its copies would hold the address against us.
+                    keeper.remove_prefix(&prefix(&spec.name, address));
                     Front::open(&config, &table(host, slots, port)).map_err(|error| super::chain(&error))
                 }
                 None => Front::open(&config, &table(host, slots, port)).map_err(|error| super::chain(&error)),

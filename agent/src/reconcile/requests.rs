@@ -89,6 +89,8 @@ impl Reconciler {
             let Some(group) = self.groups.get_mut(&name) else { continue };
             let had_place = group.layout.take().is_some();
             group.fronts.close(&mut self.keeper);
+            // An inner door's socket would keep its shard's namespace.
+            super::direct::forget_group(&mut self.keeper, &name);
             for waiter in group.stop_waiters.drain(..) {
                 drop(waiter.send(Ok(())));
             }

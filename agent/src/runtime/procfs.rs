@@ -64,7 +64,11 @@ pub(super) fn descendants(ancestor: u32) -> Vec<u32> {
     found
 }
 
-/// The inodes of the sockets that a process and its descendants have open.
+/// Descriptors that [`sockets`] looks at: some 100 ms.
+const MAX_LOOKED_AT: usize = 100_000;
+
+/// The inodes of the sockets that a process and its descendants have open, of as many descriptors as can be looked at
+/// while others wait.
 pub(crate) fn sockets(ancestor: u32) -> BTreeSet<u32> {
     let processes = descendants(ancestor).into_iter().chain([ancestor]);
     let descriptors = processes.filter_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok()).flatten().flatten();
@@ -72,7 +76,7 @@ pub(crate) fn sockets(ancestor: u32) -> BTreeSet<u32> {
         let link = fs::read_link(entry.path()).ok()?;
         link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
     };
-    descriptors.filter_map(inode).collect()
+    descriptors.take(MAX_LOOKED_AT).filter_map(inode).collect()
 }
 
 /// Processes that were started with this variable and have not been given another environment since.

@@ -257,6 +257,11 @@ fn what_can_not_be_direct_is_relayed_and_says_why() {
         for _ in 0..20 {
             Connection::open(address()).and_then(|mut connection| connection.get()).expect("an answer");
         }
+        // A listener in a shard's hands stays where it is.
+        for change in [["-p", "127.0.0.1:8080:80", "--path", "relay"], ["-p", "127.0.0.1:8081:80", "--path", "auto"]] {
+            let refused = world.refused(&[&["run", "-g", "web", "-u", "pu"], &change[..], &[&image]].concat());
+            assert!(refused.contains("sherd stop -g web"), "{refused}");
+        }
         check_end(&mut world, engine, &image);
     });
 }

@@ -26,7 +26,10 @@ const SOCKET: &str = "broker";
 /// How long a visitor may take for its 16 bytes. One is heard at a time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Between two of them.
+/// Shims that are heard at one door: each costs a thread until the shard ends. A shim comes again only when the agent died
+/// before it answered.
+const MAX_SHIMS: u32 = 8;
+/// Between two visitors.
 const BETWEEN_VISITORS: Duration = Duration::from_millis(10);
 
 /// What a shim brought.
@@ -51,7 +54,7 @@ enum BadGreeting {
     NotNotify,
 }
 
-/// See the module. Dropping it closes it and removes its directory.
+/// See the module. Dropping it closes it; its directory stays for the next agent.
 #[derive(Debug)]
 pub(in crate::reconcile) struct Door {
     directory: PathBuf,
@@ -90,17 +93,24 @@ impl Door {
     }
 }
 
-impl Drop for Door {
-    fn drop(&mut self) {
-        self.serving.abort();
+impl Door {
+    /// Closes it for good: its shard is gone.
+    pub(super) fn remove(self) {
         if let Err(error) = fs::remove_dir_all(&self.directory) {
             tracing::debug!(directory = %self.directory.display(), "a door's directory stays: {error}");
         }
     }
 }
 
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
 async fn serve(listener: UnixListener, key: ShardKey, generation: Generation, outbox: mpsc::UnboundedSender<Message>) {
-    loop {
+    let mut shims = 0;
+    while shims < MAX_SHIMS {
         let visitor = match listener.accept().await {
             Ok((visitor, _)) => visitor,
             Err(error) => {
@@ -112,6 +122,7 @@ async fn serve(listener: UnixListener, key: ShardKey, generation: Generation, ou
         let heard = tokio::task::spawn_blocking(move || visitor.into_std().map_err(BadGreeting::from).and_then(hear));
         match heard.await {
             Ok(Ok(greeting)) => {
+                shims += 1;
                 if outbox.send(Message::ShimCame { key: key.clone(), generation, greeting }).is_err() {
                     return;
                 }

@@ -27,9 +27,6 @@ pub(in crate::reconcile) struct ListenCall {
     pub(super) address: SocketAddr,
     pub(super) v6only: bool,
     pub(super) cookie: u64,
-    /// See [`Trapped::is_here`].
-    pub(super) is_here: bool,
-    pub(super) is_listening: bool,
     pub(super) reply: SyncSender<Verdict>,
 }
 
@@ -50,15 +47,13 @@ pub(super) fn ask(
     generation: Generation,
     trapped: &Trapped,
 ) -> Verdict {
+    if trapped.is_here() {
+        // A container's sockets are in its own namespace, but for what we gave it. A listener may be told so twice;
+        // what was accepted from it, and disconnected, must not become one, however busy the loop is.
+        return if trapped.is_listening() { Verdict::Ours } else { Verdict::Refuse };
+    }
     let (reply, answer) = sync_channel(1);
-    let call = ListenCall {
-        address: trapped.address(),
-        v6only: trapped.is_v6only(),
-        cookie: trapped.cookie(),
-        is_here: trapped.is_here(),
-        is_listening: trapped.is_listening(),
-        reply,
-    };
+    let call = ListenCall { address: trapped.address(), v6only: trapped.is_v6only(), cookie: trapped.cookie(), reply };
     if outbox.send(Message::ListenCalled { key: key.clone(), generation, call }).is_err() {
         return Verdict::Leave;
     }
@@ -83,11 +78,6 @@ impl Reconciler {
     }
 
     fn decide_listen(&mut self, key: &ShardKey, generation: Generation, call: &ListenCall) -> Result<Verdict, String> {
-        if call.is_here {
-            // A container's sockets are in its own namespace, but for what we gave it. A listener may be told so twice;
-            // what was accepted from it, and disconnected, must not become one.
-            return Ok(if call.is_listening { Verdict::Ours } else { Verdict::Refuse });
-        }
         let Some(group) = self.groups.get_mut(&key.group) else { return Ok(Verdict::Leave) };
         let container = ContainerPort(call.address.port());
         let Some(port) = group.spec.ports.iter().find(|port| port.container == container).cloned() else {

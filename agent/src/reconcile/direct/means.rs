@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
 
 use sherd_lb::guard::{Guard, Maker, cgroup2_mount, maker::MakeError};
@@ -15,6 +16,9 @@ use crate::{runtime::cgroup, systemd};
 
 /// Guards' directories begin so; each start of the agent has one of its own.
 const PREFIX: &str = "guard.";
+
+/// When what was not possible is tried again, if somebody asks.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Default)]
@@ -25,7 +29,11 @@ pub(in crate::reconcile) enum Means {
         guard: Guard,
         maker: Maker,
     },
-    Impossible(String),
+    Impossible {
+        reason: String,
+        /// It may have been a passing want of something.
+        retry_after: Instant,
+    },
 }
 
 impl Means {
@@ -44,7 +52,12 @@ impl Means {
     /// A listener for the address that has been shown to be guarded. Blocks: a millisecond, at the first call up to
     /// seconds.
     pub(super) fn listener(&mut self, instance: &str, address: SocketAddr, v6only: bool) -> Result<OwnedFd, String> {
-        if matches!(self, Self::Untried) {
+        let due = match self {
+            Self::Untried => true,
+            Self::Ready { .. } => false,
+            Self::Impossible { retry_after, .. } => *retry_after <= Instant::now(),
+        };
+        if due {
             *self = match establish(instance) {
                 Ok((guard, maker)) => {
                     tracing::info!(cgroup = %guard.cgroup().display(), "the guard holds: shards may accept themselves");
@@ -52,13 +65,13 @@ impl Means {
                 }
                 Err(reason) => {
                     tracing::warn!("shards can't accept their connections themselves, they are relayed: {reason}");
-                    Self::Impossible(reason)
+                    Self::Impossible { reason, retry_after: Instant::now() + RETRY_AFTER }
                 }
             };
         }
         let made = match self {
             Self::Ready { maker, .. } => maker.listener(address, v6only),
-            Self::Impossible(reason) => return Err(reason.clone()),
+            Self::Impossible { reason, .. } => return Err(reason.clone()),
             Self::Untried => unreachable!("it was tried just now"),
         };
         match made {

@@ -158,7 +158,9 @@ impl Fronts {
         let index = index_of(slot);
         let target = |published: &Published| {
             let front = published.front.as_ref().ok().filter(|front| front.direct_cookie(index).is_some())?;
-            let ip = host_address(front.address().ip(), published.port.loopback)?;
+            // IPv4 that goes to a front of its own doesn't come to this one.
+            let takes_v4 = published.is_dual() && !self.list.iter().any(|other| other.is_beside(published.address));
+            let ip = host_address(front.address().ip(), takes_v4, published.port.loopback);
             let address = SocketAddr::new(ip, front.address().port());
             let force = front.force(index).ok()?;
             Some((published.port.container, Target { address, force: Some(force) }))
@@ -185,17 +187,18 @@ impl Published {
 }
 
 /// Where this host reaches a published address: its own address, and never loopback unless there is no other.
-fn host_address(published: IpAddr, loopback: bool) -> Option<IpAddr> {
+fn host_address(published: IpAddr, takes_v4: bool, loopback: bool) -> IpAddr {
     if !published.is_unspecified() {
-        return Some(published);
+        return published;
     }
-    let own = Netns::current().ok()?;
     let trust = if loopback { Loopback::Allowed } else { Loopback::Never };
-    let families = match published {
-        IpAddr::V4(_) => &[Family::V4][..],
-        IpAddr::V6(_) => &[Family::V4, Family::V6][..],
-    };
-    let found = families.iter().find_map(|family| own.service_address(*family, trust).ok());
     // A host without an address has no clients but its own.
-    found.or(Some(Ipv4Addr::LOCALHOST.into()))
+    let (families, otherwise): (&[Family], IpAddr) = match published {
+        IpAddr::V4(_) => (&[Family::V4], Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(_) if takes_v4 => (&[Family::V4, Family::V6], Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(_) => (&[Family::V6], Ipv6Addr::LOCALHOST.into()),
+    };
+    let own = Netns::current().ok();
+    let found = own.and_then(|own| families.iter().find_map(|family| own.service_address(*family, trust).ok()));
+    found.unwrap_or(otherwise)
 }
