@@ -17,11 +17,11 @@ use crate::{
     world::World,
 };
 
-fn address() -> SocketAddr {
+pub(crate) fn address() -> SocketAddr {
     "127.0.0.1:8080".parse().expect("an address")
 }
 
-fn is_there(test: &str, engine: Engine) -> bool {
+pub(crate) fn is_there(test: &str, engine: Engine) -> bool {
     let need = match engine {
         Engine::Docker => Need::Docker,
         Engine::Podman => Need::Podman,
@@ -35,7 +35,7 @@ fn run(world: &World, image: &str) -> Vec<Value> {
     world.slots("web")
 }
 
-fn cpus() -> usize {
+pub(crate) fn cpus() -> usize {
     std::thread::available_parallelism().expect("CPUs").get()
 }
 
@@ -125,7 +125,7 @@ fn check_image(engine: Engine, name: &str, root: &Path, command: &str, path: &st
 }
 
 /// A whole answer of a server that closes after it.
-fn http_get(address: SocketAddr, path: &str) -> String {
+pub(crate) fn http_get(address: SocketAddr, path: &str) -> String {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(address).expect("it accepts");
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time-out");

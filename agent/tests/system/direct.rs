@@ -1,38 +1,17 @@
 //! The direct path through the real binary: unmodified programs in real containers that accept their connections
 //! themselves, with the agent alive, dead and back again.
 
-use std::{
-    fs,
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
-    path::Path,
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
 use serde_json::Value;
-use sherd_testkit::{Need, eventually, in_new_netns, needs};
+use sherd_testkit::{eventually, in_new_netns};
 
 use crate::{
+    containers::{address, cpus, http_get, is_there},
     images::{self, Engine},
     traffic::{Connection, Load},
     world::{World, scaled},
 };
-
-fn address() -> SocketAddr {
-    "127.0.0.1:8080".parse().expect("an address")
-}
-
-fn is_there(test: &str, engine: Engine) -> bool {
-    let need = match engine {
-        Engine::Docker => Need::Docker,
-        Engine::Podman => Need::Podman,
-    };
-    needs(test, &[Need::Root, Need::Bpf, need, Need::Program("docker"), Need::Program("go")])
-}
-
-fn cpus() -> usize {
-    std::thread::available_parallelism().expect("CPUs").get()
-}
 
 /// An image of the Go server, which listens on `[::]` for both families.
 fn go_image(world: &World, engine: Engine) -> String {
@@ -149,20 +128,11 @@ fn check_v4(engine: Engine, name: &str, root: &Path, command: &str, expected: &s
     run(&world, &image, &[]);
     for _ in 0..50 {
         for address in ["127.0.0.1:8080", "[::1]:8080"] {
-            let answer = http_get(address.parse().expect("an address"));
+            let answer = http_get(address.parse().expect("an address"), "/");
             assert!(answer.contains(expected), "{name} answered {answer:?} at {address}");
         }
     }
     check_end(&mut world, engine, &image);
-}
-
-fn http_get(address: SocketAddr) -> String {
-    let mut stream = TcpStream::connect(address).expect("it accepts");
-    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time-out");
-    stream.write_all(b"GET / HTTP/1.0\r\nHost: test\r\n\r\n").expect("it reads");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("it answers");
-    answer
 }
 
 fn check_engine(engine: Engine) {
