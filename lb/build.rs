@@ -12,6 +12,7 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     compile(Path::new("bpf/steer.bpf.c"), &out.join("steer.o"));
     compile(Path::new("bpf/guard.bpf.c"), &out.join("guard.o"));
+    compile(Path::new("bpf/account.bpf.c"), &out.join("account.o"));
 }
 
 fn compile(source: &Path, object: &Path) {

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use sherd_lb::cells::Cells;
 use sherd_topology::{
     model::{CpuSet, Host},
     plan::{GroupName, SlotId},
@@ -134,6 +135,8 @@ pub struct Reconciler {
     /// Where shards' shims come, while their shards are there.
     doors: BTreeMap<(ShardKey, direct::Generation), direct::Door>,
     means: direct::Means,
+    /// What the kernel counts of slots. `None`: bpf(2) is not permitted.
+    cells: Option<Arc<Cells>>,
     counters: Counters,
     started: std::time::SystemTime,
     warnings: Vec<String>,
@@ -155,7 +158,8 @@ pub struct Parts {
 
 impl Reconciler {
     /// A loop that has seen nothing yet. [`Reconciler::adopt`] comes next.
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(mut parts: Parts) -> Self {
+        let cells = parts.keeper.cells();
         let (outbox, inbox) = mpsc::unbounded_channel();
         let (events, _) = broadcast::channel(control::EVENT_QUEUE_LEN);
         let kinds = parts.runtimes.kinds();
@@ -174,6 +178,7 @@ impl Reconciler {
             events,
             doors: BTreeMap::new(),
             means: direct::Means::default(),
+            cells,
             counters: Counters::default(),
             started: std::time::SystemTime::now(),
             warnings: Vec::new(),
@@ -203,6 +208,7 @@ impl Reconciler {
                 _ = &mut shutdown => break,
             }
             self.advance(extent);
+            self.keep_cells();
             let was_quiet = std::mem::replace(&mut quiet, self.groups.values().all(Group::is_quiet));
             if !quiet {
                 next_tick = next_tick.min(Instant::now() + TICK);
@@ -212,6 +218,13 @@ impl Reconciler {
             }
         }
         self.drain_relays().await;
+    }
+
+    /// An address finds its cells again if the agent dies. If it died right here, they would be made anew with its program.
+    fn keep_cells(&mut self) {
+        if let Some(cells) = &self.cells {
+            self.keeper.keep_cells(cells, self.groups.values().any(Group::is_published));
+        }
     }
 
     fn on_tick(&mut self) {

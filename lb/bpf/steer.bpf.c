@@ -11,6 +11,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "cells.h"
 #include "steer.h"
 #include "siphash.h"
 
@@ -23,6 +24,8 @@
 #define NONE 0xffffu
 #define GENERATION_TRIES 3
 #define SELECT_TRIES 8
+#define BALANCED_CHOICES 4
+#define TCP_NEW_SYN_RECV 12
 #define EBADFD 77
 #define AF_INET 2
 #define TCP_SYN 0x02
@@ -78,6 +81,15 @@ struct {
 	__type(value, __u64);
 } picks SEC(".maps");
 
+/* Of all addresses; this one's begin at cell_base. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, CELLS);
+	__type(key, __u32);
+	__type(value, struct cell);
+} cells SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -91,6 +103,7 @@ struct flow {
 	__u32 ports; /* source, then destination, as on the wire */
 	__u32 is_v6;
 	__u32 is_new; /* a SYN, or a connection that migrates: strays for a closed one come here too, and are not counted */
+	__u32 is_open; /* it was established at another listener, whose cell keeps it */
 };
 
 /* As much of TCP's header as is looked at. */
@@ -144,6 +157,7 @@ static __always_inline void read_migrating(struct bpf_sock *sk, struct flow *f)
 	f->ports = bpf_htons(sk->src_port) << 16 | (*(volatile __u32 *)&sk->dst_port & 0xffff);
 	f->is_v6 = sk->family != AF_INET;
 	f->is_new = 1;
+	f->is_open = sk->state != TCP_NEW_SYN_RECV;
 	if (!f->is_v6) {
 		f->saddr[0] = sk->dst_ip4;
 		f->daddr[0] = sk->src_ip4;
@@ -239,11 +253,59 @@ static __always_inline int is_in(const struct mask *mask, __u32 slot)
 	return (READ_ONCE(mask->word[(slot >> 6) & (MASK_WORDS - 1)]) >> (slot & 63)) & 1;
 }
 
+/* The cell of a slot, or NULL. */
+static __always_inline struct cell *cell_of(__u32 base, __u32 slot)
+{
+	__u32 key = base + slot;
+
+	return base == NO_CELL ? NULL : bpf_map_lookup_elem(&cells, &key);
+}
+
+/* What a slot has to do. Its counters are read one after the other, so it may be seen below 0. */
+static __always_inline __u64 load_of(const struct cell *cell)
+{
+	__s64 open = READ_ONCE(cell->picked) - READ_ONCE(cell->closed) - READ_ONCE(cell->lost);
+
+	return (open > 0 ? open : 0) + READ_ONCE(cell->pressure);
+}
+
+/* Of two slots the one with less to do for its weight; the first where they are even. */
+__attribute__((noinline)) __u32 lighter(__u32 base, __u32 first, __u32 second)
+{
+	const struct cell *a = cell_of(base, first), *b = cell_of(base, second);
+
+	if (!a || !b)
+		return first;
+	return load_of(b) * READ_ONCE(a->weight) < load_of(a) * READ_ONCE(b->weight) ? second : first;
+}
+
+static __always_inline int is_over_bound(__u32 base, __u32 slot)
+{
+	const struct cell *cell = cell_of(base, slot);
+	__u32 bound;
+
+	if (!cell)
+		return 0;
+	bound = READ_ONCE(cell->bound);
+	return bound && load_of(cell) > bound;
+}
+
+/* Further choices: the finalizer of MurmurHash3, so that each bit of the keyed hash counts. */
+static __always_inline __u64 mix(__u64 x)
+{
+	x ^= x >> 33;
+	x *= 0xff51afd7ed558ccdull;
+	x ^= x >> 33;
+	x *= 0xc4ceb9fe1a85ec53ull;
+	return x ^ x >> 33;
+}
+
 struct choice {
 	__u32 slot;
 	__u32 origin; /* the row to fail over by; NONE where there is none */
 	__u32 spread_hash;
 	__u32 failed_over;
+	__u32 deflected;
 	__u32 generation;
 };
 
@@ -252,6 +314,37 @@ static __always_inline const struct row *row_of(const struct state *s, __u32 gen
 	__u32 key = generation * (s->max_slots + s->cpus) + origin;
 
 	return bpf_map_lookup_elem(&rows, &key);
+}
+
+/* The slot of a table's entry, in service or not; NONE where the table has none. */
+static __always_inline __u32 entry_of(const struct state *s, __u32 generation, __u64 hash)
+{
+	__u32 index = (hash & 0xffffffff) * s->generations[generation & 1].table_len >> 32;
+	__u32 key = generation * s->chunks + index / CHUNK_ENTRIES;
+	const struct chunk *chunk = bpf_map_lookup_elem(&table, &key);
+	__u32 slot;
+
+	if (!chunk)
+		return NONE;
+	slot = chunk->slot[index % CHUNK_ENTRIES];
+	return slot < s->max_slots ? slot : NONE;
+}
+
+/* The lightest of this slot and of more choices by the same hash. Where the first is out, one that is in. */
+static __always_inline __u32 lightest(const struct state *s, __u32 generation, __u64 hash, __u32 first)
+{
+	__u32 best = is_in(&s->in, first) ? first : NONE;
+
+	for (int i = 1; i < BALANCED_CHOICES; i++) {
+		__u32 next;
+
+		hash = mix(hash);
+		next = entry_of(s, generation, hash);
+		if (next == NONE || !is_in(&s->in, next))
+			continue;
+		best = best == NONE ? next : lighter(s->cell_base, best, next);
+	}
+	return best;
 }
 
 static __always_inline void choose(const struct state *s, __u32 generation, const struct flow *flow,
@@ -267,22 +360,28 @@ static __always_inline void choose(const struct state *s, __u32 generation, cons
 	out->spread_hash = hash >> 32;
 	out->generation = generation;
 	out->failed_over = 0;
+	out->deflected = 0;
 	if (policy == POLICY_LOCAL) {
 		out->origin = s->max_slots + bpf_get_smp_processor_id();
 		if (out->origin >= s->max_slots + s->cpus)
 			out->origin = s->max_slots;
 	} else {
-		__u32 index = (hash & 0xffffffff) * g->table_len >> 32;
-		__u32 key = generation * s->chunks + index / CHUNK_ENTRIES;
-		const struct chunk *chunk = bpf_map_lookup_elem(&table, &key);
-
-		if (!chunk)
+		out->origin = entry_of(s, generation, hash);
+		if (out->origin == NONE)
 			return;
-		out->origin = chunk->slot[index % CHUNK_ENTRIES];
-		if (out->origin >= s->max_slots)
-			return;
-		if (is_in(&s->in, out->origin)) {
+		if (policy == POLICY_BALANCED) {
+			out->slot = lightest(s, generation, hash, out->origin);
+			if (out->slot != NONE)
+				return;
+		} else if (is_in(&s->in, out->origin)) {
 			out->slot = out->origin;
+			if (policy == POLICY_CONNECTION && is_over_bound(s->cell_base, out->origin)) {
+				__u32 second = entry_of(s, generation, mix(hash));
+
+				if (second != NONE && is_in(&s->in, second))
+					out->slot = lighter(s->cell_base, out->origin, second);
+				out->deflected = out->slot != out->origin;
+			}
 			return;
 		}
 		out->failed_over = 1;
@@ -334,26 +433,42 @@ static __always_inline void forbid(struct mask *mask, __u32 slot)
 		mask->word[i] &= ~((__u64)(i == slot >> 6) << (slot & 63));
 }
 
+/* A connection is the slot's from here on. One that was established elsewhere stays on the cell of its listener. */
+static __always_inline void count_pick(const struct state *s, __u32 slot, const struct flow *flow, int migrates)
+{
+	__u64 *count = bpf_map_lookup_elem(&picks, &slot);
+	struct cell *cell;
+
+	if (count)
+		*count += 1;
+	cell = cell_of(s->cell_base, slot);
+	if (!cell)
+		return;
+	if (!flow->is_open)
+		__sync_fetch_and_add(&cell->picked, 1);
+	if (migrates)
+		__sync_fetch_and_add(&cell->migrated, 1);
+}
+
 /* Selects the chosen slot's listener; where its entry is empty (the listener closed), the next nearest, bounded. */
 static __always_inline int select_slot(struct sk_reuseport_md *md, const struct state *s, struct choice *choice,
-				       struct totals *t, __u32 is_new)
+				       struct totals *t, const struct flow *flow, int migrates)
 {
 	struct mask allowed;
 
 	for (int i = 0; i < SELECT_TRIES; i++) {
 		__u32 slot = choice->slot;
 		const struct row *row;
-		__u64 *count;
 		long error;
 
 		if (slot >= MAX_SLOTS)
 			return 0;
 		error = select_index(md, s->index_of[slot]);
 		if (!error) {
-			count = bpf_map_lookup_elem(&picks, &slot);
-			if (count)
-				*count += is_new;
-			t->failovers += choice->failed_over & is_new;
+			if (flow->is_new)
+				count_pick(s, slot, flow, migrates);
+			t->failovers += choice->failed_over & flow->is_new;
+			t->deflected += choice->deflected & flow->is_new;
 			return 1;
 		}
 		t->retries += 1;
@@ -366,6 +481,7 @@ static __always_inline int select_slot(struct sk_reuseport_md *md, const struct 
 			return 0;
 		choice->slot = spread(row, &allowed, s->words, choice->spread_hash) & 0xffff;
 		choice->failed_over = 1;
+		choice->deflected = 0;
 	}
 	return 0;
 }
@@ -393,7 +509,7 @@ int steer(struct sk_reuseport_md *md)
 	if (index) /* there or nowhere: elsewhere it would say something about another slot */
 		return select_index(md, *index) ? SK_DROP : SK_PASS;
 	choose_consistently(s, &flow, &choice);
-	if (select_slot(md, s, &choice, t, flow.is_new)) {
+	if (select_slot(md, s, &choice, t, &flow, migrating != NULL)) {
 		t->migrated += migrating != NULL;
 		return SK_PASS;
 	}

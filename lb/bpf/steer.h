@@ -6,13 +6,13 @@
 #include <linux/types.h>
 
 #define STATE_MAGIC 0x64726873 /* "shrd" */
-#define STATE_VERSION 2
+#define STATE_VERSION 3
 #define MAX_SLOTS 1024
 #define MASK_WORDS (MAX_SLOTS / 64)
 #define LEVELS 5 /* own (a CPU's slots), same L3, same node, same package, any */
 #define CHUNK_ENTRIES 2048
 
-enum policy { POLICY_CONNECTION = 0, POLICY_CLIENT = 1, POLICY_LOCAL = 2 };
+enum policy { POLICY_CONNECTION = 0, POLICY_CLIENT = 1, POLICY_LOCAL = 2, POLICY_BALANCED = 3 };
 
 struct mask {
 	__u64 word[MASK_WORDS];
@@ -35,6 +35,10 @@ struct generation {
 	__u32 table_len;
 };
 
+/*
+ * An agent of another version takes over `magic` to `max_slots`, `in` and `index_of` where they are, and makes all other
+ * maps but `sockets` anew: these offsets never change.
+ */
 struct state {
 	__u32 magic;
 	__u32 version;
@@ -53,6 +57,8 @@ struct state {
 	struct mask in;             /* slots in service */
 	__u16 index_of[MAX_SLOTS];  /* a slot's index in `sockets` */
 	__u32 forced;               /* entries of `forced`; with none it isn't looked into */
+	__u32 cell_base;            /* slot s has cell cell_base + s of `cells`; NO_CELL: nothing is counted, no load is known */
+	__u32 cells_id;             /* the kernel's number of that map */
 	__u32 reserved;
 };
 
@@ -64,7 +70,7 @@ struct force_key {
 
 _Static_assert(__builtin_offsetof(struct state, generations) == 48 && __builtin_offsetof(struct state, in) == 64 &&
 		       __builtin_offsetof(struct state, index_of) == 192 && 
-		       __builtin_offsetof(struct state, forced) == 2240 && sizeof(struct state) == 2248,
+		       __builtin_offsetof(struct state, forced) == 2240 && sizeof(struct state) == 2256,
 	       "lb/src/front/maps.rs has these offsets");
 
 struct totals {
@@ -75,6 +81,7 @@ struct totals {
 	__u64 foreign;  /* of these: a socket of another SO_REUSEPORT group. Must stay 0 */
 	__u64 migrated; /* connections moved from a closed listener */
 	__u64 unread;   /* packets whose addresses could not be read. Must stay 0 */
+	__u64 deflected; /* connections that got their second choice because the first had too much to do */
 };
 
 #endif

@@ -6,6 +6,7 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
 };
 
 mod adopt;
@@ -25,6 +26,7 @@ pub use steering::Explanation;
 use steering::Steering;
 
 use crate::{
+    cells::{Cells, SlotCells},
     sockdiag, sys,
     table::{MAX_SLOTS, SlotIndex, SlotMask, SteeringTable},
 };
@@ -67,13 +69,23 @@ pub struct FrontConfig {
     pub unready: Unready,
     /// Classic steering even where eBPF would work.
     pub force_classic: bool,
+    /// Where connections of its slots are counted; without it no load is known to steer by.
+    pub cells: Option<Arc<Cells>>,
 }
 
 impl FrontConfig {
     /// `address` alone (IPv6 without IPv4) with 64 slots, the longest queues the kernel allows, waiting while unready.
     pub fn new(address: SocketAddr) -> Self {
-        let (backlog, max_slots, unready) = (i32::MAX, 64, Unready::Wait);
-        Self { address, v6only: true, allies: Vec::new(), backlog, max_slots, unready, force_classic: false }
+        Self {
+            address,
+            v6only: true,
+            allies: Vec::new(),
+            backlog: i32::MAX,
+            max_slots: 64,
+            unready: Unready::Wait,
+            force_classic: false,
+            cells: None,
+        }
     }
 }
 
@@ -338,6 +350,11 @@ impl Front {
     /// What the steering program counted since the address was opened; zeros with classic steering.
     pub fn totals(&self) -> Totals {
         self.steering.totals()
+    }
+
+    /// What is counted of its slots. `None` with classic steering, and where there was no room or nothing to count in.
+    pub fn cells(&self) -> Option<&Arc<SlotCells>> {
+        self.steering.ebpf().ok()?.cells()
     }
 
     /// Connections that went to another slot than their first choice, because that one was out.

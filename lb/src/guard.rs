@@ -4,12 +4,16 @@
 //! A program that is attached to a cgroup (not by a link, not pinned) is kept by it, and a removed cgroup is kept by its
 //! sockets. So nothing of ours needs to live for a socket to stay harmless, and no state is left behind when it ends.
 //!
+//! A socket that was accepted, disconnected (connect(2) to AF_UNSPEC, which no hook sees) and made to listen is contained:
+//! bound to a device that does not exist, so that nothing reaches it. Only listeners with the agent's mark are not.
+//!
 //! No hook sees these, so who gives a listener away has to refuse them in other ways (seccomp), or to live with them:
-//! shutdown(2), fchown(2), connect(2) to AF_UNSPEC and then listen(2), and setsockopt(2) by a 32-bit system call
+//! shutdown(2), fchown(2), and setsockopt(2) by a 32-bit system call
 //! (`do_sock_setsockopt` runs the hook `if (!compat)`; tried on 6.18 by `int $0x80`: SO_REUSEPORT = 0 went through).
 
 use std::{
     fs::{self, File},
+    io,
     os::{
         fd::{AsFd, BorrowedFd},
         unix::fs::MetadataExt,
@@ -20,6 +24,7 @@ use std::{
 mod error;
 mod hierarchy;
 pub mod maker;
+mod marks;
 mod operation;
 mod programs;
 mod proof;
@@ -29,28 +34,41 @@ pub use hierarchy::cgroup2_mount;
 pub use maker::Maker;
 pub use operation::Operation;
 
+use self::marks::Marks;
+use crate::cells::Cells;
+
 /// A cgroup with the guard's programs on it. Dropping it changes nothing; see [`Guard::remove_former`].
 #[derive(Debug)]
 pub struct Guard {
     cgroup: PathBuf,
+    marks: Marks,
 }
 
 impl Guard {
     /// Makes the cgroup `<parent>/<name>` and attaches the programs. `parent` is a directory of a cgroup v2 mount; a name
-    /// is used once, so each start of the agent has one of its own.
+    /// is used once, so each start of the agent has one of its own. What its listeners accept is counted in `cells`.
     ///
     /// # Errors
     /// When any program is missing there is no guard and no cgroup.
-    pub fn establish(parent: &Path, name: &str) -> Result<Self, GuardError> {
+    pub fn establish(parent: &Path, name: &str, cells: Option<&Cells>) -> Result<Self, GuardError> {
         hierarchy::check_is_cgroup2(parent)?;
         let cgroup = parent.join(name);
         fs::create_dir(&cgroup).map_err(|source| GuardError::Directory { path: cgroup.clone(), source })?;
-        let attached = attach(&cgroup);
+        let attached = attach(&cgroup, cells);
         if attached.is_err() {
             // Nobody can be in it yet. If it stays nevertheless, the next start removes it.
             let _ = fs::remove_dir(&cgroup);
         }
-        attached.map(|()| Self { cgroup })
+        attached.map(|marks| Self { cgroup, marks })
+    }
+
+    /// Marks what the maker has made as a listener of ours: without that nothing reaches it once it listens. Its
+    /// connections are counted in the cell of that number, if any.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn mark(&mut self, listener: BorrowedFd<'_>, cell: Option<u32>) -> io::Result<()> {
+        self.marks.mark(listener, cell)
     }
 
     /// The cgroup's directory.
@@ -63,7 +81,7 @@ impl Guard {
     ///
     /// # Errors
     /// When `parent` can't be read.
-    pub fn remove_former(parent: &Path, prefix: &str, keep: Option<&Path>) -> std::io::Result<Vec<PathBuf>> {
+    pub fn remove_former(parent: &Path, prefix: &str, keep: Option<&Path>) -> io::Result<Vec<PathBuf>> {
         hierarchy::remove_former(parent, prefix, keep)
     }
 
@@ -72,8 +90,8 @@ impl Guard {
     ///
     /// # Errors
     /// The first operation that was not refused, or not allowed.
-    pub fn prove(maker: &Maker) -> Result<(), Unproven> {
-        proof::prove(maker)
+    pub fn prove(&mut self, maker: &Maker) -> Result<(), Unproven> {
+        proof::prove(&mut self.marks, maker)
     }
 
     /// Proves that this very socket, which is bound, is guarded, by trying what has no effect if it is not: the kernel
@@ -86,10 +104,10 @@ impl Guard {
     }
 }
 
-fn attach(cgroup: &Path) -> Result<(), GuardError> {
+fn attach(cgroup: &Path, cells: Option<&Cells>) -> Result<Marks, GuardError> {
     let failed = |source| GuardError::Directory { path: cgroup.into(), source };
     let directory = File::open(cgroup).map_err(failed)?;
     // The inode number of a cgroup is its id wherever ino_t has 64 bits (`kernfs_id_ino`).
     let id = directory.metadata().map_err(failed)?.ino();
-    programs::attach(directory.as_fd(), id)
+    programs::attach(directory.as_fd(), id, cells)
 }

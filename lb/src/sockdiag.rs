@@ -7,13 +7,19 @@ use std::{
     os::unix::fs::MetadataExt,
 };
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::{
     SockDiagMessage,
     constants::{AF_INET, AF_INET6, IPPROTO_TCP},
     inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
 };
 use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
+
+/// Sockets that listen though they must not are bound to this interface, which no host has (bpf/account.bpf.c).
+const NOWHERE: u32 = 0x7fff_fffe;
+
+/// The kernel's number of the request that ends a socket (linux/sock_diag.h).
+const SOCK_DESTROY: u16 = 21;
 
 /// A listening TCP socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +101,44 @@ pub fn all_listeners() -> io::Result<Vec<Listening>> {
     dump_both(0, StateFlags::LISTEN)
 }
 
+/// Listeners in the calling thread's network namespace that were contained because they are sockets of the guard, and not
+/// made to listen by the agent.
+///
+/// # Errors
+/// As [`listeners`].
+pub fn contained() -> io::Result<Vec<Listening>> {
+    let mut found = all_listeners()?;
+    found.retain(|listening| listening.interface == NOWHERE);
+    Ok(found)
+}
+
+/// Ends a listener, whoever has it open: accept(2) on it fails from then on.
+///
+/// # Errors
+/// NotFound when it has ended; Unsupported where the kernel has no CONFIG_INET_DIAG_DESTROY.
+pub fn destroy(listening: &Listening) -> io::Result<()> {
+    let (family, mut socket_id) = match listening.address {
+        SocketAddr::V4(_) => (AF_INET, SocketId::new_v4()),
+        SocketAddr::V6(_) => (AF_INET6, SocketId::new_v6()),
+    };
+    socket_id.source_address = listening.address.ip();
+    socket_id.source_port = listening.address.port();
+    socket_id.interface_id = listening.interface;
+    socket_id.cookie = listening.cookie.to_ne_bytes();
+    let (extensions, states) = (ExtensionFlags::empty(), StateFlags::LISTEN);
+    let request = InetRequest { family, protocol: IPPROTO_TCP, extensions, states, socket_id };
+    let socket = ask(request, NLM_F_REQUEST | NLM_F_ACK, Some(SOCK_DESTROY))?;
+    let (datagram, _) = socket.recv_from_full()?;
+    let answer = NetlinkMessage::<SockDiagMessage>::deserialize(&datagram).map_err(io::Error::other)?;
+    match answer.payload {
+        NetlinkPayload::Error(error) if error.code.is_some() => Err(match error.to_io() {
+            refused if refused.raw_os_error() == Some(libc::EOPNOTSUPP) => io::ErrorKind::Unsupported.into(),
+            refused => refused,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// A process that has the socket open, the one with the lowest id. None if there is none or it can't be seen.
 pub fn owner(inode: u32) -> Option<Owner> {
     let mut pids: Vec<u32> =
@@ -128,18 +172,10 @@ fn dump_both(port: u16, states: StateFlags) -> io::Result<Vec<Listening>> {
 }
 
 fn dump(family: u8, port: u16, states: StateFlags) -> io::Result<Vec<Listening>> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
     let mut socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
     socket_id.source_port = port;
     let request = InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::empty(), states, socket_id };
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
+    let socket = ask(request, NLM_F_REQUEST | NLM_F_DUMP, None)?;
     let mut found = Vec::new();
     loop {
         let (datagram, _) = socket.recv_from_full()?;
@@ -147,6 +183,21 @@ fn dump(family: u8, port: u16, states: StateFlags) -> io::Result<Vec<Listening>>
             return Ok(found);
         }
     }
+}
+
+/// Sends a request; `kind` where it is another than the library's. The answer can be received.
+fn ask(request: InetRequest, flags: u16, kind: Option<u16>) -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    message.finalize();
+    message.header.message_type = kind.unwrap_or(message.header.message_type);
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    Ok(socket)
 }
 
 /// Adds the listeners of one datagram; true once the dump is done.

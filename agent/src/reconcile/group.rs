@@ -163,6 +163,11 @@ impl Group {
         all
     }
 
+    /// Whether an address of it is bound.
+    pub(super) fn is_published(&self) -> bool {
+        !self.fronts.addresses().is_empty()
+    }
+
     /// What planning sees of the group.
     pub(super) fn views(&self) -> Vec<SlotView> {
         let timeout = self.spec.readiness.start_timeout;

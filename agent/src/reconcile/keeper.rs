@@ -6,15 +6,22 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use sherd_lb::holder::{HolderClient, HolderError};
+use sherd_lb::{
+    cells::Cells,
+    holder::{HolderClient, HolderError},
+};
 
 /// How long a holder that was just started may take to answer.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the holder is asked whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(5);
+
+/// The name of the array that slots' connections are counted in.
+const CELLS: &str = "cells";
 
 /// Who starts the holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +77,35 @@ impl Keeper {
             known: std::collections::BTreeSet::new(),
             next_ping: Instant::now() + PING_EVERY,
         })
+    }
+
+    /// The cells that a former agent made, or new ones. `None`: bpf(2) is not permitted.
+    pub(super) fn cells(&mut self) -> Option<Arc<Cells>> {
+        if let Some(kept) = self.take(CELLS) {
+            match Cells::adopt(kept) {
+                Ok(cells) => {
+                    self.note_known(CELLS);
+                    return Some(cells);
+                }
+                Err(error) => tracing::warn!("what a former agent counted is set aside: {error}"),
+            }
+        }
+        match Cells::create() {
+            Ok(cells) => Some(cells),
+            Err(error) => {
+                tracing::warn!("connections are not counted, and not steered by load: {error}");
+                None
+            }
+        }
+    }
+
+    /// Keeps the cells while somebody counts in them: a holder that keeps nothing can end.
+    pub(super) fn keep_cells(&mut self, cells: &Cells, in_use: bool) {
+        match (in_use, self.known.contains(CELLS)) {
+            (true, false) => self.put(CELLS, cells.descriptor()),
+            (false, true) => self.remove(CELLS),
+            _ => {}
+        }
     }
 
     /// Everything whose name starts with `prefix`.

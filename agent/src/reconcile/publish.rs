@@ -108,7 +108,8 @@ impl Fronts {
         let mut fronts = Self::none(&spec.name);
         for (port, address) in addresses_of(spec) {
             let config = config(spec, address, host, slots.len());
-            let adopted = kept.remove(&address).map(|descriptors| Front::adopt(descriptors, &config));
+            let adopted =
+                kept.remove(&address).map(|descriptors| Front::adopt(descriptors, &config, &table(host, slots, port)));
             let front = match adopted {
                 Some(Ok(front)) => Ok(front),
                 Some(Err(error)) => {
@@ -483,6 +484,7 @@ fn config(spec: &GroupSpec, address: SocketAddr, host: &Host, slots: usize) -> F
             Unready::Refuse => sherd_lb::front::Unready::Refuse,
         },
         force_classic: false,
+        cells: None,
     }
 }
 

@@ -82,8 +82,12 @@ pub(super) const CORE_KINDS: &[(&str, CoreKind)] =
 pub(super) const SHARINGS: &[(&str, Sharing)] = &[("exclusive", Sharing::Exclusive), ("shared", Sharing::Shared)];
 pub(super) const MEMORIES: &[(&str, MemoryBinding)] =
     &[("bind", MemoryBinding::Bind), ("prefer", MemoryBinding::Prefer), ("none", MemoryBinding::None)];
-pub(super) const POLICIES: &[(&str, Policy)] =
-    &[("connection", Policy::Connection), ("client", Policy::Client), ("local", Policy::Local)];
+pub(super) const POLICIES: &[(&str, Policy)] = &[
+    ("connection", Policy::Connection),
+    ("client", Policy::Client),
+    ("local", Policy::Local),
+    ("balanced", Policy::Balanced),
+];
 pub(super) const PATHS: &[(&str, PathChoice)] =
     &[("auto", PathChoice::Auto), ("direct", PathChoice::Direct), ("relay", PathChoice::Relay)];
 pub(super) const PULLS: &[(&str, PullPolicy)] =

@@ -11,10 +11,13 @@ use super::{
     AdoptError, Front, FrontConfig, ListenerState, SlotListener, Unready,
     classic::{self, Classic},
     ebpf::{self, Ebpf},
-    maps,
+    maps::{self, Inheritance},
     steering::Steering,
 };
-use crate::{sockdiag, table::SlotIndex};
+use crate::{
+    sockdiag,
+    table::{SlotIndex, SteeringTable},
+};
 
 /// Names of descriptors, beside those of the steering maps.
 pub(super) const ANCHOR: &str = "anchor";
@@ -24,9 +27,12 @@ impl Front {
     /// Goes on with what `descriptors` of an earlier process gave: with its table, what is in service, its counters and
     /// all connections that wait. `max_slots` stays what it was. Classic steering needs `set_table` before any change.
     ///
+    /// Where another version of sherd steered, or with other cells, this one's program takes the place of that one's, at
+    /// once for the next SYN, with `table` and new counters: its descriptors are new ones for the holder.
+    ///
     /// # Errors
     /// When a descriptor is missing, dead, or of something else than this address.
-    pub fn adopt(fds: Vec<(String, OwnedFd)>, config: &FrontConfig) -> Result<Self, AdoptError> {
+    pub fn adopt(fds: Vec<(String, OwnedFd)>, config: &FrontConfig, table: &SteeringTable) -> Result<Self, AdoptError> {
         let mut fds: BTreeMap<_, _> = fds.into_iter().collect();
         let anchor = take(&mut fds, ANCHOR)?;
         let address = check_listener(ANCHOR, anchor.as_fd(), config)?;
@@ -34,13 +40,11 @@ impl Front {
             return Err(AdoptError::NotListening { name: ANCHOR.into() });
         }
         let config = FrontConfig { address, ..config.clone() };
-        let steering = take_steering_fds(&mut fds)?;
+        let steering = take_steering(&mut fds, anchor.as_fd(), &config, table)?;
         let slots = take_slots(fds, &config)?;
         let steering = match steering {
-            SteeringFds::Ebpf(program, maps) => {
-                adopt_ebpf(Ebpf::adopt(program, maps)?, anchor.as_fd(), &slots, &config)?
-            }
-            SteeringFds::Classic(record) => {
+            Taken::Ebpf(ebpf) => adopt_ebpf(*ebpf, anchor.as_fd(), &slots, &config)?,
+            Taken::Classic(record) => {
                 let listening = slots.iter().filter(|(_, listener)| listener.state == ListenerState::Joined);
                 Steering::Classic(Classic::adopt(record, &listening.map(|(slot, _)| *slot).collect())?)
             }
@@ -75,18 +79,38 @@ fn guests(steering: &Steering, address: std::net::SocketAddr) -> std::io::Result
     Ok(listening.iter().filter(|found| cookies.contains(&found.cookie)).map(|found| found.inode).collect())
 }
 
-enum SteeringFds {
-    Ebpf(OwnedFd, Vec<OwnedFd>),
+enum Taken {
+    Ebpf(Box<Ebpf>),
     Classic(OwnedFd),
 }
 
-fn take_steering_fds(fds: &mut BTreeMap<String, OwnedFd>) -> Result<SteeringFds, AdoptError> {
+fn take_steering(
+    fds: &mut BTreeMap<String, OwnedFd>,
+    anchor: BorrowedFd<'_>,
+    config: &FrontConfig,
+    table: &SteeringTable,
+) -> Result<Taken, AdoptError> {
     if let Some(record) = fds.remove(classic::RECORD) {
-        return Ok(SteeringFds::Classic(record));
+        return Ok(Taken::Classic(record));
     }
     let program = take(fds, ebpf::PROGRAM)?;
-    let maps = maps::NAMES.into_iter().map(|name| take(fds, name)).collect::<Result<_, _>>()?;
-    Ok(SteeringFds::Ebpf(program, maps))
+    let state = take(fds, maps::NAMES[0])?;
+    let was = Inheritance::read(state.as_fd())?;
+    if was.is_ours(config.cells.as_deref()) {
+        let others = maps::NAMES[1..].iter().map(|name| take(fds, name));
+        let maps = [Ok(state)].into_iter().chain(others).collect::<Result<_, _>>()?;
+        return Ebpf::adopt(program, maps, config.cells.as_ref()).map(|ebpf| Taken::Ebpf(Box::new(ebpf)));
+    }
+    let sockets = take(fds, "sockets")?;
+    let fault = |detail: String| AdoptError::Succeed { version: was.version, detail };
+    let ebpf = Ebpf::succeed(&was, sockets.as_fd(), table, config.cells.as_ref());
+    let ebpf = ebpf.map_err(|error| fault(error.to_string()))?;
+    ebpf.set_refuse(config.unready == Unready::Refuse);
+    // From the next SYN on: one program or the other, and both know who is in service.
+    ebpf.attach(anchor).map_err(|error| fault(error.to_string()))?;
+    // What that version had besides is of no more use.
+    fds.retain(|name, _| name.starts_with(SLOT_PREFIX));
+    Ok(Taken::Ebpf(Box::new(ebpf)))
 }
 
 fn take(fds: &mut BTreeMap<String, OwnedFd>, name: &'static str) -> Result<OwnedFd, AdoptError> {

@@ -4,6 +4,7 @@ use std::{
     error::Error,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
 };
 
 use aya::{EbpfLoader, include_bytes_aligned, maps::Map, programs::SkReuseport};
@@ -11,9 +12,11 @@ use socket2::SockRef;
 
 use super::{
     AdoptError, Path, SlotError,
-    maps::{Forcing, Maps, NAMES, Shape, Totals},
+    maps::{Forcing, Inheritance, Maps, NAMES, Shape, Totals},
 };
 use crate::{
+    cells::{Cells, SlotCells},
+    lent::LentMaps,
     sys,
     table::{Choice, CompiledTable, Model, Seed, SlotIndex, SlotMask, SteeringTable},
 };
@@ -22,6 +25,9 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.o
 
 /// The name of the program's descriptor.
 pub(super) const PROGRAM: &str = "program";
+/// Maps that a program may be given.
+const CELLS: &str = "cells";
+const SOCKETS: &str = "sockets";
 
 /// A loaded program and its maps.
 #[derive(Debug)]
@@ -33,36 +39,46 @@ pub(super) struct Ebpf {
 impl Ebpf {
     /// # Errors
     /// When bpf(2) is not permitted, or this kernel refuses the program.
-    pub(super) fn load(max_slots: u16, table: &SteeringTable, seed: Seed) -> Result<Self, Box<dyn Error>> {
+    pub(super) fn load(
+        max_slots: u16,
+        table: &SteeringTable,
+        seed: Seed,
+        cells: Option<&Arc<Cells>>,
+    ) -> Result<Self, Box<dyn Error>> {
         let shape = Shape::new(max_slots, table.table_len)?;
-        let mut loader = EbpfLoader::new();
-        for (name, (_, _, entries)) in NAMES.into_iter().zip(shape.sizes()) {
-            loader.map_max_entries(name, entries);
-        }
-        let mut object = loader.load(OBJECT)?;
-        let program: &mut SkReuseport = object.program_mut("steer").ok_or("no program in the object")?.try_into()?;
-        program.load()?;
-        let program = program.fd()?.as_fd().try_clone_to_owned()?;
-        let map = |name| -> Result<OwnedFd, Box<dyn Error>> {
-            match object.map(name) {
-                Some(Map::Array(map) | Map::PerCpuArray(map) | Map::ReusePortSockArray(map) | Map::HashMap(map)) => {
-                    Ok(map.fd().as_fd().try_clone_to_owned()?)
-                }
-                _ => Err(format!("no map {name} in the object").into()),
-            }
-        };
-        let fds = NAMES.into_iter().map(map).collect::<Result<Vec<_>, _>>()?;
-        let maps = Maps::initialize(fds, shape, seed)?;
+        let cells = take_cells(cells, shape.max_slots)?;
+        let (program, maps) = load_object(&shape, cells.as_deref(), None)?;
+        let maps = Maps::initialize(maps, shape, seed, cells)?;
         maps.put_table(&CompiledTable::new(table))?;
-        drop(object);
-        // aya reads all of the kernel's BTF at each load: some 20 MB that nobody needs again.
-        sys::heap::return_free_memory();
         Ok(Self { program, maps })
     }
 
     /// The program (attached to the group already) and maps of an earlier process, in the order of [`NAMES`].
-    pub(super) fn adopt(program: OwnedFd, maps: Vec<OwnedFd>) -> Result<Self, AdoptError> {
-        Ok(Self { program, maps: Maps::adopt(maps)? })
+    pub(super) fn adopt(program: OwnedFd, maps: Vec<OwnedFd>, cells: Option<&Arc<Cells>>) -> Result<Self, AdoptError> {
+        Ok(Self { program, maps: Maps::adopt(maps, cells)? })
+    }
+
+    /// A program and maps of this version in the place of another's: with its array of sockets, because a socket fits one
+    /// only, and with what it had in service. Not attached yet.
+    pub(super) fn succeed(
+        from: &Inheritance,
+        sockets: BorrowedFd<'_>,
+        table: &SteeringTable,
+        cells: Option<&Arc<Cells>>,
+    ) -> Result<Self, Box<dyn Error>> {
+        let max_slots = u16::try_from(from.max_slots)?;
+        let shape = Shape::new(max_slots, table.table_len)?;
+        let cells = take_cells(cells, shape.max_slots)?;
+        let (program, maps) = load_object(&shape, cells.as_deref(), Some(sockets))?;
+        let maps = Maps::initialize(maps, shape, from.seed, cells)?;
+        maps.inherit(from);
+        maps.put_table(&CompiledTable::new(table))?;
+        Ok(Self { program, maps })
+    }
+
+    /// What is counted of the address's slots.
+    pub(super) fn cells(&self) -> Option<&Arc<SlotCells>> {
+        self.maps.cells()
     }
 
     pub(super) fn max_slots(&self) -> u32 {
@@ -155,11 +171,60 @@ impl Ebpf {
     }
 
     pub(super) fn model(&self, table: &SteeringTable, none_in: Choice) -> Model {
-        Model::new(table, self.maps.seed(), self.in_service(), none_in)
+        let load = |cells: &Arc<SlotCells>, slot: SlotIndex| (slot, cells.load(slot));
+        let slots = table.slots.iter().map(|slot| slot.index);
+        let loads = self.cells().into_iter().flat_map(|cells| slots.clone().map(|slot| load(cells, slot)));
+        Model::new(table, self.maps.seed(), self.in_service(), none_in).with_loads(loads)
     }
 
     /// Where the slot's listener for its relay worker is; the anchor is after all of them.
     fn index_of(&self, slot: Option<SlotIndex>) -> u32 {
         slot.map_or(self.maps.max_slots(), |slot| u32::from(slot.0))
     }
+}
+
+/// Room for the address's slots. Where there is no more, nothing is counted of them and their load is not known.
+fn take_cells(cells: Option<&Arc<Cells>>, max_slots: u32) -> io::Result<Option<Arc<SlotCells>>> {
+    cells.map_or(Ok(None), |cells| cells.take(max_slots))
+}
+
+/// The program, and its maps in the order of [`NAMES`].
+fn load_object(
+    shape: &Shape,
+    cells: Option<&SlotCells>,
+    sockets: Option<BorrowedFd<'_>>,
+) -> Result<(OwnedFd, Vec<OwnedFd>), Box<dyn Error>> {
+    let mut loader = EbpfLoader::new();
+    for (name, (_, _, entries)) in NAMES.into_iter().zip(shape.sizes()) {
+        loader.map_max_entries(name, entries);
+    }
+    if cells.is_none() {
+        // One that nobody uses.
+        loader.map_max_entries(CELLS, 1);
+    }
+    let there: Vec<_> = cells
+        .map(|cells| (CELLS, cells.array().descriptor()))
+        .into_iter()
+        .chain(sockets.map(|sockets| (SOCKETS, sockets)))
+        .collect();
+    let lent = LentMaps::lend(&mut loader, &there)?;
+    let loaded = loader.load(OBJECT);
+    drop((loader, lent));
+    let mut object = loaded?;
+    let program: &mut SkReuseport = object.program_mut("steer").ok_or("no program in the object")?.try_into()?;
+    program.load()?;
+    let program = program.fd()?.as_fd().try_clone_to_owned()?;
+    let map = |name| -> Result<OwnedFd, Box<dyn Error>> {
+        match object.map(name) {
+            Some(Map::Array(map) | Map::PerCpuArray(map) | Map::ReusePortSockArray(map) | Map::HashMap(map)) => {
+                Ok(map.fd().as_fd().try_clone_to_owned()?)
+            }
+            _ => Err(format!("no map {name} in the object").into()),
+        }
+    };
+    let maps = NAMES.into_iter().map(map).collect::<Result<Vec<_>, _>>()?;
+    drop(object);
+    // aya reads all of the kernel's BTF at each load: some 20 MB that nobody needs again.
+    sys::heap::return_free_memory();
+    Ok((program, maps))
 }

@@ -189,6 +189,14 @@ pub enum AdoptError {
         /// What differs.
         detail: String,
     },
+    /// This version's program could not take the place of another's, which goes on steering.
+    #[error("steering of version {version} can't be taken over ({detail}); publish the address anew")]
+    Succeed {
+        /// Of the maps that were there.
+        version: u32,
+        /// Why.
+        detail: String,
+    },
     /// The place of a slot in the sockarray belongs to another socket.
     #[error("the listener of slot {slot} is not the one that connections are steered to; publish the address anew")]
     OtherSocket {

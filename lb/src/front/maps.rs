@@ -4,17 +4,27 @@ use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::atomic::{Ordering, fence},
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
 };
 
 use super::{AdoptError, SlotError};
 use crate::{
-    sys::{bpf::Map, shared_map::SharedMap},
-    table::{CompiledTable, DEFAULT_TABLE_LEN, LEVELS, NO_SLOT, Policy, Row, Seed, SlotIndex, SlotMask, TableError},
+    cells::{Cells, NO_CELL, SlotCells},
+    sys::{
+        bpf::{self, Map},
+        shared_map::SharedMap,
+    },
+    table::{
+        CompiledTable, DEFAULT_TABLE_LEN, LEVELS, MAX_SLOTS, NO_SLOT, Policy, Row, Seed, SlotIndex, SlotMask,
+        TableError,
+    },
 };
 
 const MAGIC: u32 = 0x6472_6873;
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Offsets in `struct state`; steer.h asserts the same.
 mod state {
@@ -31,13 +41,15 @@ mod state {
     pub(super) const IN: usize = 64;
     pub(super) const INDEX_OF: usize = 192;
     pub(super) const FORCED: usize = 2240;
-    pub(super) const SIZE: usize = 2248;
+    pub(super) const CELL_BASE: usize = 2244;
+    pub(super) const CELLS_ID: usize = 2248;
+    pub(super) const SIZE: usize = 2256;
 }
 
 const CHUNK_ENTRIES: usize = 2048;
 const CHUNK_SIZE: usize = CHUNK_ENTRIES * size_of::<u16>();
 const ROW_SIZE: usize = LEVELS * SlotMask::WORDS * size_of::<u64>();
-const TOTALS_WORDS: usize = 7;
+const TOTALS_WORDS: usize = 8;
 /// Of `struct force_key`.
 const FORCE_KEY_SIZE: usize = 20;
 /// Connections of our own that are on their way at a time.
@@ -69,6 +81,8 @@ pub struct Totals {
     pub migrated: u64,
     /// Packets whose addresses could not be read. Anything but 0 is a fault.
     pub unread: u64,
+    /// Connections that got their second choice because the first had too much to do.
+    pub deflected: u64,
 }
 
 /// The sizes that the maps of an address are made with, for its whole life.
@@ -111,13 +125,66 @@ pub(super) struct Maps {
     maps: [Map; NAMES.len()],
     /// The others are mapped while they are written only: their pages would count as memory of this process for good.
     state: SharedMap,
+    cells: Option<Arc<SlotCells>>,
+}
+
+/// What an address keeps when another version of the agent takes it over. These fields are where they are in every version
+/// from 1 on; all else is made anew.
+#[derive(Debug)]
+pub(super) struct Inheritance {
+    pub(super) version: u32,
+    pub(super) seed: Seed,
+    pub(super) max_slots: u32,
+    cells_id: u32,
+    in_service: SlotMask,
+    index_of: Vec<u16>,
+}
+
+impl Inheritance {
+    /// What `state` has, of whatever version.
+    pub(super) fn read(state: BorrowedFd<'_>) -> Result<Self, AdoptError> {
+        let io = |source| AdoptError::Io { name: NAMES[0].into(), source };
+        let other = |detail| AdoptError::OtherMake { name: NAMES[0], detail };
+        let size = bpf::info(state).map_err(io)?.value_size as usize;
+        if size < state::FORCED {
+            return Err(other(format!("its size is {size}")));
+        }
+        let shared = SharedMap::new(state, size).map_err(io)?;
+        let magic = shared.load_u32(state::MAGIC);
+        if magic != MAGIC {
+            return Err(other(format!("magic {magic:#x}, wanted {MAGIC:#x}")));
+        }
+        let max_slots = shared.load_u32(state::MAX_SLOTS);
+        let index_of =
+            (0..max_slots.min(u32::from(MAX_SLOTS)) as usize).map(|slot| shared.load_u16(state::INDEX_OF + 2 * slot));
+        Ok(Self {
+            version: shared.load_u32(state::VERSION),
+            seed: Seed([shared.load_u64(state::SEED), shared.load_u64(state::SEED + 8)]),
+            max_slots,
+            cells_id: if size == state::SIZE { shared.load_u32(state::CELLS_ID) } else { 0 },
+            in_service: SlotMask::from_words(std::array::from_fn(|word| shared.load_u64(state::IN + word * 8))),
+            index_of: index_of.collect(),
+        })
+    }
+
+    /// Whether its maps and its program can be gone on with as they are, in an agent with this array of cells.
+    pub(super) fn is_ours(&self, cells: Option<&Cells>) -> bool {
+        self.version == VERSION && self.cells_id == cells.map_or(0, Cells::id)
+    }
 }
 
 impl Maps {
     /// Takes new maps and writes what stays the same for the address's life.
-    pub(super) fn initialize(fds: Vec<OwnedFd>, shape: Shape, seed: Seed) -> io::Result<Self> {
+    pub(super) fn initialize(
+        fds: Vec<OwnedFd>,
+        shape: Shape,
+        seed: Seed,
+        cells: Option<Arc<SlotCells>>,
+    ) -> io::Result<Self> {
         let maps = open(fds)?;
         let state = SharedMap::new(maps[0].as_fd(), state::SIZE)?;
+        state.store_u32(state::CELL_BASE, cells.as_ref().map_or(NO_CELL, |cells| cells.base()));
+        state.store_u32(state::CELLS_ID, cells.as_ref().map_or(0, |cells| cells.array().id()));
         state.store_u64s(state::SEED, &seed.0);
         state.store_u32(state::MAX_SLOTS, shape.max_slots);
         state.store_u32(state::CPUS, shape.cpus);
@@ -127,11 +194,17 @@ impl Maps {
         state.store_u16s(state::INDEX_OF, &identity);
         state.store_u32(state::VERSION, VERSION);
         state.store_u32(state::MAGIC, MAGIC);
-        Ok(Self { shape, maps, state })
+        Ok(Self { shape, maps, state, cells })
     }
 
-    /// Takes maps that an earlier process made, after a look at each.
-    pub(super) fn adopt(fds: Vec<OwnedFd>) -> Result<Self, AdoptError> {
+    /// Goes on where another version was.
+    pub(super) fn inherit(&self, from: &Inheritance) {
+        self.state.store_u16s(state::INDEX_OF, &from.index_of);
+        self.state.store_u64s(state::IN, from.in_service.words());
+    }
+
+    /// Takes maps that an earlier process of this version made, after a look at each.
+    pub(super) fn adopt(fds: Vec<OwnedFd>, cells: Option<&Arc<Cells>>) -> Result<Self, AdoptError> {
         let io = |name: &'static str| move |source| AdoptError::Io { name: name.into(), source };
         let maps = open(fds).map_err(io("maps"))?;
         let other = |name, detail: String| AdoptError::OtherMake { name, detail };
@@ -158,7 +231,17 @@ impl Maps {
         }
         // Connections of an earlier process; whoever uses one of its ports again replaces its entry.
         state.store_u32(state::FORCED, 0);
-        Ok(Self { shape, maps, state })
+        let base = field(state::CELL_BASE);
+        let cells = match cells.filter(|_| base != NO_CELL) {
+            Some(cells) => cells.take_again(base, shape.max_slots).map_err(io("cells"))?,
+            None => None,
+        };
+        Ok(Self { shape, maps, state, cells })
+    }
+
+    /// What is counted of the address's slots; `None` where there was no room for it.
+    pub(super) fn cells(&self) -> Option<&Arc<SlotCells>> {
+        self.cells.as_ref()
     }
 
     /// The memory of the map at `index` of [`NAMES`].
@@ -185,6 +268,9 @@ impl Maps {
 
     /// Writes the idle generation and flips to it. The program sees one or the other as a whole.
     pub(super) fn put_table(&self, table: &CompiledTable) -> Result<(), SlotError> {
+        if let Some(cells) = &self.cells {
+            table.weights.iter().for_each(|(slot, weight)| cells.set_weight(*slot, *weight));
+        }
         if table.entries.len() > self.shape.chunks as usize * CHUNK_ENTRIES {
             return Err(TableError::TooLong { table_len: table.entries.len() as u32 }.into());
         }
@@ -197,6 +283,7 @@ impl Maps {
             Policy::Connection => 0,
             Policy::Client => 1,
             Policy::Local => 2,
+            Policy::Balanced => 3,
         };
         self.state.store_u32(state::GENERATIONS + idle * 8, policy);
         self.state.store_u32(state::GENERATIONS + idle * 8 + 4, table.entries.len() as u32);
@@ -286,6 +373,7 @@ impl Maps {
             foreign: sum(4),
             migrated: sum(5),
             unread: sum(6),
+            deflected: sum(7),
         }
     }
 }

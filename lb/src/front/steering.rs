@@ -28,7 +28,7 @@ impl Steering {
         let reason = if config.force_classic {
             "the configuration asks for it".to_owned()
         } else {
-            match Ebpf::load(config.max_slots, table, seed) {
+            match Ebpf::load(config.max_slots, table, seed, config.cells.as_ref()) {
                 Ok(ebpf) => {
                     ebpf.set_refuse(config.unready == Unready::Refuse);
                     return Ok(Self::Ebpf(ebpf));

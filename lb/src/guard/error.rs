@@ -1,6 +1,6 @@
 //! Why there is no guard, or no proof of it, said so that an operator knows what to do.
 
-use std::{error::Error, fmt, io, path::PathBuf};
+use std::{error::Error, fmt, io, net::SocketAddr, path::PathBuf};
 
 use super::{Operation, maker::MakeError};
 
@@ -107,6 +107,14 @@ pub enum Unproven {
         stage: Stage,
         /// The kernel's answer; None when it did it.
         source: Option<io::Error>,
+    },
+    /// A connection that was disconnected and made to listen was reached.
+    #[error(
+        "a client reached a connection that was disconnected and made to listen, on {address}; that needs Linux 6.1 or later"
+    )]
+    Reached {
+        /// What it listened on.
+        address: SocketAddr,
     },
     /// Something that servers do is refused.
     #[error("{what} on {stage} does not work under the guard; is there another eBPF program on a cgroup above it?")]

@@ -8,14 +8,15 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, MapError},
+    maps::{Array, MapError, SkStorage},
     programs::{Program, ProgramError, ProgramFd},
 };
 
-use super::GuardError;
-use crate::sys;
+use super::{GuardError, marks::Marks};
+use crate::{cells::Cells, lent::LentMaps, sys};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guard.o"));
+static ACCOUNT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/account.o"));
 
 /// The programs, which are named as their hooks, and the kernel's `enum bpf_attach_type`.
 const HOOKS: [(&str, u32); 7] = [
@@ -28,23 +29,47 @@ const HOOKS: [(&str, u32); 7] = [
     ("setsockopt", 22),
 ];
 
+/// The program that accounts, its hook, and the kernel's number of it.
+const ACCOUNT_HOOK: (&str, u32) = ("sock_ops", 3);
+
 /// Lines of the verifier's log that an error has.
 const LOG_LINES: usize = 8;
 
-pub(super) fn attach(cgroup: BorrowedFd<'_>, cgroup_id: u64) -> Result<(), GuardError> {
-    let mut loader = EbpfLoader::new();
-    let loaded = loader.btf(None).load(OBJECT);
-    drop(loader);
-    // aya reads all of the kernel's BTF, whether asked to or not: some 20 MB that nobody needs again.
-    sys::heap::return_free_memory();
-    let mut object = loaded.map_err(not_loaded)?;
+pub(super) fn attach(cgroup: BorrowedFd<'_>, cgroup_id: u64, cells: Option<&Cells>) -> Result<Marks, GuardError> {
+    let mut object = parse(EbpfLoader::new().btf(None), OBJECT)?;
     set_cgroup(&mut object, cgroup_id).map_err(|error| GuardError::Load(Box::new(error)))?;
     for (hook, attach_type) in HOOKS {
         let program = load(&mut object, hook)?;
         sys::bpf::attach_to_cgroup(cgroup, program.as_fd(), attach_type)
             .map_err(|source| not_attached(hook, source))?;
     }
-    Ok(())
+    attach_account(cgroup, cells)
+}
+
+/// Counts connections, and contains what listens without a mark.
+fn attach_account(cgroup: BorrowedFd<'_>, cells: Option<&Cells>) -> Result<Marks, GuardError> {
+    let mut loader = EbpfLoader::new();
+    let there: Vec<_> = cells.map(|cells| ("cells", cells.descriptor())).into_iter().collect();
+    if cells.is_none() {
+        // One that nobody uses.
+        loader.map_max_entries("cells", 1);
+    }
+    let lent = LentMaps::lend(&mut loader, &there).map_err(|error| GuardError::Load(Box::new(error)))?;
+    let mut object = parse(&mut loader, ACCOUNT)?;
+    drop((loader, lent));
+    let (hook, attach_type) = ACCOUNT_HOOK;
+    let program = load(&mut object, "account")?;
+    sys::bpf::attach_to_cgroup(cgroup, program.as_fd(), attach_type).map_err(|source| not_attached(hook, source))?;
+    let accounts = object.take_map("accounts").ok_or_else(|| MapError::InvalidName { name: "accounts".into() });
+    let accounts = accounts.and_then(SkStorage::try_from).map_err(|error| GuardError::Load(Box::new(error)))?;
+    Ok(Marks(accounts))
+}
+
+fn parse(loader: &mut EbpfLoader<'_>, object: &[u8]) -> Result<Ebpf, GuardError> {
+    let loaded = loader.load(object);
+    // aya reads all of the kernel's BTF, whether asked to or not: some 20 MB that nobody needs again.
+    sys::heap::return_free_memory();
+    loaded.map_err(not_loaded)
 }
 
 fn set_cgroup(object: &mut Ebpf, id: u64) -> Result<(), MapError> {
@@ -56,6 +81,7 @@ fn load<'a>(object: &'a mut Ebpf, hook: &'static str) -> Result<&'a ProgramFd, G
     let refused = |error| refused(hook, error);
     match object.program_mut(hook) {
         Some(Program::CgroupSockAddr(program)) => program.load().and_then(|()| program.fd()).map_err(refused),
+        Some(Program::SockOps(program)) => program.load().and_then(|()| program.fd()).map_err(refused),
         Some(Program::CgroupSockopt(program)) => program.load().and_then(|()| program.fd()).map_err(refused),
         _ => Err(GuardError::Load(format!("no program {hook} in the object").into())),
     }

@@ -11,7 +11,7 @@ use std::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::SockRef;
 
-use super::{Maker, Operation, Stage, Unproven};
+use super::{Maker, Operation, Stage, Unproven, marks::Marks};
 
 /// For each step on loopback that waits.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -35,9 +35,9 @@ const fn option(name: &'static str, level: i32, option: i32, value: &'static [u8
     Operation::SetOption { name, level, option, value }
 }
 
-pub(super) fn prove(maker: &Maker) -> Result<(), Unproven> {
-    family(maker, Ipv4Addr::LOCALHOST.into())?;
-    match family(maker, Ipv6Addr::LOCALHOST.into()) {
+pub(super) fn prove(marks: &mut Marks, maker: &Maker) -> Result<(), Unproven> {
+    family(marks, maker, Ipv4Addr::LOCALHOST.into())?;
+    match family(marks, maker, Ipv6Addr::LOCALHOST.into()) {
         // Without IPv6 on loopback a listener still has the proof of its own.
         Err(Unproven::Make(error)) if error.is_missing_family() => Ok(()),
         proven => proven,
@@ -56,7 +56,7 @@ pub(super) fn prove_listener(socket: BorrowedFd<'_>) -> Result<(), Unproven> {
     if listens { Ok(()) } else { refused(socket, stage, Operation::ConnectOtherFamily) }
 }
 
-fn family(maker: &Maker, loopback: IpAddr) -> Result<(), Unproven> {
+fn family(marks: &mut Marks, maker: &Maker, loopback: IpAddr) -> Result<(), Unproven> {
     let listener = maker.listener(SocketAddr::new(loopback, 0), true)?;
     let listener = listener.as_fd();
     prove_listener(listener)?;
@@ -66,6 +66,7 @@ fn family(maker: &Maker, loopback: IpAddr) -> Result<(), Unproven> {
     all_refused(listener, Stage::Bound, &OPTIONS)?;
     all_refused(listener, Stage::Bound, &[bind, connect, fast_open])?;
 
+    marks.mark(listener, None).map_err(|source| Unproven::Loopback { step: "marking a listener", source })?;
     SockRef::from(&listener).listen(1).map_err(|source| Unproven::Loopback { step: "listen", source })?;
     all_refused(listener, Stage::Listening, &OPTIONS)?;
     refused(listener, Stage::Listening, bind)?;
@@ -77,10 +78,24 @@ fn family(maker: &Maker, loopback: IpAddr) -> Result<(), Unproven> {
     refused(accepted, Stage::Accepted, bind)?;
     Operation::Disconnect.attempt(accepted).map_err(|source| Unproven::Loopback { step: "disconnect", source })?;
     all_refused(accepted, Stage::Disconnected, &[bind, connect, fast_open])?;
+    contained(accepted)?;
 
     let shut = SockRef::from(&listener).shutdown(Shutdown::Both);
     shut.map_err(|source| Unproven::Loopback { step: "shutdown", source })?;
     all_refused(listener, Stage::Shut, &[bind, connect, fast_open])
+}
+
+/// What was disconnected can be made to listen, at an address and port of the kernel's choice; nobody reaches it.
+fn contained(disconnected: BorrowedFd<'_>) -> Result<(), Unproven> {
+    SockRef::from(&disconnected).listen(1).map_err(|source| Unproven::Loopback { step: "listen", source })?;
+    let mut address = local_address(disconnected)?;
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    match TcpStream::connect_timeout(&address, TIMEOUT) {
+        Ok(_) => Err(Unproven::Reached { address }),
+        Err(_) => Ok(()),
+    }
 }
 
 fn all_refused(socket: BorrowedFd<'_>, stage: Stage, operations: &[Operation]) -> Result<(), Unproven> {

@@ -1,8 +1,14 @@
 //! What a worker is told. Values only.
 
-use std::{io, os::fd::OwnedFd, sync::mpsc::Sender, time::Instant};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, mpsc::Sender},
+    time::Instant,
+};
 
 use super::{Backend, BackendError, Drained, Pin, PortKey, Role, WorkerRef, connection::Client};
+use crate::cells::Account;
 
 /// Which connections a drain is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +24,7 @@ pub(super) enum Command {
         port: PortKey,
         listener: OwnedFd,
         role: Role,
+        account: Option<Arc<Account>>,
         done: Sender<io::Result<()>>,
     },
     StopServing {

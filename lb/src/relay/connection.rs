@@ -15,6 +15,7 @@ use super::{
     slab::Token,
     timers::Tick,
 };
+use crate::cells::OpenConnection;
 
 /// Which of the two sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub(super) struct Client {
     /// When it was accepted, by whichever worker.
     pub(super) since: Instant,
     pub(super) tried: Tried,
+    /// Where it is counted as open.
+    pub(super) _open: Option<OpenConnection>,
 }
 
 /// The slots that failed to connect a client, in this round of tries.

@@ -3,7 +3,7 @@
 
 use std::{
     os::fd::OwnedFd,
-    sync::mpsc::Sender,
+    sync::{Arc, mpsc::Sender},
     time::{Duration, Instant},
 };
 
@@ -13,6 +13,7 @@ use nix::{
 };
 
 use super::{PortKey, Role, connection::Source, socket};
+use crate::cells::Account;
 
 /// Connections taken from one listener before others' turn comes.
 const MAX_BURST: u32 = 64;
@@ -25,6 +26,7 @@ const EMPTY_FOR: Duration = Duration::from_millis(20);
 pub(super) struct Door {
     pub(super) port: PortKey,
     pub(super) role: Role,
+    pub(super) account: Option<Arc<Account>>,
     listener: OwnedFd,
     /// In epoll. Taken out rather than masked while it is closed: epoll reports EPOLLHUP whatever the mask.
     open: bool,
@@ -64,8 +66,8 @@ impl Door {
 }
 
 impl Doors {
-    pub(super) fn insert(&mut self, port: PortKey, role: Role, listener: OwnedFd) {
-        let door = Door { port, role, listener, open: false, burst: 1, stopping: None };
+    pub(super) fn insert(&mut self, port: PortKey, role: Role, listener: OwnedFd, account: Option<Arc<Account>>) {
+        let door = Door { port, role, account, listener, open: false, burst: 1, stopping: None };
         match self.places.iter_mut().find(|place| place.is_none()) {
             Some(place) => *place = Some(door),
             None => self.places.push(Some(door)),

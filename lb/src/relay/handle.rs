@@ -24,7 +24,7 @@ use super::{
     connection::{Client, Tried},
     worker::Core,
 };
-use crate::pinning;
+use crate::{cells::Account, pinning};
 
 /// One relay worker and its thread. Dropping it ends the worker: its connections are reset, and its listeners' other
 /// descriptors stay what they are.
@@ -105,7 +105,17 @@ impl Worker {
     /// Accepts from `listener`, which is made non-blocking and given the options that its connections inherit.
     /// The receivers of this and the other commands report completion; their sender is dropped if the worker died.
     pub fn serve(&self, port: PortKey, listener: OwnedFd, role: Role) -> Receiver<io::Result<()>> {
-        self.command(|done| Command::Serve { port, listener, role, done })
+        self.command(|done| Command::Serve { port, listener, role, account: None, done })
+    }
+
+    /// The same for the slot's listener of a published address, whose connections are counted where steering sees them.
+    pub fn serve_slot(
+        &self,
+        port: PortKey,
+        listener: OwnedFd,
+        account: Option<Arc<Account>>,
+    ) -> Receiver<io::Result<()>> {
+        self.command(|done| Command::Serve { port, listener, role: Role::Slot, account, done })
     }
 
     /// Takes what is in the listener's queue and closes this worker's descriptor of it. The caller has taken the
@@ -127,7 +137,14 @@ impl Worker {
 
     /// Relays a client that was accepted elsewhere; no byte of it may have been read.
     pub fn adopt(&self, port: PortKey, client: OwnedFd) {
-        let client = Client { socket: client, port, role: Role::Slot, since: Instant::now(), tried: Tried::default() };
+        let client = Client {
+            socket: client,
+            port,
+            role: Role::Slot,
+            since: Instant::now(),
+            tried: Tried::default(),
+            _open: None,
+        };
         self.shared.send(Command::Adopt { client, prepared: false });
     }
 

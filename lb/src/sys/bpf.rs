@@ -3,19 +3,28 @@
 //! which end with their descriptor). A thin layer; what maps and programs mean is `front`'s and `guard`'s business.
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
 };
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
+const BPF_MAP_CREATE: libc::c_int = 0;
+const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_PROG_ATTACH: libc::c_int = 8;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 
 const BPF_F_ALLOW_MULTI: u32 = 1 << 1;
 
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
+const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// A map with values of whole u64s.
 #[derive(Debug)]
@@ -31,7 +40,7 @@ pub(crate) struct Map {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct MapInfo {
     pub(crate) map_type: u32,
-    id: u32,
+    pub(crate) id: u32,
     pub(crate) key_size: u32,
     pub(crate) value_size: u32,
     pub(crate) max_entries: u32,
@@ -65,10 +74,44 @@ struct AttachAttr {
     attach_flags: u32,
 }
 
+/// The part of `union bpf_attr` that BPF_MAP_CREATE uses.
+#[repr(C)]
+struct CreateAttr {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+}
+
+/// The part of `union bpf_attr` that BPF_OBJ_PIN uses.
+#[repr(C)]
+struct PinAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// An array that can be mapped, with values of `value_size` bytes.
+pub(crate) fn create_array(value_size: u32, max_entries: u32) -> io::Result<OwnedFd> {
+    let attr =
+        CreateAttr { map_type: BPF_MAP_TYPE_ARRAY, key_size: 4, value_size, max_entries, map_flags: BPF_F_MMAPABLE };
+    let fd = bpf(BPF_MAP_CREATE, &attr)?;
+    // SAFETY: the kernel has just given us this descriptor (close-on-exec, as all of bpf(2)), and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Gives a map or a program a name in a bpffs.
+pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    bpf(BPF_OBJ_PIN, &PinAttr { path: path.as_ptr() as u64, fd: raw(object)?, flags: 0 }).map(drop)
+}
+
 /// Attaches a program to a cgroup beside others, for as long as there is the cgroup or a socket of it.
 pub(crate) fn attach_to_cgroup(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, attach_type: u32) -> io::Result<()> {
     let (target_fd, attach_bpf_fd) = (raw(cgroup)?, raw(program)?);
     bpf(BPF_PROG_ATTACH, &AttachAttr { target_fd, attach_bpf_fd, attach_type, attach_flags: BPF_F_ALLOW_MULTI })
+        .map(drop)
 }
 
 impl Map {
@@ -107,7 +150,7 @@ impl Map {
     fn element(&self, command: libc::c_int, key: &[u8], value: u64) -> io::Result<()> {
         assert!(key.len() == self.info.key_size as usize, "a key of {} bytes", key.len());
         let attr = ElementAttr { map_fd: raw(self.fd.as_fd())?, padding: 0, key: key.as_ptr() as u64, value, flags: 0 };
-        bpf(command, &attr)
+        bpf(command, &attr).map(drop)
     }
 }
 
@@ -117,7 +160,7 @@ impl AsFd for Map {
     }
 }
 
-fn info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
+pub(crate) fn info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
     let mut info = MapInfo::default();
     let attr = InfoAttr { fd: raw(fd)?, info_len: size_of::<MapInfo>() as u32, info: &raw mut info as u64 };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
@@ -128,10 +171,11 @@ fn raw(fd: BorrowedFd<'_>) -> io::Result<u32> {
     u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)
 }
 
-fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<()> {
+fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<libc::c_int> {
     // SAFETY: `attr` is a prefix of union bpf_attr whose length is passed. What it points to lives in the callers above
     // and is as long as the kernel reads or writes: keys of `key_size` bytes (checked in `element`), values of `lookup_words`
-    // words (from the kernel's own sizes), and an info of the length given.
+    // words (from the kernel's own sizes), an info of the length given, and a path that ends
+    // with 0.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 { Err(io::Error::last_os_error()) } else { libc::c_int::try_from(result).map_err(io::Error::other) }
 }

@@ -23,9 +23,15 @@ unsafe impl Sync for SharedMap {}
 impl SharedMap {
     /// Maps `len_bytes` of the map.
     pub(crate) fn new(map: BorrowedFd<'_>, len_bytes: usize) -> io::Result<Self> {
+        Self::part(map, 0, len_bytes)
+    }
+
+    /// Maps a part of the map that begins at a page; offsets are from there.
+    pub(crate) fn part(map: BorrowedFd<'_>, from_bytes: usize, len_bytes: usize) -> io::Result<Self> {
         let (protection, fd) = (libc::PROT_READ | libc::PROT_WRITE, map.as_raw_fd());
+        let from_bytes = libc::off_t::try_from(from_bytes).map_err(io::Error::other)?;
         // SAFETY: a new mapping at an address of the kernel's choice; nothing of ours is replaced.
-        let start = unsafe { libc::mmap(ptr::null_mut(), len_bytes, protection, libc::MAP_SHARED, fd, 0) };
+        let start = unsafe { libc::mmap(ptr::null_mut(), len_bytes, protection, libc::MAP_SHARED, fd, from_bytes) };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -54,6 +60,11 @@ impl SharedMap {
         for (i, value) in values.iter().enumerate() {
             self.u64(offset + i * size_of::<u64>()).store(*value, Ordering::Relaxed);
         }
+    }
+
+    /// Adds, wrapping.
+    pub(crate) fn add_u64(&self, offset: usize, addend: u64) {
+        self.u64(offset).fetch_add(addend, Ordering::Relaxed);
     }
 
     pub(crate) fn load_u16(&self, offset: usize) -> u16 {

@@ -1,11 +1,14 @@
 //! The eBPF program's function, written a second time over lists instead of masks: tests hold the kernel to it, and
 //! `explain` answers from it. Pure.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use siphasher::sip::SipHasher13;
 
-use super::{Policy, SlotIndex, SlotMask, SteeringTable, maglev};
+use super::{Policy, SlotEntry, SlotIndex, SlotMask, SteeringTable, maglev};
 
 /// Key of the hash, random for each published address, so that a client cannot aim at a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +34,18 @@ pub enum Choice {
     Refused,
 }
 
+/// What a slot has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    /// Connections that are open or on their way, and what else the agent knows of.
+    pub load: u64,
+    /// With more than this its connections go to their second choice, under [`Policy::Connection`]; 0: never.
+    pub bound: u32,
+}
+
+/// Choices that [`Policy::Balanced`] weighs.
+const BALANCED_CHOICES: usize = 4;
+
 /// The choice of a slot for any connection.
 #[derive(Debug, Clone)]
 pub struct Model {
@@ -39,6 +54,7 @@ pub struct Model {
     seed: Seed,
     in_service: SlotMask,
     none_in: Choice,
+    loads: BTreeMap<SlotIndex, Load>,
 }
 
 impl Model {
@@ -46,14 +62,21 @@ impl Model {
     pub fn new(table: &SteeringTable, seed: Seed, in_service: SlotMask, none_in: Choice) -> Self {
         let weights: Vec<_> = table.slots.iter().map(|slot| (slot.index, slot.weight)).collect();
         let entries = maglev::table(&weights, table.table_len);
-        Self { table: table.clone(), entries, seed, in_service, none_in }
+        Self { table: table.clone(), entries, seed, in_service, none_in, loads: BTreeMap::new() }
+    }
+
+    /// The same, with what each slot has to do; without it all are even.
+    #[must_use]
+    pub fn with_loads(mut self, loads: impl IntoIterator<Item = (SlotIndex, Load)>) -> Self {
+        self.loads = loads.into_iter().collect();
+        self
     }
 
     /// The choice for a connection that CPU `cpu` received (only [`Policy::Local`] asks).
     pub fn choose(&self, flow: &Flow, cpu: u32) -> Choice {
         let hash = self.hash(flow);
         let found = match self.table.policy {
-            Policy::Connection | Policy::Client => self.by_table(hash),
+            Policy::Connection | Policy::Client | Policy::Balanced => self.by_table(hash),
             Policy::Local => self.by_cpu(hash, cpu),
         };
         found.map_or(self.none_in, Choice::Slot)
@@ -70,13 +93,47 @@ impl Model {
     }
 
     fn by_table(&self, hash: u64) -> Option<SlotIndex> {
+        let first = self.entry(hash);
+        let levels = &self.slot(first)?.levels;
+        let is_in = |slot: &SlotIndex| self.in_service.contains(*slot);
+        let found = match self.table.policy {
+            Policy::Balanced => {
+                let hashes = std::iter::successors(Some(hash), |hash| Some(mix(*hash)));
+                let choices = hashes.take(BALANCED_CHOICES).map(|hash| self.entry(hash)).filter(is_in);
+                choices.reduce(|one, other| self.lighter(one, other))
+            }
+            Policy::Connection if is_in(&first) && self.is_over_bound(first) => {
+                let second = Some(self.entry(mix(hash))).filter(is_in);
+                Some(second.map_or(first, |second| self.lighter(first, second)))
+            }
+            _ => Some(first).filter(is_in),
+        };
+        found.or_else(|| self.nearest(levels, hash))
+    }
+
+    fn entry(&self, hash: u64) -> SlotIndex {
         let index = ((hash & 0xffff_ffff) * self.entries.len() as u64) >> 32;
-        let first = SlotIndex(self.entries[index as usize]);
-        let entry = self.table.slots.iter().find(|slot| slot.index == first)?;
-        if self.in_service.contains(first) {
-            return Some(first);
-        }
-        self.nearest(&entry.levels, hash)
+        SlotIndex(self.entries[index as usize])
+    }
+
+    fn slot(&self, index: SlotIndex) -> Option<&SlotEntry> {
+        self.table.slots.iter().find(|slot| slot.index == index)
+    }
+
+    fn load(&self, slot: SlotIndex) -> Load {
+        self.loads.get(&slot).copied().unwrap_or_default()
+    }
+
+    fn is_over_bound(&self, slot: SlotIndex) -> bool {
+        let Load { load, bound } = self.load(slot);
+        bound > 0 && load > u64::from(bound)
+    }
+
+    /// The first where they are even.
+    fn lighter(&self, one: SlotIndex, other: SlotIndex) -> SlotIndex {
+        let weight = |slot| self.slot(slot).map_or(0, |slot| u64::from(slot.weight));
+        let heavier = self.load(one).load * weight(other) > self.load(other).load * weight(one);
+        if heavier { other } else { one }
     }
 
     fn by_cpu(&self, hash: u64, cpu: u32) -> Option<SlotIndex> {
@@ -98,6 +155,15 @@ impl Model {
             candidates.get(j as usize).copied()
         })
     }
+}
+
+/// Further hashes: the finalizer of MurmurHash3.
+fn mix(mut x: u64) -> u64 {
+    x ^= x >> 33;
+    x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    x ^= x >> 33;
+    x = x.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    x ^ x >> 33
 }
 
 fn octets(ip: IpAddr) -> Vec<u8> {
@@ -145,7 +211,7 @@ mod tests {
 
     #[test]
     fn without_a_slot_in_service_the_answer_is_the_given_one() {
-        for policy in [Policy::Connection, Policy::Client, Policy::Local] {
+        for policy in [Policy::Connection, Policy::Client, Policy::Local, Policy::Balanced] {
             assert_eq!(model(policy, 2, &[0, 1]).choose(&flow([127, 0, 0, 1], 1), 0), Choice::Anchor);
             assert_eq!(model(policy, 0, &[]).choose(&flow([127, 0, 0, 1], 1), 0), Choice::Anchor);
         }

@@ -14,6 +14,7 @@ pub(crate) type Row = [SlotMask; LEVELS];
 pub(crate) struct CompiledTable {
     pub(crate) policy: Policy,
     pub(crate) entries: Vec<u16>,
+    pub(crate) weights: Vec<(SlotIndex, u32)>,
     pub(crate) slots: Vec<(SlotIndex, Row)>,
     pub(crate) cpus: Vec<(u32, Row)>,
     /// For a CPU that the table does not name.
@@ -31,6 +32,7 @@ impl CompiledTable {
             slots: table.slots.iter().map(|slot| (slot.index, slot_row(slot))).collect(),
             cpus: table.cpus.iter().map(|cpu| (cpu.cpu, first_level_first(row(&cpu.levels, &members)))).collect(),
             any: first_level_first(row([], &members)),
+            weights,
         }
     }
 }

@@ -24,7 +24,7 @@ fn sockets_stay_guarded_when_maker_programs_and_cgroup_are_gone() {
             // The programs have no descriptor any more since `establish`; now goes the rest.
             let World { maker, guard, parent } = world;
             drop(maker);
-            fs::remove_dir(guard.cgroup()).expect("nobody is in it");
+            fs::remove_dir(guard.borrow().cgroup()).expect("nobody is in it");
             let (_late_client, late) = connection(listener.as_fd());
             check_connection(early.as_fd());
             check_connection(late.as_fd());
@@ -87,7 +87,8 @@ fn thousand_process() {
     let pid = maker.pid();
     drop(maker);
     assert!(!Path::new(&format!("/proc/{pid}")).exists(), "the maker was waited for");
-    fs::remove_dir(guard.cgroup()).expect("nobody is in it");
+    fs::remove_dir(guard.borrow().cgroup()).expect("nobody is in it");
+    drop(guard);
     assert_eq!(dying_cgroups(&parent.0), Some(1), "a socket keeps it");
     drop(one);
     eventually("the last socket takes its cgroup along", SOON, || (dying_cgroups(&parent.0)? == 0).then_some(()));

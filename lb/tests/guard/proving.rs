@@ -15,10 +15,11 @@ use super::rig::{Parent, World, alone, loopbacks, start_maker};
 fn a_guard_is_proven() {
     alone("a_guard_is_proven", || {
         let world = World::new();
-        Guard::prove(&world.maker).expect("this kernel runs the hooks");
+        world.guard.borrow_mut().prove(&world.maker).expect("this kernel runs the hooks");
         for address in loopbacks() {
             let bound = world.maker.listener(address, true).expect("the address is free");
             Guard::prove_listener(bound.as_fd()).expect("it is guarded");
+            world.mark(&bound);
             SockRef::from(&bound).listen(1).expect("it is bound");
             Guard::prove_listener(bound.as_fd()).expect("it is guarded");
             let address = SockRef::from(&bound).local_addr().expect("it is bound");
@@ -62,7 +63,7 @@ fn a_cgroup_without_the_programs_is_not_proven() {
         let plain = parent.0.join("guard-without");
         fs::create_dir(&plain).expect("a cgroup");
         let maker = start_maker(&plain);
-        let proven = Guard::prove(&maker);
+        let proven = parent.guard(1).prove(&maker);
         assert!(matches!(proven, Err(Unproven::NotRefused { .. })), "{proven:?}");
     });
 }
@@ -72,10 +73,10 @@ fn a_guard_needs_a_place_and_a_new_name() {
     alone("a_guard_needs_a_place_and_a_new_name", || {
         let parent = Parent::new();
         let guard = parent.guard(1);
-        let again = Guard::establish(&parent.0, "guard-1");
+        let again = Guard::establish(&parent.0, "guard-1", None);
         assert!(matches!(again, Err(GuardError::Directory { .. })), "{again:?}");
         assert!(guard.cgroup().exists());
-        let elsewhere = Guard::establish(&std::env::temp_dir(), "guard-1");
+        let elsewhere = Guard::establish(&std::env::temp_dir(), "guard-1", None);
         assert!(matches!(elsewhere, Err(GuardError::NoCgroup2 { .. })), "{elsewhere:?}");
     });
 }

@@ -169,6 +169,7 @@ fn a_dual_stack_listener_is_guarded_for_both_families() {
     alone("a_dual_stack_listener_is_guarded_for_both_families", || {
         let world = World::new();
         let dual = world.maker.listener("[::]:0".parse().expect("an address"), false).expect("the address is free");
+        world.mark(&dual);
         SockRef::from(&dual).listen(16).expect("it is bound");
         assert!(!SockRef::from(&dual).only_v6().expect("an option"));
         for to in loopbacks() {
@@ -225,7 +226,7 @@ fn holder_process() {
 fn inside_the_cgroup_one_can_bind_and_nothing_else() {
     alone("inside_the_cgroup_one_can_bind_and_nothing_else", || {
         let world = World::new();
-        let inside = this_program("refused::inside_process", "inside").arg(world.guard.cgroup()).status();
+        let inside = this_program("refused::inside_process", "inside").arg(world.guard.borrow().cgroup()).status();
         assert!(inside.expect("it starts").success());
     });
 }

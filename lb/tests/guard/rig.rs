@@ -1,6 +1,7 @@
 //! What the tests stand on: a guard with a maker, connections to it, and this very program run again as another process.
 
 use std::{
+    cell::RefCell,
     env, fs, io,
     net::{SocketAddr, TcpStream},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -47,7 +48,7 @@ impl Parent {
     }
 
     pub(crate) fn guard(&self, number: u32) -> Guard {
-        Guard::establish(&self.0, &format!("{PREFIX}{number}")).expect("this kernel has the hooks")
+        Guard::establish(&self.0, &format!("{PREFIX}{number}"), None).expect("this kernel has the hooks")
     }
 }
 
@@ -62,7 +63,7 @@ impl Drop for Parent {
 /// A guard, and a maker in it.
 pub(crate) struct World {
     pub(crate) maker: Maker,
-    pub(crate) guard: Guard,
+    pub(crate) guard: RefCell<Guard>,
     pub(crate) parent: Parent,
 }
 
@@ -71,12 +72,18 @@ impl World {
         let parent = Parent::new();
         let guard = parent.guard(1);
         let maker = start_maker(guard.cgroup());
-        Self { maker, guard, parent }
+        Self { maker, guard: guard.into(), parent }
+    }
+
+    /// Without it nothing reaches what the maker has made.
+    pub(crate) fn mark(&self, listener: &OwnedFd) {
+        self.guard.borrow_mut().mark(listener.as_fd(), None).expect("the map is there");
     }
 
     /// Listening, with what it listens on.
     pub(crate) fn listener(&self, address: SocketAddr) -> (OwnedFd, SocketAddr) {
         let listener = self.maker.listener(address, true).expect("the address is free");
+        self.mark(&listener);
         SockRef::from(&listener).listen(16).expect("it is bound");
         let address = local_address(listener.as_fd());
         (listener, address)

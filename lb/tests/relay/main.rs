@@ -1,5 +1,6 @@
 //! The relay worker with real sockets, each test in a network namespace of its own.
 
+mod counted;
 mod direct;
 mod ends;
 mod limits;

@@ -6,12 +6,18 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixListener,
     },
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use sherd_lb::{
+    cells::Cells,
     front::{AdoptError, Front, FrontConfig},
     holder::{HolderClient, Idle, serve},
-    table::{Policy, SlotIndex, SteeringTable},
+    table::{Choice, Policy, SlotIndex, SteeringTable},
 };
 use sherd_testkit::{Need, in_new_netns, needs};
 use socket2::SockRef;
@@ -48,7 +54,7 @@ fn check_goes_on(mode: Mode) {
         let mut next = HolderClient::connect(&path).expect("it still serves");
         let fds = next.get_prefix("web/80/").expect("it kept them");
         let fds = fds.into_iter().map(|(name, fd)| (name["web/80/".len()..].to_owned(), fd)).collect();
-        let mut front = Front::adopt(fds, &FrontConfig::new(address)).expect("all is there");
+        let mut front = Front::adopt(fds, &FrontConfig::new(address), &table).expect("all is there");
         assert_eq!((front.address(), front.in_service()), (address, in_service));
         assert_eq!(front.slots().collect::<Vec<_>>(), (0..4).map(SlotIndex).collect::<Vec<_>>());
         let queued: u32 = (0..4).map(|s| front.queue_len(Some(SlotIndex(s))).expect("it listens")).sum();
@@ -87,10 +93,10 @@ fn with_front(body: impl FnOnce(Front, SteeringTable) + Send + 'static) {
 }
 
 fn check_refused(change: impl FnOnce(&mut Fds, &mut SocketAddr) + Send + 'static, expected: fn(&AdoptError) -> bool) {
-    with_front(move |front, _| {
+    with_front(move |front, table| {
         let (mut fds, mut address) = (copies(&front), front.address());
         change(&mut fds, &mut address);
-        let adopted = Front::adopt(fds, &FrontConfig::new(address));
+        let adopted = Front::adopt(fds, &FrontConfig::new(address), &table);
         assert!(adopted.as_ref().is_err_and(expected), "{adopted:?}");
     });
 }
@@ -153,11 +159,86 @@ fn an_agent_that_died_between_two_steps_is_adopted() {
         let fds = copies(&front);
         let address = front.address();
         drop(front);
-        let mut front = Front::adopt(fds, &FrontConfig::new(address)).expect("all is there");
+        let mut front = Front::adopt(fds, &FrontConfig::new(address), &table).expect("all is there");
         assert!(front.is_in(SlotIndex(0)) && !front.is_in(SlotIndex(1)) && !front.is_in(SlotIndex(2)));
         check(&front, &table, 50, 0);
         front.add_slot(SlotIndex(1)).expect("it is as if prepared");
         front.set_in(SlotIndex(1), true).expect("it has a listener");
         check(&front, &table, 50, 0);
+    });
+}
+
+/// Writes another version into the state that steering goes by, as an agent of that version would have. By perl (essential
+/// in Debian): bpf(2) needs unsafe code, which tests have none of.
+fn set_version(state: &OwnedFd, version: u32) {
+    let script = r#"
+        my ($fd, $key, $value) = (0, pack("L", 0), "\0" x 65536);
+        my $at = sub { unpack("Q", pack("P", $_[0])) };
+        my $attr = pack("LLQQQ", $fd, 0, $at->($key), $at->($value), 0);
+        syscall(BPF, 1, $attr, length $attr) == 0 or die "lookup: $!";
+        substr($value, 4, 4) = pack("L", VERSION);
+        syscall(BPF, 2, $attr, length $attr) == 0 or die "update: $!";
+    "#;
+    let script = script.replace("BPF", &libc::SYS_bpf.to_string()).replace("VERSION", &version.to_string());
+    let state = Stdio::from(state.try_clone().expect("a copy"));
+    assert!(Command::new("perl").args(["-e", &script]).stdin(state).status().expect("perl starts").success());
+}
+
+/// What steers is exchanged again and again, by versions before and after this one and by agents that lost their cells,
+/// while clients come all the time: each is accepted, and none by a slot that is out.
+#[test]
+fn another_version_takes_over_without_a_loss() {
+    if !needs("another_version_takes_over_without_a_loss", &[Need::Root, Need::Bpf, Need::Program("perl")]) {
+        return;
+    }
+    in_new_netns(|| {
+        let table = table(Policy::Connection, &[1, 2, 3, 4]);
+        let cells = Cells::create().expect("bpf is permitted");
+        let config = FrontConfig { cells: Some(Arc::clone(&cells)), ..FrontConfig::new(([127, 0, 0, 1], 0).into()) };
+        let mut front = Front::open(&config, &table).expect("a free port");
+        for slot in (0..4).map(SlotIndex) {
+            front.add_slot(slot).expect("the address is ours");
+            front.set_in(slot, slot.0 != 2).expect("it has a listener");
+        }
+        let (address, listeners) = (front.address(), Listeners::of(&front));
+        let done = AtomicBool::new(false);
+        let mut front = std::thread::scope(|scope| {
+            let clients = scope.spawn(|| {
+                let mut count = 0;
+                while !done.load(Ordering::Relaxed) || count < 500 {
+                    let clients = connect_many(10, address);
+                    let accepted = listeners.accept(clients.len());
+                    assert!(
+                        accepted
+                            .values()
+                            .all(|(choice, _)| *choice != Choice::Slot(SlotIndex(2)) && *choice != Choice::Anchor)
+                    );
+                    count += clients.len();
+                }
+                count
+            });
+            for round in 0..20 {
+                let fds = copies(&front);
+                let cells =
+                    if round % 4 == 3 { Cells::create().expect("bpf is permitted") } else { Arc::clone(&cells) };
+                let version = [1, 2, 4, 99][round % 4];
+                if round % 4 != 3 {
+                    set_version(&fds.iter().find(|(name, _)| name == "state").expect("it is there").1, version);
+                }
+                drop(front);
+                let config = FrontConfig { cells: Some(cells), ..FrontConfig::new(address) };
+                front = Front::adopt(fds, &config, &table).expect("any version is taken over");
+                assert!(front.cells().is_some(), "round {round}");
+            }
+            done.store(true, Ordering::Relaxed);
+            assert!(clients.join().expect("every client is accepted") >= 500);
+            front
+        });
+        assert_eq!(front.in_service(), [0, 1, 3].map(SlotIndex).into_iter().collect());
+        check(&front, &table, 200, 0);
+        front.set_in(SlotIndex(2), true).expect("it has a listener");
+        check(&front, &table, 200, 0);
+        let totals = front.totals();
+        assert_eq!((totals.foreign, totals.retries, totals.anchored), (0, 0, 0));
     });
 }

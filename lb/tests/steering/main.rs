@@ -2,6 +2,7 @@
 //! holds the kernel to what `Front::choose` says. 10^4 connections in the short form, 10^5 with `SHERD_PROVE=1`.
 
 mod adopting;
+mod loads;
 mod migrating;
 mod models;
 mod taken;

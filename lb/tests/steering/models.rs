@@ -10,7 +10,7 @@ use sherd_testkit::{Need, in_new_netns, needs};
 
 use super::traffic::{Listeners, Mode, add_v6_clients, check, connect, connections_of_a_check, flow, publish, table};
 
-const POLICIES: [Policy; 3] = [Policy::Connection, Policy::Client, Policy::Local];
+const POLICIES: [Policy; 4] = [Policy::Connection, Policy::Client, Policy::Local, Policy::Balanced];
 
 const WEIGHTS: [u32; 12] = [3, 1, 2, 1, 5, 1, 1, 1, 0, 2, 1, 1];
 

@@ -104,7 +104,9 @@ impl Reconciler {
             return Ok(Verdict::Share(listener));
         }
         let (address, v6only) = (front.address(), front.is_v6only());
-        let socket = self.means.listener(&self.settings.instance, address, v6only)?;
+        let cell = front.cells().and_then(|cells| cells.number(index));
+        let cells = self.cells.as_deref();
+        let socket = self.means.listener(&self.settings.instance, address, v6only, cells, cell)?;
         self.graft(key, address, socket)
     }
 

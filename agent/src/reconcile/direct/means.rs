@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sherd_lb::guard::{Guard, Maker, cgroup2_mount, maker::MakeError};
+use sherd_lb::{
+    cells::Cells,
+    guard::{Guard, Maker, cgroup2_mount, maker::MakeError},
+};
 
 use crate::{runtime::cgroup, systemd};
 
@@ -51,14 +54,22 @@ impl Means {
 
     /// A listener for the address that has been shown to be guarded. Blocks: a millisecond, at the first call up to
     /// seconds.
-    pub(super) fn listener(&mut self, instance: &str, address: SocketAddr, v6only: bool) -> Result<OwnedFd, String> {
+    /// Its connections are counted in the cell of that number.
+    pub(super) fn listener(
+        &mut self,
+        instance: &str,
+        address: SocketAddr,
+        v6only: bool,
+        cells: Option<&Cells>,
+        cell: Option<u32>,
+    ) -> Result<OwnedFd, String> {
         let due = match self {
             Self::Untried => true,
             Self::Ready { .. } => false,
             Self::Impossible { retry_after, .. } => *retry_after <= Instant::now(),
         };
         if due {
-            *self = match establish(instance) {
+            *self = match establish(instance, cells) {
                 Ok((guard, maker)) => {
                     tracing::info!(cgroup = %guard.cgroup().display(), "the guard holds: shards may accept themselves");
                     Self::Ready { guard, maker }
@@ -70,13 +81,14 @@ impl Means {
             };
         }
         let made = match self {
-            Self::Ready { maker, .. } => maker.listener(address, v6only),
+            Self::Ready { guard, maker } => maker.listener(address, v6only).map(|socket| (guard, socket)),
             Self::Impossible { reason, .. } => return Err(reason.clone()),
             Self::Untried => unreachable!("it was tried just now"),
         };
         match made {
-            Ok(socket) => {
+            Ok((guard, socket)) => {
                 Guard::prove_listener(socket.as_fd()).map_err(|error| crate::reconcile::chain(&error))?;
+                guard.mark(socket.as_fd(), cell).map_err(|error| format!("a listener can't be marked: {error}"))?;
                 Ok(socket)
             }
             Err(error) => {
@@ -107,18 +119,18 @@ fn remove_parents(parent: &Path) {
     }
 }
 
-fn establish(instance: &str) -> Result<(Guard, Maker), String> {
+fn establish(instance: &str, cells: Option<&Cells>) -> Result<(Guard, Maker), String> {
     let chain = |error: &dyn std::error::Error| crate::reconcile::chain(error);
     let no_cgroup = |error| format!("no cgroup for guarded sockets: {error}");
     let parent = parent(instance).map_err(no_cgroup)?;
     fs::create_dir_all(&parent).map_err(no_cgroup)?;
     let name = format!("{PREFIX}{}", std::process::id());
-    let guard = Guard::establish(&parent, &name).map_err(|error| chain(&error))?;
+    let mut guard = Guard::establish(&parent, &name, cells).map_err(|error| chain(&error))?;
     let program = std::env::current_exe().map_err(|error| chain(&error))?;
     let mut command = Command::new(program);
     command.arg("make-listeners");
     let maker = Maker::start(command, guard.cgroup()).map_err(|error| chain(&error))?;
-    Guard::prove(&maker).map_err(|error| chain(&error))?;
+    guard.prove(&maker).map_err(|error| chain(&error))?;
     Ok((guard, maker))
 }
 

@@ -63,7 +63,7 @@ impl Fronts {
     ) {
         let beside = |published: &&Published| published.is_beside(address) && published.is_dual();
         let Some(port) = self.list.iter().find(beside).map(|published| published.port.clone()) else { return };
-        match Front::adopt(descriptors, &config(spec, address, host, slots.len())) {
+        match Front::adopt(descriptors, &config(spec, address, host, slots.len()), &table(host, slots, &port)) {
             Ok(front) => self.push(port, address, Ok(front)),
             Err(error) => {
                 tracing::error!(group = %spec.name, %address, "what the holder kept can't be taken over: {}", chain(&error));

@@ -92,7 +92,8 @@ impl Steps {
         let hash = words.into_iter().chain([self.seed[1]]).fold(self.seed[0], mix);
         let target = match self.policy {
             Policy::Local => self.cpus.iter().find(|(named, _)| *named == cpu).map(|(_, target)| target),
-            Policy::Connection | Policy::Client => {
+            // It can't read what a slot has to do.
+            Policy::Connection | Policy::Client | Policy::Balanced => {
                 let last = self.segments.len().saturating_sub(1);
                 self.segments.iter().enumerate().find(|(i, (end, _))| *i == last || hash < *end).map(|(_, (_, t))| t)
             }

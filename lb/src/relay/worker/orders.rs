@@ -3,16 +3,22 @@
 use std::{
     io,
     os::fd::OwnedFd,
-    sync::mpsc::{Sender, TryRecvError},
+    sync::{
+        Arc,
+        mpsc::{Sender, TryRecvError},
+    },
 };
 
 use super::Core;
-use crate::relay::{
-    Backend, BackendError, Cause, PortKey, Role,
-    command::{Command, Scope},
-    connection::{Client, Stage},
-    slab::Token,
-    socket,
+use crate::{
+    cells::Account,
+    relay::{
+        Backend, BackendError, Cause, PortKey, Role,
+        command::{Command, Scope},
+        connection::{Client, Stage},
+        slab::Token,
+        socket,
+    },
 };
 
 /// Commands done in one turn; what is left rings again.
@@ -34,8 +40,8 @@ impl Core {
     /// Nobody may be waiting for the answer any more: a failed `send` of one is fine throughout.
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Serve { port, listener, role, done } => {
-                let _ = done.send(self.serve(port, listener, role));
+            Command::Serve { port, listener, role, account, done } => {
+                let _ = done.send(self.serve(port, listener, role, account));
             }
             Command::StopServing { port, role, done } => self.stop_serving(port, role, done),
             Command::SetBackend { backend, done } => {
@@ -62,9 +68,9 @@ impl Core {
         }
     }
 
-    fn serve(&mut self, port: PortKey, listener: OwnedFd, role: Role) -> io::Result<()> {
+    fn serve(&mut self, port: PortKey, listener: OwnedFd, role: Role, account: Option<Arc<Account>>) -> io::Result<()> {
         socket::prepare_listener(&listener, self.limits.keepalive)?;
-        self.doors.insert(port, role, listener);
+        self.doors.insert(port, role, listener, account);
         Ok(())
     }
 

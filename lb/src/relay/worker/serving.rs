@@ -1,12 +1,15 @@
 //! Accepting: which doors are open, and who gets a connection first.
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::time::Duration;
 
 use super::Core;
-use crate::relay::{
-    Cause, PortKey, Role, Standing, WorkerRef,
-    connection::{Client, Tried},
-    doors::Accepted,
+use crate::{
+    cells::Account,
+    relay::{
+        Cause, Role, Standing, WorkerRef,
+        connection::{Client, Tried},
+        doors::Accepted,
+    },
 };
 
 /// Between two looks whether the queue of a listener that is being stopped is still empty.
@@ -19,13 +22,22 @@ impl Core {
     pub(super) fn on_listener(&mut self, place: u32) {
         let Some(door) = self.doors.get(place) else { return };
         let (port, role, stopping) = (door.port, door.role, door.is_stopping());
+        let account = door.account.clone();
         if self.exhausted_until.is_some() {
             return;
         }
         // Taken out of self while the closure below has the rest.
         let mut doors = std::mem::take(&mut self.doors);
         let accepted = doors.accept(place, self.clock.now, |client| {
-            self.accepted(port, role, client);
+            let open = account.as_ref().map(Account::open);
+            self.accepted(Client {
+                socket: client,
+                port,
+                role,
+                since: self.clock.now,
+                tried: Tried::default(),
+                _open: open,
+            });
             // The last of a burst may have found no room: what is still queued stays there.
             let room = if stopping { self.can_wait() } else { self.standing() != Standing::Full };
             self.exhausted_until.is_none() && room
@@ -41,10 +53,9 @@ impl Core {
         }
     }
 
-    fn accepted(&mut self, port: PortKey, role: Role, socket: OwnedFd) {
+    fn accepted(&mut self, client: Client) {
         self.stats().accepted.add(1);
-        let client = Client { socket, port, role, since: self.clock.now, tried: Tried::default() };
-        match role {
+        match client.role {
             Role::Slot | Role::Inner => self.take(client),
             Role::Anchor => match self.next_in_turn() {
                 Some(sibling) => self.hand_over(&sibling, client),

@@ -1,0 +1,179 @@
+//! What the kernel counts of connections that are accepted from a guarded listener, and what it does to a socket that
+//! listens without being one.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use sherd_lb::{
+    cells::{CellReading, Cells, SlotCells},
+    front::{Front, FrontConfig, Path},
+    guard::{Guard, Maker, Operation},
+    sockdiag,
+    table::{Policy, SlotIndex, SteeringTable},
+};
+use sherd_testkit::eventually;
+use socket2::SockRef;
+
+use super::rig::{Parent, SOON, alone, connection, local_address, start_maker};
+
+const SLOT: SlotIndex = SlotIndex(1);
+
+/// A published address with one slot, whose shard has a listener.
+struct Published {
+    front: Front,
+    listener: OwnedFd,
+    cells: Arc<Cells>,
+    guard: Guard,
+    _maker: Maker,
+    _parent: Parent,
+}
+
+impl Published {
+    fn new(address: SocketAddr) -> Self {
+        let cells = Cells::create().expect("bpf is permitted");
+        let parent = Parent::new();
+        let mut guard = Guard::establish(&parent.0, "guard-1", Some(&cells)).expect("this kernel has the hooks");
+        let maker = start_maker(guard.cgroup());
+        let config = FrontConfig { cells: Some(Arc::clone(&cells)), ..FrontConfig::new(address) };
+        let table = SteeringTable::flat(Policy::Connection, [SLOT]);
+        let mut front = Front::open(&config, &table).expect("a free port");
+        front.add_slot(SLOT).expect("the address is ours");
+        let listener = maker.listener(front.address(), true).expect("the group is joined");
+        guard.mark(listener.as_fd(), front.cells().expect("there is room").number(SLOT)).expect("the map is there");
+        front.join_direct(SLOT, listener.as_fd(), 64).expect("it joins");
+        front.set_path(SLOT, Path::Direct).expect("it steers by eBPF");
+        front.set_in(SLOT, true).expect("it has a listener");
+        Self { front, listener, cells, guard, _maker: maker, _parent: parent }
+    }
+
+    fn cells(&self) -> &SlotCells {
+        self.front.cells().expect("there is room")
+    }
+
+    fn reading(&self) -> CellReading {
+        self.cells().read(SLOT)
+    }
+
+    fn counts(&self) -> (u64, u64, u64) {
+        let reading = self.reading();
+        (reading.picked, reading.established, reading.closed)
+    }
+}
+
+fn check_counted(address: &str) {
+    let published = Published::new(address.parse().expect("an address"));
+    assert_eq!(published.counts(), (0, 0, 0));
+    let (mut client, mut accepted) = connection(published.listener.as_fd());
+    assert_eq!((published.counts(), published.cells().load(SLOT).load), ((1, 1, 0), 1));
+    client.write_all(&[0; 3000]).expect("it is open");
+    let mut buffer = [0; 3000];
+    accepted.read_exact(&mut buffer).expect("it was sent");
+    accepted.write_all(&buffer[..1000]).expect("it is open");
+    client.read_exact(&mut buffer[..1000]).expect("it was sent");
+    drop(client);
+    assert_eq!(accepted.read(&mut buffer).expect("the client has closed"), 0);
+    assert_eq!(published.counts(), (1, 1, 0), "the shard has it open");
+    drop(accepted);
+    eventually("it is counted as closed", SOON, || (published.counts() == (1, 1, 1)).then_some(()));
+    let reading = published.reading();
+    assert_eq!((reading.open(), reading.pending(), published.cells().load(SLOT).load), (0, 0, 0));
+    // Each FIN counts as a byte.
+    assert!(
+        (3000..=3001).contains(&reading.bytes_received) && (1000..=1001).contains(&reading.bytes_sent),
+        "{reading:?}"
+    );
+    assert_eq!((reading.rtt.buckets.iter().sum::<u64>(), reading.duration.buckets.iter().sum::<u64>()), (1, 1));
+    assert!(reading.duration.sum_micros > 0 && reading.duration.sum_micros < 10_000_000, "{reading:?}");
+}
+
+#[test]
+fn connections_are_counted_from_the_pick_to_the_close() {
+    alone("connections_are_counted_from_the_pick_to_the_close", || {
+        check_counted("127.0.0.1:0");
+        check_counted("[::1]:0");
+    });
+}
+
+#[test]
+fn resets_and_connections_that_nobody_accepted_are_closed_too() {
+    alone("resets_and_connections_that_nobody_accepted_are_closed_too", || {
+        let published = Published::new("127.0.0.1:0".parse().expect("an address"));
+        let address = published.front.address();
+        let clients: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(address).expect("it listens")).collect();
+        assert_eq!(published.counts(), (20, 20, 0));
+        for client in &clients[..10] {
+            SockRef::from(client).set_linger(Some(Duration::ZERO)).expect("an option");
+        }
+        drop(clients);
+        // The shard ends: those that it never accepted end with their queue, as there is no other slot but the anchor.
+        let held = published.listener.try_clone().expect("a copy");
+        SockRef::from(&held).shutdown(Shutdown::Both).expect("it listens");
+        eventually("those that were reset are counted", SOON, || (published.reading().closed >= 10).then_some(()));
+        assert_eq!(published.reading().picked, 20);
+    });
+}
+
+fn reaches(address: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
+}
+
+/// What whoever has a connection of a shard can do where no seccomp filter sees it.
+fn make_listen(accepted: &TcpStream) -> SocketAddr {
+    Operation::Disconnect.attempt(accepted.as_fd()).expect("no hook sees it");
+    SockRef::from(accepted).listen(16).expect("no hook sees it");
+    let mut address = local_address(accepted.as_fd());
+    if address.ip().is_unspecified() {
+        address.set_ip([127, 0, 0, 1].into());
+    }
+    address
+}
+
+#[test]
+fn a_connection_that_is_made_to_listen_is_contained_and_destroyed() {
+    alone("a_connection_that_is_made_to_listen_is_contained_and_destroyed", || {
+        let published = Published::new("127.0.0.1:0".parse().expect("an address"));
+        let (_client, accepted) = connection(published.listener.as_fd());
+        assert_eq!(published.cells.contained(), 0);
+        let address = make_listen(&accepted);
+        assert!(!reaches(address), "{address} is reached");
+        assert_eq!(published.cells.contained(), 1);
+        let found = sockdiag::contained().expect("sock_diag answers");
+        assert_eq!(found.iter().map(|found| found.address.port()).collect::<Vec<_>>(), [address.port()]);
+        sockdiag::destroy(&found[0]).expect("the kernel has CONFIG_INET_DIAG_DESTROY");
+        assert_eq!(sockdiag::contained().expect("sock_diag answers"), []);
+        // The shard's own listener goes on, and its other connections.
+        let (_client, mut next) = connection(published.listener.as_fd());
+        next.write_all(b"x").expect("it is open");
+        // With the guard gone as well.
+        let Published { guard, listener, cells, front: _front, _maker, _parent } = published;
+        drop((_maker, guard));
+        let (_client, accepted) = connection(listener.as_fd());
+        assert!(!reaches(make_listen(&accepted)));
+        assert_eq!(cells.contained(), 2);
+    });
+}
+
+#[test]
+fn a_listener_that_the_agent_did_not_mark_is_contained() {
+    alone("a_listener_that_the_agent_did_not_mark_is_contained", || {
+        let parent = Parent::new();
+        let mut guard = parent.guard(1);
+        let maker = start_maker(guard.cgroup());
+        let [unmarked, marked] =
+            [(), ()].map(|()| maker.listener(([127, 0, 0, 1], 0).into(), true).expect("a free port"));
+        guard.mark(marked.as_fd(), None).expect("the map is there");
+        for (listener, expected) in [(unmarked, false), (marked, true)] {
+            SockRef::from(&listener).listen(16).expect("it is bound");
+            assert_eq!(reaches(local_address(listener.as_fd())), expected);
+            // Also after it was shut down and listens again, as when its queue is moved.
+            SockRef::from(&listener).shutdown(Shutdown::Both).expect("it listens");
+            SockRef::from(&listener).listen(16).expect("it is bound");
+            assert_eq!(reaches(local_address(listener.as_fd())), expected);
+        }
+    });
+}
