@@ -104,14 +104,15 @@ impl Group {
 
     /// Goes on with other places; slots that are new appear, slots that are gone are wound down.
     pub(super) fn set_layout(&mut self, layout: Option<Layout>, host: &Host) {
+        // Also of a layout that is the former one: a new agent has it from what runs, before it has the slots.
+        for slot in layout.iter().flat_map(|layout| &layout.slots) {
+            self.slots.entry(slot.id).or_default();
+        }
         if layout == self.layout && !self.tables_due {
             return;
         }
         self.layout = layout;
         self.tables_due = false;
-        for slot in self.layout.iter().flat_map(|layout| &layout.slots) {
-            self.slots.entry(slot.id).or_default();
-        }
         let slots = self.layout.as_ref().map_or(&[][..], |layout| &layout.slots);
         self.fronts.set_tables(host, slots);
         // Who is near to whom may have changed.
