@@ -1,32 +1,35 @@
 //! Puts a listener of ours into an unmodified program, at the moment it calls listen(2): serves the seccomp
 //! notifications of one shard. Knows what a socket is; who gets a listener, and which, its caller decides.
 //!
-//! The program's own socket is not touched: whatever goes wrong, the call continues as if nothing had been, and the
-//! program listens where it would have. Nothing that a program sends is parsed here but the notification, which the
-//! kernel makes.
+//! Whatever goes wrong, the program listens where it would have. Its listen(2) is then carried out here, on the socket
+//! that was looked at: the kernel would read the descriptor again, and another thread may have put another socket there.
+//! Nothing that a program sends is parsed here but the notification, which the kernel makes.
 
 mod broker;
 mod epoll;
+mod journal;
 mod options;
+mod place;
 mod process;
 mod trapped;
 
 use std::{
     fmt, io,
     net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 pub use self::{
     broker::{Broker, Decide, Tell},
+    journal::Journal,
     process::Holder,
-    trapped::{Trapped, Unfit},
+    trapped::{State, Trapped},
 };
 
 /// What becomes of a listen(2).
 #[derive(Debug)]
 pub enum Verdict {
-    /// The kernel executes it: it is none of ours.
+    /// It is none of ours: the program gets what the kernel says to it.
     Leave,
     /// This listener takes the place of the program's socket. It is bound, and listens once the options of the
     /// program's socket are on it.
@@ -36,12 +39,13 @@ pub enum Verdict {
     Share(OwnedFd),
     /// The socket is a listener of ours already: the program calls listen a second time.
     Ours,
-    /// It fails with EPERM.
+    /// It fails with EPERM, or with EINVAL where it would have.
     Refuse,
 }
 
-/// Makes a listener listen with the program's backlog, and shows that it is where it should be.
-pub type Listen = Box<dyn FnOnce(i32) -> Result<(), String> + Send>;
+/// Makes a listener listen with the program's backlog, and shows that it is where it should be. The program's own socket,
+/// which listens already, comes with it: whoever keeps it can give it to [`Journal::with_original`].
+pub type Listen = Box<dyn FnOnce(i32, BorrowedFd<'_>) -> Result<(), String> + Send>;
 
 /// A listener to graft.
 pub struct Listener {
@@ -62,7 +66,7 @@ impl fmt::Debug for Listener {
 pub enum Report {
     /// A listener was grafted.
     Grafted(Grafted),
-    /// The call went on in the kernel, and connections can't reach the shard directly.
+    /// The program listens where it would have, and connections can't reach the shard directly.
     NotGrafted {
         /// What the program's socket is bound to.
         address: SocketAddr,
@@ -78,7 +82,7 @@ pub enum Report {
 pub struct Grafted {
     /// What the program's own socket is bound to.
     pub address: SocketAddr,
-    /// That socket; nobody else has it any more.
+    /// That socket, which listens; nobody else has it any more. One that shares a listener need not listen.
     pub original: OwnedFd,
     /// Who has the listener.
     pub holder: Holder,

@@ -16,14 +16,14 @@ use std::{
 };
 
 use sherd_lb::{
-    graft::{Broker, Grafted, Holder, Report},
+    graft::{Broker, Grafted, Holder, Journal, Report},
     relay::{PortKey, Role, Target, Worker},
     sockdiag,
 };
 use sherd_shim::hello::{Answer, Hello};
 use socket2::SockRef;
 
-use self::held::{inner_name, notify_name};
+use self::held::{call_name, inner_name, notify_name, original_name};
 pub(super) use self::{
     door::{Door, Greeting},
     held::forget_group,
@@ -149,7 +149,8 @@ impl Reconciler {
                 fault::point("shim.came");
                 self.keeper.put(&notify_name(key, generation), notify.as_fd());
                 fault::point("shim.kept");
-                let broker = self.spawn_broker(key, generation, &notify).map_err(|error| error.to_string())?;
+                let journal = Journal::new().map_err(|error| error.to_string())?;
+                let broker = self.spawn_broker(key, generation, &notify, journal).map_err(|error| error.to_string())?;
                 direct.broker = Some((broker, notify));
             }
             (Hello::Untrapped { errno }, _) => {
@@ -164,13 +165,24 @@ impl Reconciler {
         Ok(())
     }
 
-    fn spawn_broker(&self, key: &ShardKey, generation: Generation, notify: &OwnedFd) -> io::Result<Broker> {
+    fn spawn_broker(
+        &mut self,
+        key: &ShardKey,
+        generation: Generation,
+        notify: &OwnedFd,
+        journal: Journal,
+    ) -> io::Result<Broker> {
         let (asking, telling) = (self.outbox.clone(), self.outbox.clone());
         let (asked, told) = (key.clone(), key.clone());
         let decide = move |trapped: &_| listen::ask(&asking, &asked, generation, trapped);
-        let tell = move |report| drop(telling.send(Message::Grafted { key: told.clone(), generation, report }));
+        let tell = move |report| {
+            fault::point("graft.placed");
+            drop(telling.send(Message::Grafted { key: told.clone(), generation, report }));
+        };
         let name = format!("graft-{}/{}", key.slot, key.group).chars().take(15).collect();
-        Broker::spawn(name, notify.try_clone()?, Box::new(decide), Box::new(tell))
+        let broker = Broker::spawn(name, notify.try_clone()?, journal, Box::new(decide), Box::new(tell))?;
+        self.keeper.put(&call_name(key, generation), broker.journal());
+        Ok(broker)
     }
 
     /// What became of a listen(2).
@@ -191,10 +203,12 @@ impl Reconciler {
                     serve_inner(slot.worker.as_deref(), graft);
                     slot.look_again();
                 }
+                self.keeper.remove(&original_name(key, generation));
             }
             Report::NotGrafted { address, reason } => {
                 tracing::warn!(shard = %key, %address, "{key} is served by its worker: {reason}");
                 direct.reason = Some(reason);
+                self.keeper.remove(&original_name(key, generation));
             }
             Report::Ended => {}
         }
@@ -219,7 +233,10 @@ impl Reconciler {
                     close_inner(slot.worker.as_deref(), graft);
                     self.keeper.remove(&inner_name(&key, direct.generation, graft.container));
                 }
-                self.keeper.remove(&notify_name(&key, direct.generation));
+                let generation = direct.generation;
+                for name in [notify_name, call_name, original_name] {
+                    self.keeper.remove(&name(&key, generation));
+                }
             }
         }
     }
@@ -299,13 +316,14 @@ fn note_graft<'a>(
     grafted: Grafted,
     new_key: impl FnOnce() -> PortKey,
 ) -> Option<&'a Graft> {
-    let listens = SockRef::from(&grafted.original).listen(grafted.backlog);
-    if let Err(error) = listens {
-        tracing::warn!("what listens inside the shard's namespace can't be kept: {error}");
-    }
     match direct.grafts.iter().position(|graft| graft.container == container) {
         // A second process of the shard: its own socket ends here, the first one's is the inner door.
         Some(at) if direct.grafts[at].shares(&grafted) => {
+            direct.grafts[at].holder = Some(grafted.holder);
+            None
+        }
+        // A former agent kept it, and was killed before it could answer the program.
+        Some(at) if is_same_socket(&direct.grafts[at].original, &grafted.original) => {
             direct.grafts[at].holder = Some(grafted.holder);
             None
         }
@@ -321,6 +339,11 @@ fn note_graft<'a>(
             direct.grafts.last()
         }
     }
+}
+
+fn is_same_socket(one: &OwnedFd, other: &OwnedFd) -> bool {
+    let cookie = |socket| SockRef::from(socket).cookie().ok();
+    cookie(one).is_some() && cookie(one) == cookie(other)
 }
 
 impl DirectRun {
@@ -392,11 +415,13 @@ impl SlotRun {
     /// Everything that the holder must have of this slot.
     pub(super) fn direct_descriptors(&self, key: &ShardKey) -> Vec<(String, BorrowedFd<'_>)> {
         let Some(direct) = &self.direct else { return Vec::new() };
-        let notify = direct.broker.iter().map(|(_, fd)| (notify_name(key, direct.generation), fd.as_fd()));
+        let broker = direct.broker.iter().flat_map(|(broker, fd)| {
+            [(notify_name(key, direct.generation), fd.as_fd()), (call_name(key, direct.generation), broker.journal())]
+        });
         let inner = direct
             .grafts
             .iter()
             .map(|graft| (inner_name(key, direct.generation, graft.container), graft.original.as_fd()));
-        notify.chain(inner).collect()
+        broker.chain(inner).collect()
     }
 }

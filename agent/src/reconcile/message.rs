@@ -69,7 +69,7 @@ pub(super) enum Message {
     /// A shard calls listen(2), and waits.
     ListenCalled { key: ShardKey, generation: Generation, call: ListenCall },
     /// A listener for a shard is about to be in its hands.
-    ListenerJoins { key: ShardKey, join: ListenerJoin },
+    ListenerJoins { key: ShardKey, generation: Generation, join: ListenerJoin },
     /// What became of a listen(2).
     Grafted { key: ShardKey, generation: Generation, report: Report },
     /// A shard of no group is gone, or isn't.

@@ -48,7 +48,7 @@ impl Reconciler {
             Message::Progress { group, line } => self.send_event(super::report::progress(&group, line)),
             Message::ShimCame { key, generation, greeting } => self.on_shim(&key, generation, greeting),
             Message::ListenCalled { key, generation, call } => self.on_listen(&key, generation, &call),
-            Message::ListenerJoins { key, join } => self.on_listener_joins(&key, &join),
+            Message::ListenerJoins { key, generation, join } => self.on_listener_joins(&key, generation, &join),
             Message::Grafted { key, generation, report } => self.on_graft_report(&key, generation, report),
             Message::OrphanRemoved { runtime, id, result } => {
                 self.orphans.remove(&id);

@@ -212,7 +212,7 @@ fn start_with_crash(world: &mut World, image: &str, point: &str) {
 }
 
 /// Ids of the instance's containers, also those that ended.
-fn containers(world: &World, engine: Engine) -> Vec<String> {
+pub(crate) fn containers(world: &World, engine: Engine) -> Vec<String> {
     let filter = format!("label=sherd.instance={}", world.instance());
     let output = engine.docker().args(["ps", "-aq", "--filter", &filter]).output().expect("docker ps");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -4,10 +4,11 @@
 use std::{fs, path::Path, time::Duration};
 
 use serde_json::Value;
+use sherd_lb::netns::Netns;
 use sherd_testkit::{eventually, in_new_netns};
 
 use crate::{
-    containers::{address, cpus, http_get, is_there},
+    containers::{address, containers, cpus, http_get, is_there},
     images::{self, Engine},
     traffic::{Connection, Load},
     world::{World, scaled},
@@ -160,8 +161,8 @@ fn direct_groups_of_podman_containers() {
     }
 }
 
-/// The agent is killed at every step of a shard's way to its listener: a new one brings it there. Between receiving a
-/// listen(2) and answering it, nobody else can answer: the program is then started anew, after its start time-out.
+/// The agent is killed at every step of a shard's way to its listener: a new one brings it there, and the shard that runs
+/// is not started anew, also if it waits for the answer to a listen(2) that the former agent received.
 #[test]
 fn direct_groups_survive_a_crash_at_every_step() {
     let engine = Engine::Docker;
@@ -176,27 +177,34 @@ fn direct_groups_survive_a_crash_at_every_step() {
             "start.after",
             "shim.came",
             "shim.kept",
+            "listen.called",
             "graft.joined",
+            "graft.placed",
             "graft.done",
             "graft.kept",
             "take_in.before",
             "take_in.after",
         ];
         for point in points {
+            eprintln!("crash at {point}");
             world.start(&[("SHERD_FAULT_POINT", point)]);
             world.wait_for_api();
             let specification = format!(
                 "name = \"web\"\npath = \"direct\"\n[layout]\nunit = \"pu\"\n[container]\nimage = \"{image}\"\n\
-                 [[ports]]\npublish = \"8080:80\"\n[readiness]\nstart_timeout = \"3s\"\n"
+                 [[ports]]\npublish = \"8080:80\"\n[readiness]\nstart_timeout = \"60s\"\n"
             );
             let path = world.dir().join("web.toml");
             fs::write(&path, specification).expect("a specification");
             let _ = world.try_sherd(&["apply", path.to_str().expect("a path")]);
             assert!(world.agent_died(Duration::from_secs(20)), "{point} is not passed");
+            let running = containers(&world, engine);
             world.start(&[]);
             world.wait_for_api();
             check_direct(&world);
             check_answers(50);
+            let shards = containers(&world, engine);
+            assert!(running.iter().all(|shard| shards.contains(shard)), "{point}: {running:?} became {shards:?}");
+            check_inner_doors(&world);
             world.sherd(&["stop", "-g", "web", "--purge"]);
             world.end_agent();
         }
@@ -204,6 +212,18 @@ fn direct_groups_survive_a_crash_at_every_step() {
         world.wait_for_api();
         check_end(&mut world, engine, &image);
     });
+}
+
+/// Each slot answers inside its own network namespace too, where its image's HEALTHCHECK would ask.
+fn check_inner_doors(world: &World) {
+    for slot in world.slots("web") {
+        let pid = slot["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a pid");
+        let inside = Netns::of_pid(pid).expect("its namespace");
+        let inner = "127.0.0.1:80".parse().expect("an address");
+        let asked = inside.with(|| Connection::open(inner).and_then(|mut connection| connection.get()));
+        let answer: Value = serde_json::from_str(&asked.expect("it is entered").expect("an answer")).expect("JSON");
+        assert_eq!(answer["slot"], slot["slot"]);
+    }
 }
 
 /// A listener takes the place of one socket only: where that can't be, the worker serves the slot, and `ps` says why.

@@ -1,7 +1,9 @@
-//! The thread that answers the listen(2) calls of one shard. Holds the notify fd; keeps nothing of what it grafted.
+//! The thread that answers the listen(2) calls of one shard. Holds the notify fd and the journal; keeps nothing of what it
+//! grafted.
 
 use std::{
     io,
+    net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     thread,
 };
@@ -14,7 +16,11 @@ use nix::{
 
 use socket2::SockRef;
 
-use super::{Grafted, Holder, Listen, Listener, Report, Trapped, Unfit, Verdict, epoll, options};
+use super::{
+    Grafted, Journal, Listen, Listener, Report, State, Trapped, Verdict,
+    place::{self, Call, Placed},
+    trapped::Target,
+};
 use crate::sys::seccomp::{self, Answer, Notification};
 
 /// Says what becomes of a call. The program waits for it.
@@ -28,20 +34,27 @@ pub type Tell = Box<dyn FnMut(Report) + Send>;
 #[derive(Debug)]
 pub struct Broker {
     stop: EventFd,
+    journal: OwnedFd,
 }
 
 impl Broker {
-    /// `name` is the thread's.
+    /// `name` is the thread's. A call that the journal has from a former broker is the first to be answered.
     ///
     /// # Errors
     /// When no thread or descriptor can be had.
-    pub fn spawn(name: String, notify: OwnedFd, decide: Decide, tell: Tell) -> io::Result<Self> {
+    pub fn spawn(name: String, notify: OwnedFd, journal: Journal, decide: Decide, tell: Tell) -> io::Result<Self> {
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
         let stopped = stop.as_fd().try_clone_to_owned()?;
-        let mut serving = Serving { notify, decide, tell };
+        let memory = journal.memory().try_clone_to_owned()?;
+        let mut serving = Serving { notify, journal, decide, tell };
         // Not joined at the end: receiving may block if the call it was to receive is gone, until the next one.
         thread::Builder::new().name(name).spawn(move || serving.run(&stopped))?;
-        Ok(Self { stop })
+        Ok(Self { stop, journal: memory })
+    }
+
+    /// What [`Journal::adopt`] takes, to be kept beside the notify fd before the program runs.
+    pub fn journal(&self) -> BorrowedFd<'_> {
+        self.journal.as_fd()
     }
 }
 
@@ -54,30 +67,16 @@ impl Drop for Broker {
 
 struct Serving {
     notify: OwnedFd,
+    journal: Journal,
     decide: Decide,
     tell: Tell,
 }
 
-/// What was done to put a listener in place.
-struct Placed {
-    unset_options: Vec<&'static str>,
-    moved_registrations: usize,
-    holder: Holder,
-}
-
-/// Why a graft was given up; the call continues.
-#[derive(Debug, thiserror::Error)]
-enum GraftError {
-    #[error("the listener: {0}")]
-    Listen(String),
-    #[error("the program's descriptor can't be looked at: {0}")]
-    Look(io::Error),
-    #[error("the program doesn't take the listener: {0}")]
-    Place(io::Error),
-}
-
 impl Serving {
     fn run(&mut self, stop: &OwnedFd) {
+        if let Some(call) = self.journal.open_call() {
+            self.serve(&call);
+        }
         loop {
             let mut fds = [self.notify.as_fd(), stop.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
             match poll(&mut fds, PollTimeout::NONE) {
@@ -99,68 +98,96 @@ impl Serving {
 
     fn serve_one(&mut self) {
         // ENOENT: its caller was killed. EINTR: again, by poll.
-        let Ok(notification) = seccomp::receive(self.notify.as_fd()) else { return };
-        let answer = self.handle(&notification);
-        // ENOENT: its caller was killed meanwhile, and needs no answer.
-        let _ = seccomp::answer(self.notify.as_fd(), notification.id, answer);
+        if let Ok(call) = seccomp::receive(self.notify.as_fd(), self.journal.record()) {
+            self.serve(&call);
+        }
     }
 
-    fn handle(&mut self, notification: &Notification) -> Answer {
-        if i64::from(notification.system_call) != libc::SYS_listen {
+    fn serve(&mut self, call: &Notification) {
+        let answer = self.handle(call);
+        // ENOENT: its caller was killed meanwhile, or had its answer from a former broker.
+        let _ = seccomp::answer(self.notify.as_fd(), call.id, answer);
+        self.journal.close_call();
+    }
+
+    fn handle(&mut self, call: &Notification) -> Answer {
+        if i64::from(call.system_call) != libc::SYS_listen {
             return Answer::Continue;
         }
-        let trapped = match Trapped::look(notification) {
-            Ok(trapped) => trapped,
-            // The kernel says what is wrong with it better than we could.
-            Err(Unfit::NotTcp | Unfit::Unbound | Unfit::Connected | Unfit::Unreachable(_)) => return Answer::Continue,
-        };
-        // What was looked at by pid was the caller's only if it still waits.
-        if !seccomp::is_waiting(self.notify.as_fd(), notification.id) {
+        let target = Target::look(call);
+        // What was looked at by pid was the caller's only if it still waits. Nobody hears this answer.
+        if !seccomp::is_waiting(self.notify.as_fd(), call.id) {
             return Answer::Continue;
         }
+        match target {
+            Ok(Target::Tcp(trapped)) => self.decide(call.id, trapped),
+            Ok(Target::Unix) => Answer::Continue,
+            Ok(Target::Other(socket, backlog)) => listen(socket.as_fd(), backlog),
+            Err(error) => failure(&error),
+        }
+    }
+
+    fn decide(&mut self, id: u64, trapped: Trapped) -> Answer {
         match (self.decide)(&trapped) {
-            Verdict::Leave => Answer::Continue,
-            Verdict::Ours => Answer::Success,
+            Verdict::Leave => listen(trapped.socket(), trapped.backlog()),
+            Verdict::Ours => self.resume(id, &trapped),
+            Verdict::Refuse if trapped.state() == State::Connected => Answer::Failure(libc::EINVAL),
             Verdict::Refuse => Answer::Failure(libc::EPERM),
-            Verdict::Graft(Listener { socket, listen }) => self.graft(notification.id, trapped, &socket, listen),
-            Verdict::Share(socket) => self.graft(notification.id, trapped, &socket, Box::new(|_| Ok(()))),
+            Verdict::Graft(Listener { socket, listen: join }) => {
+                // What the kernel says to this is what the program is told, whatever becomes of the graft.
+                match listen(trapped.socket(), trapped.backlog()) {
+                    Answer::Success => self.graft(id, trapped, &socket, join),
+                    refused => refused,
+                }
+            }
+            Verdict::Share(socket) => self.graft(id, trapped, &socket, Box::new(|_, _| Ok(()))),
         }
     }
 
-    fn graft(&mut self, id: u64, trapped: Trapped, socket: &OwnedFd, listen: Listen) -> Answer {
-        let address = trapped.address();
-        match self.place(id, &trapped, socket.as_fd(), listen) {
+    fn graft(&mut self, id: u64, trapped: Trapped, listener: &OwnedFd, join: Listen) -> Answer {
+        let call = Call { notify: self.notify.as_fd(), id };
+        match place::place(call, &trapped, listener.as_fd(), join) {
             Ok(placed) => {
-                let Placed { unset_options, moved_registrations, holder } = placed;
-                let backlog = trapped.backlog();
-                let original = trapped.into_socket();
-                let grafted = Grafted { address, original, holder, backlog, unset_options, moved_registrations };
-                (self.tell)(Report::Grafted(grafted));
+                let (address, backlog) = (trapped.address(), trapped.backlog());
+                self.tell_grafted(address, trapped.into_socket(), backlog, placed);
                 Answer::Success
             }
             Err(error) => {
-                (self.tell)(Report::NotGrafted { address, reason: error.to_string() });
-                Answer::Continue
+                (self.tell)(Report::NotGrafted { address: trapped.address(), reason: error.to_string() });
+                listen(trapped.socket(), trapped.backlog())
             }
         }
     }
 
-    /// The listener, with the program's options, listens and is at the program's descriptor; or nothing has changed.
-    fn place(&self, id: u64, trapped: &Trapped, socket: BorrowedFd<'_>, listen: Listen) -> Result<Placed, GraftError> {
-        let cloexec = trapped.process.is_cloexec(trapped.number).map_err(GraftError::Look)?;
-        let cookie = SockRef::from(&socket).cookie().map_err(GraftError::Look)?;
-        let unset_options = options::replay(trapped.socket(), socket);
-        listen(trapped.backlog()).map_err(GraftError::Listen)?;
-        // From here on the listener may have connections, and the program has it.
-        seccomp::replace(self.notify.as_fd(), id, socket, trapped.number, cloexec).map_err(GraftError::Place)?;
-        let moved_registrations = match epoll::move_registrations(trapped, socket) {
-            Ok(moved) => moved,
-            Err(error) => {
-                // The program would never hear of a connection: it gets its own socket back.
-                let _ = seccomp::replace(self.notify.as_fd(), id, trapped.socket(), trapped.number, cloexec);
-                return Err(GraftError::Look(error));
-            }
+    /// The program has its listener: it calls again, or a former broker could not tell it that the call is done.
+    fn resume(&mut self, id: u64, trapped: &Trapped) -> Answer {
+        let Some(original) = self.journal.take_original() else { return Answer::Success };
+        let Some(address) = SockRef::from(&original).local_addr().ok().and_then(|address| address.as_socket()) else {
+            return Answer::Success;
         };
-        Ok(Placed { unset_options, moved_registrations, holder: trapped.process.holds(trapped.number, cookie) })
+        let call = Call { notify: self.notify.as_fd(), id };
+        match place::settle(call, trapped, original.as_fd(), trapped.socket()) {
+            Ok(placed) => self.tell_grafted(address, original, trapped.backlog(), placed),
+            Err(error) => (self.tell)(Report::NotGrafted { address, reason: error.to_string() }),
+        }
+        Answer::Success
     }
+
+    fn tell_grafted(&mut self, address: SocketAddr, original: OwnedFd, backlog: i32, placed: Placed) {
+        let Placed { unset_options, moved_registrations, holder } = placed;
+        let grafted = Grafted { address, original, holder, backlog, unset_options, moved_registrations };
+        (self.tell)(Report::Grafted(grafted));
+    }
+}
+
+/// Carries the call out on the socket that was looked at, whatever is at the program's descriptor by now.
+fn listen(socket: BorrowedFd<'_>, backlog: i32) -> Answer {
+    match SockRef::from(&socket).listen(backlog) {
+        Ok(()) => Answer::Success,
+        Err(error) => failure(&error),
+    }
+}
+
+fn failure(error: &io::Error) -> Answer {
+    Answer::Failure(error.raw_os_error().unwrap_or(libc::EPERM))
 }

@@ -8,7 +8,7 @@ use std::{
 
 use nix::sys::stat::fstat;
 
-use super::{process::Process, trapped::Trapped};
+use super::process::Process;
 use crate::sys;
 
 /// Descriptors of the program that are looked at for an epoll instance.
@@ -23,17 +23,23 @@ struct Registration {
     inode: u64,
 }
 
-/// Moves them; returns how many there were. Call it after the listener is in place and before the program goes on.
+/// Moves them from `original` to `listener`, both known to the program as `number`; returns how many there were. Call it
+/// after the listener is in place and before the program goes on.
 ///
 /// # Errors
 /// What was moved by then is moved back.
-pub(super) fn move_registrations(trapped: &Trapped, listener: BorrowedFd<'_>) -> io::Result<usize> {
-    let found = find(&trapped.process, trapped.number, fstat(trapped.socket())?.st_ino)?;
+pub(super) fn move_registrations(
+    process: &Process,
+    number: RawFd,
+    original: BorrowedFd<'_>,
+    listener: BorrowedFd<'_>,
+) -> io::Result<usize> {
+    let found = find(process, number, fstat(original)?.st_ino)?;
     for (done, (instance, registration)) in found.iter().enumerate() {
-        if let Err(error) = exchange(instance.as_fd(), registration, trapped.socket(), listener) {
+        if let Err(error) = exchange(instance.as_fd(), registration, original, listener) {
             for (instance, registration) in &found[..done] {
                 // It has just worked the other way.
-                let _ = exchange(instance.as_fd(), registration, listener, trapped.socket());
+                let _ = exchange(instance.as_fd(), registration, listener, original);
             }
             return Err(error);
         }

@@ -6,24 +6,39 @@ use std::{
     path::PathBuf,
 };
 
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
+};
 use socket2::SockRef;
 
-/// The process of a thread. Valid while the thread waits for an answer: ask before believing anything of it.
+/// PIDFD_THREAD of <linux/pidfd.h> (Linux 6.9).
+const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
+
+/// A thread that called, and its process. Valid while the thread waits for an answer: ask before believing anything of it.
 #[derive(Debug)]
 pub(super) struct Process {
     pid: u32,
+    thread: u32,
     pidfd: OwnedFd,
 }
 
 impl Process {
-    /// The process that the thread `tid` belongs to; pidfd_open(2) takes only its first thread before 6.9.
-    pub(super) fn of_thread(tid: u32) -> io::Result<Self> {
-        let status = fs::read_to_string(format!("/proc/{tid}/status"))?;
+    /// The process of `thread`, seen as that thread sees it: it may have a descriptor table of its own, and the first
+    /// thread, the only one that pidfd_open(2) takes before 6.9, may have ended.
+    pub(super) fn of_thread(thread: u32) -> io::Result<Self> {
+        let status = fs::read_to_string(format!("/proc/{thread}/status"))?;
         let field = status.lines().find_map(|line| line.strip_prefix("Tgid:")).map(str::trim);
         let pid: u32 = field.and_then(|pid| pid.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
-        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { pid, pidfd: pidfd_open(raw, PidfdFlags::empty())? })
+        let open = |id: u32, flags| {
+            let id = i32::try_from(id).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
+            pidfd_open(id, flags)
+        };
+        let pidfd = match open(thread, PidfdFlags::from_bits_retain(PIDFD_THREAD)) {
+            Err(Errno::INVAL) => open(pid, PidfdFlags::empty())?,
+            opened => opened?,
+        };
+        Ok(Self { pid, thread, pidfd })
     }
 
     /// That it has a listener of this cookie at this number.
@@ -44,15 +59,15 @@ impl Process {
         Ok(flags & libc::O_CLOEXEC != 0)
     }
 
-    /// The lines of `/proc/PID/fdinfo/NUMBER`.
+    /// The lines of `/proc/TID/fdinfo/NUMBER`.
     pub(super) fn descriptor_info(&self, number: RawFd) -> io::Result<String> {
-        fs::read_to_string(format!("/proc/{}/fdinfo/{number}", self.pid))
+        fs::read_to_string(format!("/proc/{}/fdinfo/{number}", self.thread))
     }
 
     /// Its descriptors that are `kind` (what their links in /proc say), at most `bound` of all looked at.
     pub(super) fn descriptors_that_are(&self, kind: &str, bound: usize) -> io::Result<Vec<RawFd>> {
         let mut found = Vec::new();
-        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid))?.take(bound) {
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.thread))?.take(bound) {
             let entry = entry?;
             // One that was closed meanwhile is none.
             if fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == kind)

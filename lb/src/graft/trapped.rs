@@ -6,11 +6,20 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
 };
 
-use nix::sys::socket::{getsockopt, sockopt::SockType};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::process::Process;
 use crate::sys::{seccomp::Notification, sockopt};
+
+/// What a listen(2) is for.
+pub(super) enum Target {
+    /// A TCP socket, or an MPTCP one, of IPv4 or IPv6.
+    Tcp(Trapped),
+    /// A unix socket, which remembers who called (SO_PEERCRED): nobody can call listen(2) on its behalf.
+    Unix,
+    /// A socket of another kind, and the backlog.
+    Other(OwnedFd, i32),
+}
 
 /// A listening socket to be, in the program's hands.
 #[derive(Debug)]
@@ -19,53 +28,60 @@ pub struct Trapped {
     pub(super) number: RawFd,
     socket: OwnedFd,
     address: SocketAddr,
+    state: State,
     v6only: bool,
     cookie: u64,
     backlog: i32,
     is_here: bool,
-    is_listening: bool,
 }
 
-/// Why a call is none of ours.
-#[derive(Debug, thiserror::Error)]
-pub enum Unfit {
-    /// The process, or its descriptor, could not be got.
-    #[error("the program's socket can't be looked at")]
-    Unreachable(#[from] io::Error),
-    /// Not a TCP socket, nor an MPTCP one, of IPv4 or IPv6.
-    #[error("the socket is not a TCP one")]
-    NotTcp,
-    /// listen(2) will choose a port, or fail.
-    #[error("the socket is not bound to a port")]
+/// What listen(2) finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It will choose a port.
     Unbound,
-    /// listen(2) will fail.
-    #[error("the socket is connected")]
+    /// It will listen at its address.
+    Bound,
+    /// It will fail.
     Connected,
+    /// It listens already.
+    Listening,
 }
 
-impl Trapped {
-    pub(super) fn look(notification: &Notification) -> Result<Self, Unfit> {
+impl Target {
+    /// # Errors
+    /// What the kernel would say to the caller: EBADF, ENOTSOCK; or why the descriptor can't be looked at.
+    pub(super) fn look(notification: &Notification) -> io::Result<Self> {
         // The kernel takes both as int.
         let (number, backlog) = (notification.args[0] as RawFd, notification.args[1] as i32);
         let process = Process::of_thread(notification.pid)?;
         let socket = process.descriptor(number)?;
         let at = SockRef::from(&socket);
-        let protocol = at.protocol().map_err(|_| Unfit::NotTcp)?;
-        let is_stream = getsockopt(&socket, SockType).is_ok_and(|kind| kind == nix::sys::socket::SockType::Stream);
-        if !is_stream || !matches!(protocol, Some(Protocol::TCP | Protocol::MPTCP)) {
-            return Err(Unfit::NotTcp);
+        let (domain, is_stream) = (at.domain()?, at.r#type()? == Type::STREAM);
+        let is_ip = matches!(domain, Domain::IPV4 | Domain::IPV6);
+        if domain == Domain::UNIX {
+            Ok(Self::Unix)
+        } else if is_ip && is_stream && matches!(at.protocol()?, Some(Protocol::TCP | Protocol::MPTCP)) {
+            Trapped::look(process, number, socket, backlog).map(Self::Tcp)
+        } else {
+            Ok(Self::Other(socket, backlog))
         }
-        let address = at.local_addr()?.as_socket().ok_or(Unfit::NotTcp)?;
-        if address.port() == 0 {
-            return Err(Unfit::Unbound);
-        }
-        if at.peer_addr().is_ok() {
-            return Err(Unfit::Connected);
-        }
+    }
+}
+
+impl Trapped {
+    fn look(process: Process, number: RawFd, socket: OwnedFd, backlog: i32) -> io::Result<Self> {
+        let at = SockRef::from(&socket);
+        let address = at.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+        let state = match (at.is_listener()?, at.peer_addr().is_ok(), address.port()) {
+            (true, ..) => State::Listening,
+            (_, true, _) => State::Connected,
+            (_, _, 0) => State::Unbound,
+            _ => State::Bound,
+        };
         let v6only = address.is_ipv6() && at.only_v6()?;
-        let (cookie, is_listening) = (at.cookie()?, at.is_listener()?);
         let is_here = sockopt::netns_cookie(socket.as_fd())? == own_netns_cookie()?;
-        Ok(Self { process, number, socket, address, v6only, cookie, backlog, is_here, is_listening })
+        Ok(Self { process, number, address, state, v6only, cookie: at.cookie()?, backlog, is_here, socket })
     }
 
     /// What it is bound to, in the program's network namespace.
@@ -89,9 +105,9 @@ impl Trapped {
         self.is_here
     }
 
-    /// It listens already.
-    pub fn is_listening(&self) -> bool {
-        self.is_listening
+    /// What listen(2) finds.
+    pub fn state(&self) -> State {
+        self.state
     }
 
     /// What the program asked for.

@@ -3,6 +3,7 @@
 use std::{
     io, mem,
     os::fd::{AsRawFd, BorrowedFd, RawFd},
+    ptr::{self, NonNull},
 };
 
 /// A system call that waits for an answer.
@@ -26,18 +27,64 @@ pub(crate) enum Answer {
     Continue,
 }
 
-/// The next notification. Blocks until there is one, whatever O_NONBLOCK says: poll first.
+/// Memory of a file that holds one notification, or zeros. The kernel itself writes it there: a process that is killed
+/// in the system call that receives leaves it in the file, or leaves it to be received again.
+#[derive(Debug)]
+pub(crate) struct Record {
+    at: NonNull<libc::seccomp_notif>,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and only the owner of the record reads and writes it.
+unsafe impl Send for Record {}
+
+impl Record {
+    /// Bytes that the file must have.
+    pub(crate) const LEN: usize = size_of::<libc::seccomp_notif>();
+
+    /// Maps the beginning of `file`.
+    pub(crate) fn map(file: BorrowedFd<'_>) -> io::Result<Self> {
+        let (protection, fd) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
+        // SAFETY: a new mapping at an address of the kernel's choice; nothing of ours is replaced.
+        let start = unsafe { libc::mmap(ptr::null_mut(), Self::LEN, protection, libc::MAP_SHARED, fd, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let at = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mmap gave address 0"))?;
+        Ok(Self { at })
+    }
+
+    /// What is there.
+    pub(crate) fn read(&self) -> Option<Notification> {
+        // SAFETY: mapped, aligned to a page, and integers of any value are valid. Volatile: others have the file.
+        let libc::seccomp_notif { id, pid, data, .. } = unsafe { self.at.read_volatile() };
+        (id != 0).then_some(Notification { id, pid, system_call: data.nr, args: data.args })
+    }
+
+    /// Nothing is there any more; the kernel wants zeros before it writes.
+    pub(crate) fn clear(&self) {
+        // SAFETY: integers only, for which zeros are valid.
+        let nothing: libc::seccomp_notif = unsafe { mem::zeroed() };
+        // SAFETY: mapped and aligned, as in `read`.
+        unsafe { self.at.write_volatile(nothing) };
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `map`, to which no reference exists.
+        unsafe { libc::munmap(self.at.as_ptr().cast(), Self::LEN) };
+    }
+}
+
+/// The next notification, which is in the record then. Blocks until there is one, whatever O_NONBLOCK says: poll first.
 ///
 /// # Errors
-/// ENOENT when the caller was killed meanwhile, EINTR on a signal.
-pub(crate) fn receive(notify: BorrowedFd<'_>) -> io::Result<Notification> {
-    // SAFETY: integers only, for which zeros are valid; the kernel wants them so.
-    let mut notification: libc::seccomp_notif = unsafe { mem::zeroed() };
-    let argument = (&raw mut notification).cast::<libc::c_void>();
-    // SAFETY: the request's number holds the size of `seccomp_notif`, which the kernel writes.
+/// ENOENT when the caller was killed meanwhile, EINTR on a signal, EINVAL when the record is not clear.
+pub(crate) fn receive(notify: BorrowedFd<'_>, record: &Record) -> io::Result<Notification> {
+    let argument = record.at.as_ptr();
+    // SAFETY: the request's number holds the size of `seccomp_notif`, which is mapped and which the kernel writes.
     ioctl(unsafe { libc::ioctl(notify.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, argument) })?;
-    let libc::seccomp_notif { id, pid, data, .. } = notification;
-    Ok(Notification { id, pid, system_call: data.nr, args: data.args })
+    record.read().ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Whether the caller still waits: only then is what was read of it by its pid its own.

@@ -1,9 +1,16 @@
 //! What the holder has of shards whose listen(2) is trapped: by which names, and how a new agent takes it up. Owns the
 //! names.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
 
+use sherd_lb::graft::Journal;
 use sherd_topology::plan::{GroupName, SlotId};
+
+use socket2::SockRef;
 
 use super::{DirectRun, Generation, Graft};
 use crate::{
@@ -12,62 +19,115 @@ use crate::{
     spec::ContainerPort,
 };
 
+/// What a descriptor is to its shard.
+#[derive(Clone, Copy)]
+enum Part {
+    /// Where its calls come from.
+    Notify,
+    /// The journal of the broker that answers them.
+    Call,
+    /// The program's socket of the call that was answered last, or was about to be.
+    Original,
+    Inner(ContainerPort),
+}
+
+/// All that is held of one shard.
+#[derive(Default)]
+struct Held {
+    notify: Option<OwnedFd>,
+    call: Option<OwnedFd>,
+    original: Option<OwnedFd>,
+    inner: Vec<(ContainerPort, OwnedFd)>,
+}
+
 impl Reconciler {
     /// Takes up what the holder has of shards whose listen(2) is trapped; what is of none, or of a slot's former shard, is
     /// let go.
     pub(in crate::reconcile) fn adopt_direct(&mut self) {
         let named = self.keeper.names().into_iter();
-        let held: Vec<_> = named.filter_map(|name| parse_name(&name).map(|parsed| (name, parsed))).collect();
+        let names: Vec<_> = named.filter_map(|name| parse_name(&name).map(|parsed| (name, parsed))).collect();
         let mut newest: BTreeMap<ShardKey, Generation> = BTreeMap::new();
-        for (_, (key, generation, _)) in &held {
+        for (_, (key, generation, _)) in &names {
             let newest = newest.entry(key.clone()).or_default();
             *newest = (*newest).max(*generation);
         }
-        for (name, (key, generation, port)) in held {
+        let mut shards: BTreeMap<ShardKey, Held> = BTreeMap::new();
+        for (name, (key, generation, part)) in names {
             let known = self.groups.get(&key.group).is_some_and(|group| group.slots.contains_key(&key.slot));
-            let descriptor = self.keeper.take(&name).filter(|_| known && newest[&key] == generation);
-            match descriptor {
+            match self.keeper.take(&name).filter(|_| known && newest[&key] == generation) {
                 Some(descriptor) => {
                     self.keeper.note_known(&name);
-                    self.adopt_descriptor(&key, generation, port, descriptor);
+                    shards.entry(key).or_default().take(part, descriptor);
                 }
                 None => self.keeper.remove(&name),
             }
         }
+        for (key, held) in shards {
+            if let Err(error) = self.adopt_held(&key, newest[&key], held) {
+                tracing::error!(shard = %key, "its listen(2) calls can't be answered: {error}");
+            }
+        }
     }
 
-    fn adopt_descriptor(
+    fn adopt_held(&mut self, key: &ShardKey, generation: Generation, held: Held) -> io::Result<()> {
+        let Held { notify, call, original, mut inner } = held;
+        let mut journal = call.map_or_else(Journal::new, Journal::adopt)?;
+        let waits = notify.as_ref().is_some_and(|notify| journal.is_open(notify));
+        match original {
+            Some(original) if waits => journal = journal.with_original(original),
+            Some(original) => {
+                inner.extend(self.adopt_answered(key, generation, original, &inner));
+                self.keeper.remove(&original_name(key, generation));
+            }
+            None => {}
+        }
+        let broker = match notify {
+            Some(notify) => Some((self.spawn_broker(key, generation, &notify, journal)?, notify)),
+            None => None,
+        };
+        let Some(group) = self.groups.get_mut(&key.group) else { return Ok(()) };
+        let graft = |(container, original)| Graft { container, key: group.fronts.new_key(), original, holder: None };
+        let grafts = inner.into_iter().map(graft).collect();
+        if let Some(slot) = group.slots.get_mut(&key.slot) {
+            slot.direct = Some(DirectRun { generation, broker, reason: None, grafts });
+        }
+        Ok(())
+    }
+
+    /// The former agent was killed between answering the program and keeping its socket as an inner door.
+    fn adopt_answered(
         &mut self,
         key: &ShardKey,
         generation: Generation,
-        port: Option<ContainerPort>,
-        descriptor: OwnedFd,
-    ) {
-        let broker = match port {
-            Some(_) => None,
-            None => match self.spawn_broker(key, generation, &descriptor) {
-                Ok(broker) => Some(broker),
-                Err(error) => return tracing::error!(shard = %key, "its listen(2) calls can't be answered: {error}"),
-            },
-        };
-        let Some(group) = self.groups.get_mut(&key.group) else { return };
-        let inner = port.map(|container| (container, group.fronts.new_key()));
-        let Some(slot) = group.slots.get_mut(&key.slot) else { return };
-        let empty = || DirectRun { generation, broker: None, reason: None, grafts: Vec::new() };
-        let direct = slot.direct.get_or_insert_with(empty);
-        match (broker, inner) {
-            (Some(broker), _) => direct.broker = Some((broker, descriptor)),
-            (None, Some((container, key))) => {
-                direct.grafts.push(Graft { container, key, original: descriptor, holder: None });
-            }
-            (None, None) => {}
+        original: OwnedFd,
+        inner: &[(ContainerPort, OwnedFd)],
+    ) -> Option<(ContainerPort, OwnedFd)> {
+        let container = ContainerPort(SockRef::from(&original).local_addr().ok()?.as_socket()?.port());
+        let fronts = &self.groups.get(&key.group)?.fronts;
+        // Without a listener in its place the socket is the program's.
+        let is_replaced = fronts.direct_targets(key.slot).iter().any(|(port, _)| *port == container);
+        if !is_replaced || inner.iter().any(|(port, _)| *port == container) {
+            return None;
+        }
+        self.keeper.put(&inner_name(key, generation, container), original.as_fd());
+        Some((container, original))
+    }
+}
+
+impl Held {
+    fn take(&mut self, part: Part, descriptor: OwnedFd) {
+        match part {
+            Part::Notify => self.notify = Some(descriptor),
+            Part::Call => self.call = Some(descriptor),
+            Part::Original => self.original = Some(descriptor),
+            Part::Inner(container) => self.inner.push((container, descriptor)),
         }
     }
 }
 
 /// Lets go of everything of a group's shards.
 pub(in crate::reconcile) fn forget_group(keeper: &mut Keeper, group: &GroupName) {
-    for kind in ["notify", "inner"] {
+    for kind in ["notify", "call", "original", "inner"] {
         keeper.remove_prefix(&format!("{kind}/{group}/"));
     }
 }
@@ -76,18 +136,29 @@ pub(super) fn notify_name(key: &ShardKey, generation: Generation) -> String {
     format!("notify/{}/{}/{generation}", key.group, key.slot)
 }
 
+pub(super) fn call_name(key: &ShardKey, generation: Generation) -> String {
+    format!("call/{}/{}/{generation}", key.group, key.slot)
+}
+
+pub(super) fn original_name(key: &ShardKey, generation: Generation) -> String {
+    format!("original/{}/{}/{generation}", key.group, key.slot)
+}
+
 pub(super) fn inner_name(key: &ShardKey, generation: Generation, container: ContainerPort) -> String {
     format!("inner/{}/{}/{generation}/{}", key.group, key.slot, container.0)
 }
 
-/// The shard, and the container port of an inner door.
-fn parse_name(name: &str) -> Option<(ShardKey, Generation, Option<ContainerPort>)> {
+fn parse_name(name: &str) -> Option<(ShardKey, Generation, Part)> {
     let parts: Vec<&str> = name.split('/').collect();
-    let (group, slot, generation, port) = match parts.as_slice() {
-        ["notify", group, slot, generation] => (group, slot, generation, None),
-        ["inner", group, slot, generation, port] => (group, slot, generation, Some(ContainerPort(port.parse().ok()?))),
+    let (group, slot, generation, part) = match parts.as_slice() {
+        ["notify", group, slot, generation] => (group, slot, generation, Part::Notify),
+        ["call", group, slot, generation] => (group, slot, generation, Part::Call),
+        ["original", group, slot, generation] => (group, slot, generation, Part::Original),
+        ["inner", group, slot, generation, port] => {
+            (group, slot, generation, Part::Inner(ContainerPort(port.parse().ok()?)))
+        }
         _ => return None,
     };
     let key = ShardKey { group: group.parse::<GroupName>().ok()?, slot: SlotId(slot.parse().ok()?) };
-    Some((key, generation.parse().ok()?, port))
+    Some((key, generation.parse().ok()?, part))
 }

@@ -2,15 +2,15 @@
 
 use std::{
     net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::mpsc::{SyncSender, sync_channel},
     time::Duration,
 };
 
-use sherd_lb::graft::{Holder, Listener, Trapped, Verdict};
+use sherd_lb::graft::{Holder, Listener, State, Trapped, Verdict};
 use tokio::sync::mpsc;
 
-use super::Generation;
+use super::{Generation, held::original_name};
 use crate::{
     fault,
     reconcile::{Reconciler, message::Message, publish::ProgramFamily},
@@ -36,6 +36,8 @@ pub(in crate::reconcile) struct ListenerJoin {
     /// The published address.
     pub(super) address: SocketAddr,
     pub(super) socket: OwnedFd,
+    /// The program's own socket, in whose place it comes.
+    pub(super) original: OwnedFd,
     pub(super) backlog: i32,
     pub(super) reply: SyncSender<Result<(), String>>,
 }
@@ -47,10 +49,14 @@ pub(super) fn ask(
     generation: Generation,
     trapped: &Trapped,
 ) -> Verdict {
+    fault::point("listen.called");
     if trapped.is_here() {
         // A container's sockets are in its own namespace, but for what we gave it. A listener may be told so twice;
         // what was accepted from it, and disconnected, must not become one, however busy the loop is.
-        return if trapped.is_listening() { Verdict::Ours } else { Verdict::Refuse };
+        return if trapped.state() == State::Listening { Verdict::Ours } else { Verdict::Refuse };
+    }
+    if matches!(trapped.state(), State::Unbound | State::Connected) {
+        return Verdict::Leave;
     }
     let (reply, answer) = sync_channel(1);
     let call = ListenCall { address: trapped.address(), v6only: trapped.is_v6only(), cookie: trapped.cookie(), reply };
@@ -107,7 +113,7 @@ impl Reconciler {
         let cell = front.cells().and_then(|cells| cells.number(index));
         let cells = self.cells.as_deref();
         let socket = self.means.listener(&self.settings.instance, address, v6only, cells, cell)?;
-        self.graft(key, address, socket)
+        self.graft(key, generation, address, socket)
     }
 
     /// The front that the program's socket fits; one for IPv4 is opened where the program takes nothing else.
@@ -123,19 +129,33 @@ impl Reconciler {
         Ok(opened)
     }
 
-    fn graft(&self, key: &ShardKey, address: SocketAddr, socket: OwnedFd) -> Result<Verdict, String> {
+    fn graft(
+        &self,
+        key: &ShardKey,
+        generation: Generation,
+        address: SocketAddr,
+        socket: OwnedFd,
+    ) -> Result<Verdict, String> {
         let copy = socket.try_clone().map_err(|error| error.to_string())?;
         let (outbox, key) = (self.outbox.clone(), key.clone());
-        let listen = move |backlog| {
+        let listen = move |backlog, original: BorrowedFd<'_>| {
             let (reply, answer) = sync_channel(1);
-            let join = ListenerJoin { address, socket: copy, backlog, reply };
-            outbox.send(Message::ListenerJoins { key, join }).map_err(|_| "the agent ends".to_owned())?;
+            let original = original.try_clone_to_owned().map_err(|error| error.to_string())?;
+            let join = ListenerJoin { address, socket: copy, original, backlog, reply };
+            outbox.send(Message::ListenerJoins { key, generation, join }).map_err(|_| "the agent ends".to_owned())?;
             answer.recv_timeout(DECISION_TIMEOUT).unwrap_or_else(|_| Err("the agent does not answer".to_owned()))
         };
         Ok(Verdict::Graft(Listener { socket, listen: Box::new(listen) }))
     }
 
-    pub(in crate::reconcile) fn on_listener_joins(&mut self, key: &ShardKey, join: &ListenerJoin) {
+    pub(in crate::reconcile) fn on_listener_joins(
+        &mut self,
+        key: &ShardKey,
+        generation: Generation,
+        join: &ListenerJoin,
+    ) {
+        // The next agent can't get it from the program any more once the listener is in its place.
+        self.keeper.put(&original_name(key, generation), join.original.as_fd());
         let group = self.groups.get_mut(&key.group);
         let joined = match group.and_then(|group| group.fronts.front_at_mut(join.address)) {
             Some(front) => {

@@ -4,6 +4,7 @@
 #[path = "../shim/broker.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod broker;
+mod exchange;
 mod programs;
 mod rig;
 mod storm;

@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     process::Command,
     sync::{Arc, Mutex, PoisonError, mpsc},
     time::Duration,
@@ -11,7 +11,7 @@ use std::{
 
 use sherd_lb::{
     front::{Front, FrontConfig, Path},
-    graft::{Broker, Grafted, Holder, Listener, Report, Trapped, Verdict, is_notify_fd},
+    graft::{Broker, Grafted, Holder, Journal, Listener, Report, State, Trapped, Verdict, is_notify_fd},
     table::{Policy, SlotIndex, SteeringTable},
 };
 use sherd_testkit::eventually;
@@ -58,6 +58,7 @@ impl Rig {
         let broker = Broker::spawn(
             "graft-test".into(),
             notify,
+            Journal::new().expect("memory"),
             Box::new(move |trapped| decide(&deciding, *held.lock().unwrap_or_else(PoisonError::into_inner), trapped)),
             Box::new(move |report| {
                 if let Report::Grafted(grafted) = &report {
@@ -109,7 +110,7 @@ fn decide(front: &Arc<Mutex<Front>>, holder: Option<Holder>, trapped: &Trapped) 
     if locked.direct_cookie(SLOT) == Some(trapped.cookie()) {
         return Verdict::Ours;
     }
-    if trapped.is_here() && !trapped.is_listening() && trapped.address() == locked.address() {
+    if trapped.is_here() && trapped.state() != State::Listening && trapped.address() == locked.address() {
         return Verdict::Refuse;
     }
     if trapped.address().port() != INNER {
@@ -124,7 +125,7 @@ fn decide(front: &Arc<Mutex<Front>>, holder: Option<Holder>, trapped: &Trapped) 
     let joining = Arc::clone(front);
     let socket = bound(address);
     let copy = socket.try_clone().expect("a descriptor");
-    let listen = move |backlog| {
+    let listen = move |backlog, _: BorrowedFd<'_>| {
         let mut front = joining.lock().unwrap_or_else(PoisonError::into_inner);
         front.join_direct(SLOT, copy.as_fd(), backlog).map_err(|error| error.to_string())
     };

@@ -47,7 +47,9 @@ func main() {
 		}
 	}()
 	for turn := 0; turn < turns; turn++ {
-		listener, err := net.Listen("tcp4", "127.0.0.1:9000")
+		// Each at an address of its own: the former inner socket may still listen.
+		address := fmt.Sprintf("127.%d.%d.%d:9000", turn/62500, turn/250%250, 1+turn%250)
+		listener, err := net.Listen("tcp4", address)
 		if err != nil {
 			fmt.Println(turn, err)
 			os.Exit(1)
