@@ -433,6 +433,16 @@ static __always_inline void forbid(struct mask *mask, __u32 slot)
 		mask->word[i] &= ~((__u64)(i == slot >> 6) << (slot & 63));
 }
 
+/* A connection of our own is load as any other, because its end is counted too. */
+static __always_inline void count_forced(const struct state *s, __u32 index)
+{
+	/* Relayed slots' listeners, the anchor, and then those that shards hold. */
+	struct cell *cell = cell_of(s->cell_base, index > s->max_slots ? index - s->max_slots - 1 : index);
+
+	if (cell)
+		__sync_fetch_and_add(&cell->picked, 1);
+}
+
 /* A connection is the slot's from here on. One that was established elsewhere stays on the cell of its listener. */
 static __always_inline void count_pick(const struct state *s, __u32 slot, const struct flow *flow, int migrates)
 {
@@ -506,8 +516,13 @@ int steer(struct sk_reuseport_md *md)
 	else if (read_packet(md, &flow))
 		t->unread += 1; /* still steered: by a hash of nothing */
 	index = migrating ? NULL : forced_index(s, &flow);
-	if (index) /* there or nowhere: elsewhere it would say something about another slot */
-		return select_index(md, *index) ? SK_DROP : SK_PASS;
+	if (index) { /* there or nowhere: elsewhere it would say something about another slot */
+		if (select_index(md, *index))
+			return SK_DROP;
+		if (flow.is_new)
+			count_forced(s, *index);
+		return SK_PASS;
+	}
 	choose_consistently(s, &flow, &choice);
 	if (select_slot(md, s, &choice, t, &flow, migrating != NULL)) {
 		t->migrated += migrating != NULL;

@@ -13,5 +13,6 @@ pub mod pinning;
 pub mod ready;
 pub mod relay;
 pub mod sockdiag;
+pub mod stall;
 mod sys;
 pub mod table;

@@ -49,6 +49,26 @@ impl Front {
         joined
     }
 
+    /// What waits in the queue of the slot's direct listener, which is out of service, goes to other slots; then it listens
+    /// and is in the array again, as if nothing had been. `socket` is a copy of it: its shard never sees a listener that is
+    /// dead, unless it looks in the microseconds in between (accept(2) says EINVAL then).
+    ///
+    /// # Errors
+    /// As [`join_direct`](Self::join_direct); then it doesn't listen.
+    pub fn move_queue(&mut self, slot: SlotIndex, socket: BorrowedFd<'_>, backlog: i32) -> Result<(), SlotError> {
+        let steer = |source| SlotError::Steer { slot, source };
+        let ours = self.members(socket)?;
+        listener::stop(socket);
+        let listens = listener::listen(socket, self.address, backlog).map_err(SlotError::from);
+        let joined = listens
+            .and_then(|()| listener::check_joined(self.address, self.anchor.as_fd(), socket, &ours))
+            .and_then(|()| self.steering.ebpf().and_then(|ebpf| ebpf.enter_direct(slot, socket)).map_err(steer));
+        if joined.is_err() {
+            listener::stop(socket);
+        }
+        joined
+    }
+
     /// Takes the slot's direct listener out of the array. What is queued stays with its shard.
     ///
     /// # Errors

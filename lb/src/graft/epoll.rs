@@ -8,11 +8,8 @@ use std::{
 
 use nix::sys::stat::fstat;
 
-use super::process::Process;
+use super::process::{MAX_LOOKED_AT, Process};
 use crate::sys;
-
-/// Descriptors of the program that are looked at for an epoll instance.
-const MAX_LOOKED_AT: usize = 16_384;
 
 /// One line of an epoll instance's fdinfo, proc_pid_fdinfo(5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,6 +15,9 @@ use socket2::SockRef;
 /// PIDFD_THREAD of <linux/pidfd.h> (Linux 6.9).
 const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
 
+/// Descriptors of a process that are looked at to find one.
+pub(super) const MAX_LOOKED_AT: usize = 16_384;
+
 /// A thread that called, and its process. Valid while the thread waits for an answer: ask before believing anything of it.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -92,6 +95,17 @@ impl Holder {
     /// Whether both have one listener, wherever each has it.
     pub fn is_same_listener(&self, other: &Self) -> bool {
         self.cookie == other.cookie
+    }
+
+    /// The listener of this inode in one of these processes, wherever it was dup'ed, forked or passed to.
+    pub fn find(pids: impl IntoIterator<Item = u32>, inode: u32) -> Option<Self> {
+        let kind = format!("socket:[{inode}]");
+        pids.into_iter().find_map(|pid| {
+            let process = Process::of_thread(pid).ok()?;
+            let number = *process.descriptors_that_are(&kind, MAX_LOOKED_AT).ok()?.first()?;
+            let cookie = SockRef::from(&process.descriptor(number).ok()?).cookie().ok()?;
+            Some(Self { pid, number, cookie })
+        })
     }
 
     /// The listener, if that process still has it there. The copy must not be kept: while there is one, the listener

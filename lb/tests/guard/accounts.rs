@@ -12,6 +12,7 @@ use std::{
 use sherd_lb::{
     cells::{CellReading, Cells, SlotCells},
     front::{Front, FrontConfig, Path},
+    graft::Holder,
     guard::{Guard, Maker, Operation},
     sockdiag,
     table::{Policy, SlotIndex, SteeringTable},
@@ -175,5 +176,34 @@ fn a_listener_that_the_agent_did_not_mark_is_contained() {
             SockRef::from(&listener).listen(16).expect("it is bound");
             assert_eq!(reaches(local_address(listener.as_fd())), expected);
         }
+    });
+}
+
+#[test]
+fn a_standing_queue_moves_and_its_listener_lives_on() {
+    alone("a_standing_queue_moves_and_its_listener_lives_on", || {
+        let mut published = Published::new("127.0.0.1:0".parse().expect("an address"));
+        let other = SlotIndex(2);
+        published.front.add_slot(other).expect("the address is ours");
+        let table = SteeringTable::flat(Policy::Connection, [SLOT, other]);
+        published.front.set_table(&table).expect("a good table");
+        let address = published.front.address();
+        let clients: Vec<TcpStream> = (0..60).map(|_| TcpStream::connect(address).expect("it listens")).collect();
+        let found =
+            Holder::find([std::process::id()], sockdiag::inode(published.listener.as_fd()).expect("it is open"));
+        let copy = found.expect("this process has it").listener().expect("it is still there");
+        published.front.set_in(other, true).expect("it has a listener");
+        published.front.set_in(SLOT, false).expect("out is always possible");
+        published.front.move_queue(SLOT, copy.as_fd(), 64).expect("it joins again");
+        drop(copy);
+        assert_eq!(published.front.queue_len(Some(other)).expect("it listens"), 60);
+        let accept = SockRef::from(&published.listener).accept();
+        assert_eq!(accept.expect_err("nobody waits").kind(), std::io::ErrorKind::WouldBlock);
+        // It is where it was before: in the group, in the array, marked.
+        published.front.set_in(other, false).expect("out is always possible");
+        published.front.set_in(SLOT, true).expect("it has a listener");
+        let (_client, _accepted) = connection(published.listener.as_fd());
+        assert_eq!(published.cells.contained(), 0);
+        drop(clients);
     });
 }

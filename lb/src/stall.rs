@@ -1,0 +1,228 @@
+//! Tells from the accept queue of its listener whether a shard has stopped accepting. Pure: samples and time come in,
+//! findings go out.
+
+use std::time::{Duration, Instant};
+
+/// How long a queue may stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StallBounds {
+    /// Before its shard counts as hung.
+    pub hung_after: Duration,
+    /// Before what is in it goes elsewhere.
+    pub move_after: Duration,
+}
+
+impl Default for StallBounds {
+    /// 60 ms, which with a sample every 20 ms has a hung shard out within 100 ms; 2 s.
+    fn default() -> Self {
+        Self { hung_after: Duration::from_millis(60), move_after: Duration::from_secs(2) }
+    }
+}
+
+/// A shard that comes back sooner than this was slow, not hung: it gets more time before the next finding.
+const SLOW: Duration = Duration::from_secs(1);
+/// The most that it gets.
+const MOST_PATIENCE: u32 = 16;
+/// It gets less again when nothing was found for so long.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
+
+/// What one look at a listener shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueSample {
+    /// Connections that wait to be accepted.
+    pub queued: u32,
+    /// Connections whose handshake was completed so far, these included.
+    pub established: u64,
+    /// Its threads had work and waited for a CPU most of the time since the last look: it can't be judged by that time.
+    pub starved: bool,
+}
+
+/// What has to be done about a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finding {
+    /// The shard doesn't accept: its slot goes out of service.
+    Hung,
+    /// It still doesn't: its queue is moved to other slots. From then on only a connection that comes later, and is
+    /// accepted, shows that the shard is back.
+    Move,
+    /// It accepts again, after this long.
+    Back(Duration),
+}
+
+/// A listener's accept queue over time.
+#[derive(Debug, Clone)]
+pub struct AcceptQueue {
+    bounds: StallBounds,
+    /// Times `hung_after`.
+    patience: u32,
+    last: Option<Look>,
+    /// Time in which the queue stood though the shard could have accepted.
+    standing: Duration,
+    hung: Option<Hung>,
+    last_finding: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    at: Instant,
+    accepted: i64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Hung {
+    since: Instant,
+    moved: bool,
+}
+
+impl AcceptQueue {
+    /// Nothing is known yet.
+    pub fn new(bounds: StallBounds) -> Self {
+        Self { bounds, patience: 1, last: None, standing: Duration::ZERO, hung: None, last_finding: None }
+    }
+
+    /// Whether the shard is taken to be hung.
+    pub fn is_hung(&self) -> bool {
+        self.hung.is_some()
+    }
+
+    /// Takes a sample in.
+    pub fn observe(&mut self, now: Instant, sample: QueueSample) -> Option<Finding> {
+        let accepted = sample.established.cast_signed() - i64::from(sample.queued);
+        let last = self.last.replace(Look { at: now, accepted })?;
+        let moves = accepted > last.accepted;
+        let finding = match self.hung {
+            Some(hung) => self.observe_hung(now, hung, moves, sample.queued),
+            None => self.observe_moving(now, now.duration_since(last.at), moves, sample),
+        };
+        if finding.is_some() {
+            self.last_finding = Some(now);
+        } else if self.patience > 1 && self.last_finding.is_none_or(|at| now.duration_since(at) >= FORGET_AFTER) {
+            (self.patience, self.last_finding) = (self.patience / 2, Some(now));
+        }
+        finding
+    }
+
+    fn observe_moving(&mut self, now: Instant, passed: Duration, moves: bool, sample: QueueSample) -> Option<Finding> {
+        if moves || sample.queued == 0 {
+            self.standing = Duration::ZERO;
+        } else if !sample.starved {
+            self.standing += passed;
+        }
+        if self.standing < self.bounds.hung_after * self.patience {
+            return None;
+        }
+        self.hung = Some(Hung { since: now, moved: false });
+        Some(Finding::Hung)
+    }
+
+    fn observe_hung(&mut self, now: Instant, hung: Hung, moves: bool, queued: u32) -> Option<Finding> {
+        let passed = now.duration_since(hung.since);
+        // A queue that was moved is empty without anything having been accepted.
+        if moves || (queued == 0 && !hung.moved) {
+            (self.hung, self.standing) = (None, Duration::ZERO);
+            if passed < SLOW {
+                self.patience = (self.patience * 2).min(MOST_PATIENCE);
+            }
+            return Some(Finding::Back(passed));
+        }
+        if hung.moved || passed < self.bounds.move_after {
+            return None;
+        }
+        self.hung = Some(Hung { moved: true, ..hung });
+        // What is moved was not accepted here: counting begins anew.
+        self.last = None;
+        Some(Finding::Move)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP_MS: u64 = 20;
+
+    /// Samples every 20 ms: (queued, established, starved); findings with the sample's number.
+    fn check(samples: impl IntoIterator<Item = (u32, u64, bool)>, expected: &[(usize, Finding)]) {
+        let (start, mut queue) = (Instant::now(), AcceptQueue::new(StallBounds::default()));
+        let at = |n: usize| start + Duration::from_millis(STEP_MS * n as u64);
+        let findings = samples.into_iter().enumerate().filter_map(|(n, (queued, established, starved))| {
+            queue.observe(at(n), QueueSample { queued, established, starved }).map(|finding| (n, finding))
+        });
+        assert_eq!(findings.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_queue_that_moves_is_none_of_a_hung_shard() {
+        check((0..500).map(|_| (0, 7, false)), &[]);
+        // Always full, and always one is accepted.
+        check((0..500).map(|n| (100, 100 + n, false)), &[]);
+        // Two looks without any, then one.
+        check((0..500).map(|n| (5, 5 + n / 3, false)), &[]);
+    }
+
+    #[test]
+    fn a_queue_that_stands_is_found_within_100_ms() {
+        // It fills right after the look 9, and is first seen at the look 10.
+        let samples = (0..20).map(|n| if n < 10 { (0, 7, false) } else { (3 + n, 10 + u64::from(n), false) });
+        check(samples, &[(12, Finding::Hung)]);
+        assert!((12 - 9) * STEP_MS <= 100);
+    }
+
+    #[test]
+    fn time_without_a_cpu_does_not_count() {
+        check((0..500).map(|_| (3, 10, true)), &[]);
+        check((0..12).map(|n| (3, 10, n < 5)), &[(7, Finding::Hung)]);
+    }
+
+    #[test]
+    fn a_shard_that_accepts_again_is_back() {
+        let stood = Duration::from_millis(STEP_MS * 7);
+        check(
+            (0..40).map(|n| if n < 10 { (3, 10, false) } else { (2, 10, false) }),
+            &[
+                (3, Finding::Hung),
+                (10, Finding::Back(stood)),
+                // It was slow, and has twice the time.
+                (16, Finding::Hung),
+            ],
+        );
+        // Empty: it has accepted all.
+        check(
+            (0..40).map(|n| if n < 10 { (3, 10, false) } else { (0, 10, false) }),
+            &[(3, Finding::Hung), (10, Finding::Back(stood))],
+        );
+    }
+
+    #[test]
+    fn a_queue_is_moved_once_and_only_a_later_accept_tells() {
+        // 2 s after the look 3; what is in it goes; a connection comes at the look 150, and is accepted at the look 160.
+        let samples = (0..200).map(|n| match n {
+            0..=103 => (3, 10, false),
+            104..150 => (0, 10, false),
+            150..160 => (1, 11, false),
+            _ => (0, 11, false),
+        });
+        let back = Finding::Back(Duration::from_millis(STEP_MS * (160 - 3)));
+        check(samples, &[(3, Finding::Hung), (103, Finding::Move), (160, back)]);
+    }
+
+    #[test]
+    fn patience_is_forgotten() {
+        let (start, mut queue) = (Instant::now(), AcceptQueue::new(StallBounds::default()));
+        let mut now = start;
+        let mut look = |queued, established| {
+            now += Duration::from_millis(STEP_MS);
+            queue.observe(now, QueueSample { queued, established, starved: false })
+        };
+        let hung_after = |look: &mut dyn FnMut(u32, u64) -> Option<Finding>| {
+            let looks = (1..).find(|_| look(1, 1) == Some(Finding::Hung)).expect("it stands for ever");
+            assert!(matches!(look(0, 1), Some(Finding::Back(_))));
+            looks
+        };
+        look(0, 0);
+        let first = hung_after(&mut look);
+        assert!(hung_after(&mut look) > first);
+        (0..3 * FORGET_AFTER.as_millis() as u64 / STEP_MS).for_each(|_| drop(look(0, 1)));
+        assert_eq!(hung_after(&mut look), first);
+    }
+}
