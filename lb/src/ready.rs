@@ -2,6 +2,7 @@
 //! direct listener. Blocks; a probe that changes its namespace does so on a thread of its own. Keeps no history: rise
 //! and fall counts are the caller's.
 
+mod accepting;
 mod status_line;
 
 use std::{
@@ -16,6 +17,7 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Protocol, Socket, Type};
 
+pub use self::accepting::probe_accept;
 use crate::front::Force;
 
 /// The most of an answer that is read: a status line is short, and what follows doesn't matter.
@@ -61,6 +63,14 @@ pub enum ProbeError {
     /// The whole probe took longer than it may.
     #[error("{address} did not answer within {timeout:?}")]
     TimedOut {
+        /// What was probed.
+        address: SocketAddr,
+        /// What was allowed.
+        timeout: Duration,
+    },
+    /// Its kernel took the connection, and no program did.
+    #[error("{address} has a listener that no program accepted from within {timeout:?}")]
+    NotAccepted {
         /// What was probed.
         address: SocketAddr,
         /// What was allowed.

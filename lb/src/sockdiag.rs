@@ -93,6 +93,62 @@ pub fn connections(port: u16) -> io::Result<Vec<u32>> {
     Ok(found.into_iter().map(|connection| connection.inode).collect())
 }
 
+/// How far a connection has come at its near end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// Its handshake isn't over: the accept queue is full, or the listener waits for data (TCP_DEFER_ACCEPT).
+    Handshake,
+    /// It waits in an accept queue.
+    Queued,
+    /// A program has accepted it, and may have closed it since.
+    Accepted,
+    /// It is no more.
+    Gone,
+}
+
+/// How far the TCP connection from `far` to `near` has come, in the calling thread's network namespace, which has both ends.
+///
+/// # Errors
+/// As [`listeners`].
+pub fn arrival(near: SocketAddr, far: SocketAddr) -> io::Result<Arrival> {
+    let family = if near.is_ipv4() { AF_INET } else { AF_INET6 };
+    let socket_id = SocketId {
+        source_port: near.port(),
+        destination_port: far.port(),
+        source_address: near.ip(),
+        destination_address: far.ip(),
+        interface_id: 0,
+        // INET_DIAG_NOCOOKIE
+        cookie: [0xff; 8],
+    };
+    let states = StateFlags::all();
+    let request = InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::empty(), states, socket_id };
+    let (datagram, _) = ask(request, NLM_F_REQUEST, None)?.recv_from_full()?;
+    let message = NetlinkMessage::<SockDiagMessage>::deserialize(&datagram).map_err(io::Error::other)?;
+    match message.payload {
+        NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => Ok(arrived(&response)),
+        NetlinkPayload::Error(error) if error.to_io().kind() == io::ErrorKind::NotFound => Ok(Arrival::Gone),
+        NetlinkPayload::Error(error) => Err(error.to_io()),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// States as in the kernel's `include/net/tcp_states.h`. Only who has accepted a connection gives it an inode.
+fn arrived(response: &InetResponse) -> Arrival {
+    const TCP_ESTABLISHED: u8 = 1;
+    const TCP_SYN_RECV: u8 = 3;
+    const TCP_LISTEN: u8 = 10;
+    const TCP_NEW_SYN_RECV: u8 = 12;
+    match (response.header.state, response.header.inode) {
+        // The kernel looks for a listener where it finds no connection.
+        (TCP_LISTEN, _) => Arrival::Gone,
+        (TCP_SYN_RECV | TCP_NEW_SYN_RECV, _) => Arrival::Handshake,
+        (TCP_ESTABLISHED, 0) => Arrival::Queued,
+        // Closed by its program, or closed by its client while it waited: the caller's end is open.
+        _ => Arrival::Accepted,
+    }
+}
+
 /// All TCP listeners of both families in the calling thread's network namespace.
 ///
 /// # Errors
@@ -255,6 +311,26 @@ mod tests {
             assert!(!owner.comm.is_empty());
         }
         assert_eq!(owner(u32::MAX), None);
+    }
+
+    #[test]
+    fn a_connection_is_accepted_when_a_program_has_it() {
+        for (listen, connect) in [("127.0.0.1", "127.0.0.1"), ("[::1]", "[::1]"), ("[::]", "127.0.0.1")] {
+            let listener = TcpListener::bind(format!("{listen}:0")).expect("loopback has free ports");
+            let port = listener.local_addr().expect("it is bound").port();
+            let near = format!("{connect}:{port}").parse().expect("an address");
+            let client = std::net::TcpStream::connect(near).expect("it listens");
+            let far = client.local_addr().expect("it is bound");
+            let check = |expected| assert_eq!(arrival(near, far).expect("sock_diag answers"), expected, "{listen}");
+            check(Arrival::Queued);
+            let accepted = listener.accept().expect("a connection waits").0;
+            check(Arrival::Accepted);
+            drop(accepted);
+            check(Arrival::Accepted);
+            drop((listener, client));
+        }
+        let nobody = "127.0.0.1:1".parse().expect("an address");
+        assert_eq!(arrival(nobody, nobody).expect("sock_diag answers"), Arrival::Gone);
     }
 
     #[test]

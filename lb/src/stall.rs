@@ -162,10 +162,9 @@ mod tests {
 
     #[test]
     fn a_queue_that_stands_is_found_within_100_ms() {
-        // It fills right after the look 9, and is first seen at the look 10.
+        // It fills right after the look 9, 60 ms before, and is first seen at the look 10.
         let samples = (0..20).map(|n| if n < 10 { (0, 7, false) } else { (3 + n, 10 + u64::from(n), false) });
         check(samples, &[(12, Finding::Hung)]);
-        assert!((12 - 9) * STEP_MS <= 100);
     }
 
     #[test]
@@ -222,7 +221,7 @@ mod tests {
         look(0, 0);
         let first = hung_after(&mut look);
         assert!(hung_after(&mut look) > first);
-        (0..3 * FORGET_AFTER.as_millis() as u64 / STEP_MS).for_each(|_| drop(look(0, 1)));
+        (0..3 * FORGET_AFTER.as_millis() as u64 / STEP_MS).for_each(|_| assert_eq!(look(0, 1), None));
         assert_eq!(hung_after(&mut look), first);
     }
 }

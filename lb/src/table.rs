@@ -9,7 +9,7 @@ mod model;
 mod rows;
 
 pub use mask::SlotMask;
-pub use model::{Choice, Flow, Load, Model, Seed};
+pub use model::{Choice, Flow, Level, Load, Model, Reasoning, Seed, TableEntry};
 pub(crate) use rows::{CompiledTable, LEVELS, Row};
 
 /// Most slots of one published address.

@@ -11,7 +11,7 @@ use super::{
     classic::{Classic, ClassicModel},
     ebpf::Ebpf,
 };
-use crate::table::{Choice, Flow, Model, Seed, SlotIndex, SlotMask, SteeringTable};
+use crate::table::{Choice, Flow, Model, Reasoning, Seed, SlotIndex, SlotMask, SteeringTable};
 
 /// The steering of one address.
 #[derive(Debug)]
@@ -173,6 +173,22 @@ impl Explanation {
         match &self.0 {
             Explained::Ebpf(model) => model.choose(flow, cpu),
             Explained::Classic(model) => model.choose(flow, cpu),
+        }
+    }
+
+    /// How the choice comes about; absent with classic steering, which keeps no such record.
+    pub fn reason(&self, flow: &Flow, cpu: u32) -> Option<Reasoning> {
+        match &self.0 {
+            Explained::Ebpf(model) => Some(model.reason(flow, cpu)),
+            Explained::Classic(_) => None,
+        }
+    }
+
+    /// The same with that slot out of service; absent with classic steering.
+    pub fn without(&self, slot: SlotIndex) -> Option<Self> {
+        match &self.0 {
+            Explained::Ebpf(model) => Some(Self(Explained::Ebpf(model.without(slot)))),
+            Explained::Classic(_) => None,
         }
     }
 }

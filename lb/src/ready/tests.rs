@@ -91,3 +91,25 @@ fn a_probe_happens_in_the_namespace_and_leaves_the_caller_where_it_was() {
     let outside = probe_tcp(&address.into(), Duration::from_millis(200));
     assert!(outside.is_err(), "the listener is in another namespace");
 }
+
+/// The kernel alone establishes a connection: only a program that accepts it is one that works.
+#[test]
+fn accepting_is_more_than_listening() {
+    let bound = Duration::from_millis(200);
+    let idle = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let route = Route::from(idle.local_addr().unwrap());
+    probe_tcp(&route, bound).unwrap();
+    let found = probe_accept(&route, bound);
+    assert!(matches!(found, Err(ProbeError::NotAccepted { .. })), "{found:?}");
+
+    let accepting = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let route = Route::from(accepting.local_addr().unwrap());
+    thread::spawn(move || accepting.accept().map(drop));
+    probe_accept(&route, Duration::from_secs(5)).unwrap();
+
+    let deferring = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let route = Route::from(deferring.local_addr().unwrap());
+    let seconds = 30_i32.to_ne_bytes();
+    crate::sys::sockopt::set_bytes(deferring.as_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &seconds).unwrap();
+    probe_accept(&route, bound).unwrap();
+}

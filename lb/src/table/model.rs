@@ -46,6 +46,39 @@ pub struct Load {
 /// Choices that [`Policy::Balanced`] weighs.
 const BALANCED_CHOICES: usize = 4;
 
+/// How far a choice is from the first one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// It is the first: the slot that the table names, or one on the CPU.
+    First,
+    /// Another slot that the hash names, because it has less to do.
+    Lighter,
+    /// A slot of the same L3.
+    L3,
+    /// Of the same NUMA node.
+    Node,
+    /// Of the same package.
+    Package,
+    /// Any slot.
+    Any,
+}
+
+/// A place in a Maglev table and the slot that it names.
+pub type TableEntry = (u32, SlotIndex);
+
+/// How a choice came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reasoning {
+    /// The choice.
+    pub choice: Choice,
+    /// The connection's hash.
+    pub hash: u64,
+    /// The place in the table and the slot that it names; absent where the CPU decides.
+    pub entry: Option<TableEntry>,
+    /// Where the choice was found; of no meaning where it is no slot.
+    pub level: Level,
+}
+
 /// The choice of a slot for any connection.
 #[derive(Debug, Clone)]
 pub struct Model {
@@ -74,12 +107,24 @@ impl Model {
 
     /// The choice for a connection that CPU `cpu` received (only [`Policy::Local`] asks).
     pub fn choose(&self, flow: &Flow, cpu: u32) -> Choice {
+        self.reason(flow, cpu).choice
+    }
+
+    /// The choice, and how it came about.
+    pub fn reason(&self, flow: &Flow, cpu: u32) -> Reasoning {
         let hash = self.hash(flow);
-        let found = match self.table.policy {
+        let (entry, found) = match self.table.policy {
             Policy::Connection | Policy::Client | Policy::Balanced => self.by_table(hash),
-            Policy::Local => self.by_cpu(hash, cpu),
+            Policy::Local => (None, self.by_cpu(hash, cpu)),
         };
-        found.map_or(self.none_in, Choice::Slot)
+        let (choice, level) = found.map_or((self.none_in, Level::Any), |(slot, level)| (Choice::Slot(slot), level));
+        Reasoning { choice, hash, entry, level }
+    }
+
+    /// The model with that slot out of service.
+    pub fn without(&self, slot: SlotIndex) -> Self {
+        let in_service = self.in_service.iter().filter(|other| *other != slot).collect();
+        Self { in_service, ..self.clone() }
     }
 
     fn hash(&self, flow: &Flow) -> u64 {
@@ -92,28 +137,38 @@ impl Model {
         SipHasher13::new_with_keys(self.seed.0[0], self.seed.0[1]).hash(&bytes)
     }
 
-    fn by_table(&self, hash: u64) -> Option<SlotIndex> {
-        let first = self.entry(hash);
-        let levels = &self.slot(first)?.levels;
-        let is_in = |slot: &SlotIndex| self.in_service.contains(*slot);
-        let found = match self.table.policy {
-            Policy::Balanced => {
-                let hashes = std::iter::successors(Some(hash), |hash| Some(mix(*hash)));
-                let choices = hashes.take(BALANCED_CHOICES).map(|hash| self.entry(hash)).filter(is_in);
-                choices.reduce(|one, other| self.lighter(one, other))
-            }
-            Policy::Connection if is_in(&first) && self.is_over_bound(first) => {
-                let second = Some(self.entry(mix(hash))).filter(is_in);
-                Some(second.map_or(first, |second| self.lighter(first, second)))
-            }
-            _ => Some(first).filter(is_in),
+    fn by_table(&self, hash: u64) -> (Option<TableEntry>, Option<(SlotIndex, Level)>) {
+        const AFTER_FIRST: [Level; 3] = [Level::L3, Level::Node, Level::Package];
+        let (index, first) = self.entry(hash);
+        let Some(slot) = self.slot(first) else { return (None, None) };
+        let is_in = |slot| self.in_service.contains(slot);
+        let chosen = match self.table.policy {
+            Policy::Balanced => self.lightest(hash),
+            Policy::Connection if is_in(first) && self.is_over_bound(first) => Some(self.deflected(first, hash)),
+            _ => Some(first),
         };
-        found.or_else(|| self.nearest(levels, hash))
+        let chosen = chosen.filter(|slot| is_in(*slot));
+        let level = |chosen| if chosen == first { Level::First } else { Level::Lighter };
+        let found = chosen.map(|chosen| (chosen, level(chosen)));
+        (Some((index, first)), found.or_else(|| self.nearest(slot.levels.iter().zip(AFTER_FIRST), hash)))
     }
 
-    fn entry(&self, hash: u64) -> SlotIndex {
-        let index = ((hash & 0xffff_ffff) * self.entries.len() as u64) >> 32;
-        SlotIndex(self.entries[index as usize])
+    /// Of the choices that are in service; `None` where none is.
+    fn lightest(&self, hash: u64) -> Option<SlotIndex> {
+        let hashes = std::iter::successors(Some(hash), |hash| Some(mix(*hash)));
+        let choices = hashes.take(BALANCED_CHOICES).map(|hash| self.entry(hash).1);
+        choices.filter(|slot| self.in_service.contains(*slot)).reduce(|one, other| self.lighter(one, other))
+    }
+
+    /// The second choice of a slot that has too much to do, unless that has even more, or is out of service.
+    fn deflected(&self, first: SlotIndex, hash: u64) -> SlotIndex {
+        let second = self.entry(mix(hash)).1;
+        if self.in_service.contains(second) { self.lighter(first, second) } else { first }
+    }
+
+    fn entry(&self, hash: u64) -> TableEntry {
+        let index = (((hash & 0xffff_ffff) * self.entries.len() as u64) >> 32) as u32;
+        (index, SlotIndex(self.entries[index as usize]))
     }
 
     fn slot(&self, index: SlotIndex) -> Option<&SlotEntry> {
@@ -136,23 +191,29 @@ impl Model {
         if heavier { other } else { one }
     }
 
-    fn by_cpu(&self, hash: u64, cpu: u32) -> Option<SlotIndex> {
+    fn by_cpu(&self, hash: u64, cpu: u32) -> Option<(SlotIndex, Level)> {
+        const LEVELS: [Level; 4] = [Level::First, Level::L3, Level::Node, Level::Package];
         let levels = self.table.cpus.iter().find(|entry| entry.cpu == cpu).map_or(&[][..], |entry| &entry.levels);
-        self.nearest(levels, hash)
+        self.nearest(levels.iter().zip(LEVELS), hash)
     }
 
     /// Of the first level that has slots in service, else of all slots, one by the upper half of the hash.
-    fn nearest(&self, levels: &[Vec<SlotIndex>], hash: u64) -> Option<SlotIndex> {
+    fn nearest<'a>(
+        &self,
+        levels: impl Iterator<Item = (&'a Vec<SlotIndex>, Level)>,
+        hash: u64,
+    ) -> Option<(SlotIndex, Level)> {
         let all: Vec<_> = self.table.slots.iter().map(|slot| slot.index).collect();
         let takes = |index: &SlotIndex| {
             self.in_service.contains(*index) && self.table.slots.iter().any(|s| s.index == *index && s.weight > 0)
         };
-        levels.iter().chain([&all]).find_map(|level| {
-            let mut candidates: Vec<_> = level.iter().copied().filter(takes).collect();
+        let mut by_distance = levels.map(|(slots, level)| (slots.clone(), level)).chain([(all, Level::Any)]);
+        by_distance.find_map(|(slots, level)| {
+            let mut candidates: Vec<_> = slots.into_iter().filter(takes).collect();
             candidates.sort_unstable();
             candidates.dedup();
             let j = ((hash >> 32) * candidates.len() as u64) >> 32;
-            candidates.get(j as usize).copied()
+            candidates.get(j as usize).map(|slot| (*slot, level))
         })
     }
 }
@@ -207,6 +268,19 @@ mod tests {
             let choices: Vec<_> = ports.iter().map(|port| model.choose(&flow(client, *port), 0)).collect();
             prop_assert!(choices.windows(2).all(|pair| pair[0] == pair[1]));
         }
+    }
+
+    #[test]
+    fn a_choice_says_how_it_came_about() {
+        let (flow, all_in) = (flow([10, 0, 0, 1], 7), model(Policy::Connection, 4, &[]));
+        let reasoning = all_in.reason(&flow, 0);
+        let (entry, slot) = reasoning.entry.expect("the table decides");
+        assert!(entry < 65_537);
+        assert_eq!((reasoning.choice, reasoning.level), (Choice::Slot(slot), Level::First));
+        let without = all_in.without(slot).reason(&flow, 0);
+        assert_eq!((without.hash, without.entry), (reasoning.hash, reasoning.entry));
+        assert_ne!((without.choice, without.level), (Choice::Slot(slot), Level::First));
+        assert_eq!(model(Policy::Local, 4, &[]).reason(&flow, 0).entry, None);
     }
 
     #[test]
