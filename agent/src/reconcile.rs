@@ -27,7 +27,7 @@ use crate::{
     control::{self, Request},
     runtime::{Runtime, RuntimeError, ShardId, ShardKey},
     status::Event,
-    store::Store,
+    store::{RelayedImages, Store},
 };
 
 mod adopt;
@@ -137,6 +137,7 @@ pub struct Reconciler {
     means: direct::Means,
     /// What the kernel counts of slots. `None`: bpf(2) is not permitted.
     cells: Option<Arc<Cells>>,
+    relayed_images: RelayedImages,
     counters: Counters,
     started: std::time::SystemTime,
     warnings: Vec<String>,
@@ -163,6 +164,9 @@ impl Reconciler {
         let (outbox, inbox) = mpsc::unbounded_channel();
         let (events, _) = broadcast::channel(control::EVENT_QUEUE_LEN);
         let kinds = parts.runtimes.kinds();
+        let (relayed_images, fault) = parts.store.relayed_images();
+        let warnings: Vec<String> = fault.into_iter().collect();
+        warnings.iter().for_each(|warning| tracing::error!(warning));
         Self {
             host: Arc::new(parts.host),
             settings: parts.settings,
@@ -179,9 +183,10 @@ impl Reconciler {
             doors: BTreeMap::new(),
             means: direct::Means::default(),
             cells,
+            relayed_images,
             counters: Counters::default(),
             started: std::time::SystemTime::now(),
-            warnings: Vec::new(),
+            warnings,
         }
     }
 

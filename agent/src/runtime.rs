@@ -1,7 +1,7 @@
 //! Running shards: what the agent asks of an engine or of the embedded process runtime, and what they answer. Knows
 //! nothing of ports, connections or plans; never touches a container or a process that is not labelled as its own.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
+use std::{collections::BTreeSet, fmt, path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
 
 use futures_util::{future::BoxFuture, stream::BoxStream};
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,23 @@ impl fmt::Display for ShardId {
     }
 }
 
+/// An engine's own name of an image's content, which no tag moves.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ImageId(String);
+
+impl ImageId {
+    /// `id` as an engine tells it: some say the hash's name before it, some don't.
+    pub fn new(id: &str) -> Self {
+        Self(id.strip_prefix("sha256:").unwrap_or(id).to_owned())
+    }
+}
+
+impl fmt::Display for ImageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Everything a runtime needs to make one shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardOrder {
@@ -88,6 +105,8 @@ pub struct ShimOrder {
     /// A directory for this shard alone, in which the agent's socket `broker` is. The container has the directory and
     /// not the socket: an agent that starts again makes another socket.
     pub door: PathBuf,
+    /// Images that go without it.
+    pub except: BTreeSet<ImageId>,
 }
 
 /// A shard as its runtime describes it.
@@ -109,6 +128,10 @@ pub struct ObservedShard {
     pub generation: u64,
     /// See [`ShardOrder::process_ports`]; empty for containers.
     pub process_ports: Vec<(ContainerPort, u16)>,
+    /// What a container was made from; absent for processes.
+    pub image: Option<ImageId>,
+    /// The shim is in front of its program.
+    pub behind_shim: bool,
 }
 
 /// What a shard does.

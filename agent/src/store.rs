@@ -1,8 +1,10 @@
 //! The state directory: which specifications are to run. Owns its files, written atomically; obeys no file that it
 //! cannot read whole.
 //!
-//! `groups/GROUP.toml` is the specification of a group, `groups/GROUP.stopped` says that it is to stand still, and
-//! `lock` keeps a second agent out.
+//! `groups/GROUP.toml` is the specification of a group, `groups/GROUP.stopped` says that it is to stand still,
+//! `relayed-images.json` are images whose shards start on relay, and `lock` keeps a second agent out.
+
+mod relayed_images;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -13,6 +15,7 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use sherd_topology::plan::GroupName;
 
+pub use self::relayed_images::{Refusal, RelayedImages};
 use crate::{
     fault,
     spec::{GroupSpec, SpecFaults},
@@ -81,6 +84,7 @@ pub struct SetAside {
 /// The state directory, locked for this process.
 #[derive(Debug)]
 pub struct Store {
+    directory: PathBuf,
     groups: PathBuf,
     _lock: Flock<File>,
 }
@@ -97,7 +101,7 @@ impl Store {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let file = file.map_err(|source| io_error("opening", &path, source))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { groups, _lock: lock }),
+            Ok(lock) => Ok(Self { directory: directory.to_owned(), groups, _lock: lock }),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked { path: directory.to_owned() }),
             Err((_, errno)) => Err(io_error("locking", &path, errno.into())),
         }
@@ -135,6 +139,11 @@ impl Store {
             }
         }
         Ok((stored, aside))
+    }
+
+    /// Images whose shards start on relay; and what is wrong with their file, which is then set aside.
+    pub fn relayed_images(&self) -> (RelayedImages, Option<String>) {
+        RelayedImages::load(&self.directory)
     }
 
     /// Keeps a specification that is to run. Once this returns, a restarted agent will run it.

@@ -160,7 +160,11 @@ async fn the_shim_becomes_the_image_s_program(engine: &Engine) {
         shared.path().display()
     );
     let mut order = order(&toml, slot(0, &cpus()[..1]), 1);
-    order.shim = Some(ShimOrder { programs: programs.path().to_owned(), door: door.path().to_owned() });
+    order.shim = Some(ShimOrder {
+        programs: programs.path().to_owned(),
+        door: door.path().to_owned(),
+        except: Default::default(),
+    });
 
     let id = runtime.create(&order).await.unwrap();
     runtime.start(&id).await.unwrap();

@@ -270,7 +270,7 @@ fn the_hash_knows_of_a_path_whether_the_shim_is_there() {
         GroupSpec::parse("f", &text).unwrap_or_else(|faults| panic!("{faults}\n{text}"))
     };
     let check = |runtime: &str, path: &str, behind_shim: bool| {
-        let (plain, chosen) = (spec("", runtime), spec(path, runtime));
+        let (plain, chosen) = (spec("path = \"relay\"", runtime), spec(path, runtime));
         assert_eq!(chosen.is_behind_shim(), behind_shim, "{path} {runtime}");
         assert_eq!(chosen.hash() != plain.hash(), behind_shim, "{path} {runtime}");
     };
@@ -279,10 +279,12 @@ fn the_hash_knows_of_a_path_whether_the_shim_is_there() {
     const PROCESS: &str = "[process]\ncommand = [\"a\"]\n[[ports]]\npublish = \"80:80\"";
     check(WITHOUT_PORTS, "path = \"direct\"", false);
     check(CONTAINER, "path = \"relay\"", false);
+    check(CONTAINER, "", true);
     check(CONTAINER, "path = \"auto\"", true);
     check(CONTAINER, "path = \"direct\"", true);
     check(PROCESS, "path = \"relay\"", false);
     check(PROCESS, "path = \"auto\"", false);
+    check(PROCESS, "", false);
     let hash = |path| spec(path, CONTAINER).hash();
     assert_eq!(hash("path = \"auto\""), hash("path = \"direct\""));
 }
@@ -299,6 +301,7 @@ fn the_hash_of_a_process_knows_its_ports() {
 /// A new version must give old specifications their old hash, or its installation restarts every shard.
 #[test]
 fn the_hash_stays_across_versions() {
-    assert_eq!(GroupSpec::parse("f", SAMPLE).unwrap().hash().0, "cc7cd2aaf9eca6b41a0c223abdc4d824");
+    let hash = |text: &str| GroupSpec::parse("f", text).unwrap().hash().0;
+    assert_eq!(hash(&format!("path = \"relay\"\n{SAMPLE}")), "cc7cd2aaf9eca6b41a0c223abdc4d824");
     assert_eq!(ContainerPort(80).to_string(), "80");
 }

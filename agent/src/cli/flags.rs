@@ -47,7 +47,8 @@ pub(super) struct SpecFlags {
     /// Bind memory to the PUs' nodes (`bind`), `prefer` them, or `none`.
     #[arg(long, value_name = "HOW", help_heading = "Placement")]
     memory_binding: Option<String>,
-    /// Who accepts connections: the shards (`direct`), a worker of the agent (`relay`), or as it can be had (`auto`).
+    /// Who accepts connections: containers (`direct`), a worker of the agent (`relay`), or `auto`, the default: containers
+    /// where that can be had.
     #[arg(long, value_name = "PATH", help_heading = "Connections")]
     path: Option<String>,
     /// How a connection finds its slot: connection, client or local.

@@ -6,6 +6,8 @@ mod door;
 mod held;
 mod listen;
 mod means;
+mod relayed;
+mod trial;
 
 use std::{
     collections::BTreeSet,
@@ -29,6 +31,7 @@ pub(super) use self::{
     held::forget_group,
     listen::{ListenCall, ListenerJoin},
     means::Means,
+    trial::{Failed, Trial},
 };
 use super::{
     Reconciler,
@@ -38,7 +41,7 @@ use super::{
 };
 use crate::{
     fault,
-    runtime::{ShardKey, ShimOrder, procfs},
+    runtime::{ImageId, ShardKey, ShimOrder, procfs},
     spec::ContainerPort,
 };
 
@@ -66,18 +69,25 @@ pub(super) struct Graft {
     original: OwnedFd,
     /// Absent after a restart of the agent.
     holder: Option<Holder>,
+    /// The slot's worker accepts from the program's own socket.
+    inner_served: bool,
 }
 
 impl Reconciler {
     /// The shim and the door for a shard that is about to be made.
-    pub(super) fn open_door(&mut self, key: &ShardKey, generation: Generation) -> io::Result<ShimOrder> {
+    pub(super) fn open_door(
+        &mut self,
+        key: &ShardKey,
+        generation: Generation,
+        except: BTreeSet<ImageId>,
+    ) -> io::Result<ShimOrder> {
         // Not below the run directory: /run is mounted noexec on Debian, and Podman keeps that for what it mounts.
         let programs = self.settings.state_dir.join("shim");
         crate::shim::install(&programs)?;
         let directory = door::directory(&self.settings.run_dir, key, generation);
         let door = Door::open(&directory, key.clone(), generation, self.outbox.clone())?;
         self.doors.insert((key.clone(), generation), door);
-        Ok(ShimOrder { programs, door: directory })
+        Ok(ShimOrder { programs, door: directory, except })
     }
 
     /// After a listing of the runtime: doors of shards that an earlier agent made are opened again, and those of shards
@@ -177,6 +187,9 @@ impl Reconciler {
         let decide = move |trapped: &_| listen::ask(&asking, &asked, generation, trapped);
         let tell = move |report| {
             fault::point("graft.placed");
+            if let Report::Grafted(grafted) = &report {
+                keep_listening(grafted);
+            }
             drop(telling.send(Message::Grafted { key: told.clone(), generation, report }));
         };
         let name = format!("graft-{}/{}", key.slot, key.group).chars().take(15).collect();
@@ -200,7 +213,6 @@ impl Reconciler {
                     fault::point("graft.done");
                     self.keeper.put(&inner_name(key, generation, container), graft.original.as_fd());
                     fault::point("graft.kept");
-                    serve_inner(slot.worker.as_deref(), graft);
                     slot.look_again();
                 }
                 self.keeper.remove(&original_name(key, generation));
@@ -308,6 +320,14 @@ fn accepted_by(pid: u32, addresses: &[SocketAddr]) -> u64 {
     ports.into_iter().map(of_port).sum()
 }
 
+/// The program's own socket listens in its namespace, from before its call returns: its neighbours there, and whoever has
+/// another descriptor of it, find nothing changed.
+fn keep_listening(grafted: &Grafted) {
+    if let Err(error) = SockRef::from(&grafted.original).listen(grafted.backlog) {
+        tracing::warn!("what listens inside the shard's namespace can't be kept: {error}");
+    }
+}
+
 /// Keeps what was grafted; gives it back when its original socket is a new inner door.
 fn note_graft<'a>(
     direct: &'a mut DirectRun,
@@ -331,11 +351,12 @@ fn note_graft<'a>(
             close_inner(worker, &direct.grafts[at]);
             direct.grafts[at].original = grafted.original;
             direct.grafts[at].holder = Some(grafted.holder);
+            direct.grafts[at].inner_served = false;
             Some(&direct.grafts[at])
         }
         None => {
             let (original, holder) = (grafted.original, Some(grafted.holder));
-            direct.grafts.push(Graft { container, key: new_key(), original, holder });
+            direct.grafts.push(Graft { container, key: new_key(), original, holder, inner_served: false });
             direct.grafts.last()
         }
     }
@@ -355,6 +376,26 @@ impl DirectRun {
         };
         self.grafts.iter().filter_map(target).collect()
     }
+
+    /// The program has shown that it accepts from its listener: what comes to its own socket is relayed there. Before
+    /// that the program alone may accept from its own socket: one that has a second descriptor of it does, and expects it
+    /// to block as it made it.
+    pub(super) fn serve_inner(&mut self, worker: &Worker) {
+        for graft in self.grafts.iter_mut().filter(|graft| !graft.inner_served) {
+            match graft.original.try_clone() {
+                Ok(listener) => {
+                    drop(worker.serve(graft.key, listener, Role::Inner));
+                    graft.inner_served = true;
+                }
+                Err(error) => tracing::warn!("no descriptor for an inner door: {error}"),
+            }
+        }
+    }
+
+    /// Its worker is another one.
+    pub(super) fn forget_inner(&mut self) {
+        self.grafts.iter_mut().for_each(|graft| graft.inner_served = false);
+    }
 }
 
 impl Graft {
@@ -369,20 +410,11 @@ impl Graft {
 
 /// The program's own socket listens no longer, so that the program can bind its port again.
 fn close_inner(worker: Option<&Worker>, graft: &Graft) {
-    if let Some(worker) = worker {
+    if let Some(worker) = worker.filter(|_| graft.inner_served) {
         drop(worker.stop_serving(graft.key, Role::Inner));
     }
     // Copies of it are in the worker, for a moment, and in the holder.
     let _ = SockRef::from(&graft.original).shutdown(Shutdown::Both);
-}
-
-/// What comes to the program's own socket is relayed to its listener.
-pub(super) fn serve_inner(worker: Option<&Worker>, graft: &Graft) {
-    let Some(worker) = worker else { return };
-    match graft.original.try_clone() {
-        Ok(listener) => drop(worker.serve(graft.key, listener, Role::Inner)),
-        Err(error) => tracing::warn!("no descriptor for an inner door: {error}"),
-    }
 }
 
 impl SlotRun {
@@ -397,13 +429,6 @@ impl SlotRun {
         if self.direct.is_some() {
             (self.direct_open, self.direct_counted_from) = (1, Some(now + HANDSHAKE));
         }
-    }
-
-    /// Why its connections don't reach its shard directly.
-    pub(super) fn relayed_because(&self) -> String {
-        let unseen =
-            "no listen(2) of its program was seen: it is 32-bit, uses io_uring, or was started before this agent";
-        self.direct.as_ref().and_then(|direct| direct.reason.clone()).unwrap_or_else(|| unseen.to_owned())
     }
 
     /// Whether connections reach the shard is to be found out anew.

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Reconciler,
-    direct::serve_inner,
+    direct::{DirectRun, Failed},
     group::{Group, Running, SlotRun},
     message::{Message, Outcome},
     steering_table::index_of,
@@ -70,10 +70,7 @@ impl Reconciler {
         let Some(slot) = group.slots.get_mut(&id) else { return };
         match made {
             Ok((worker, served)) => {
-                slot.direct
-                    .iter()
-                    .flat_map(|direct| &direct.grafts)
-                    .for_each(|graft| serve_inner(Some(&worker), graft));
+                slot.direct.iter_mut().for_each(DirectRun::forget_inner);
                 slot.worker = Some(Arc::new(worker));
                 let wait = move || match served.iter().find_map(failure) {
                     Some(cause) => Outcome::Worker(format!("its worker can't accept: {cause}")),
@@ -111,6 +108,7 @@ impl Reconciler {
             group.fronts.choose_paths(id);
         }
         let entered = worker.set_backend(Some(backend));
+        slot.direct.iter_mut().for_each(|direct| direct.serve_inner(worker));
         (slot.backend, slot.reconnect) = (Some(shard.clone()), false);
         self.await_worker(name, id, Step::Connect(shard), move || match entered.recv_timeout(WORKER_TIMEOUT) {
             Ok(Ok(())) => Outcome::Done,
@@ -156,6 +154,7 @@ impl Reconciler {
                 slot.service = Some(service);
                 if let Some(live) = slot.live.as_mut().filter(|_| is_in) {
                     live.served = true;
+                    self.note_path_of_image(name, id);
                 }
             }
         }
@@ -243,7 +242,11 @@ impl Reconciler {
             }
         };
         let (key, generation) = (ShardKey { group: name.clone(), slot: id }, slot.generation);
-        let shim = if spec.is_behind_shim() { self.open_door(&key, generation).map(Some) } else { Ok(None) };
+        let behind_shim = spec.is_behind_shim() && slot.trial.suspicion().is_none();
+        let shim = match behind_shim {
+            true => self.open_door(&key, generation, self.images_on_relay(&spec)).map(Some),
+            false => Ok(None),
+        };
         let Some(slot) = self.slot_mut(name, id) else { return };
         let shim = match shim {
             Ok(shim) => shim,
@@ -431,6 +434,7 @@ impl SlotRun {
             let why = self.cause.as_deref().unwrap_or("no probe succeeded");
             let cause = format!("not ready within {:?}: {why}", spec.readiness.start_timeout);
             self.restarts += 1;
+            self.note_never_ready(spec, shard, Failed::TimedOut, &cause);
             self.fail(spec, ran, cause, Instant::now());
         }
     }

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     os::fd::BorrowedFd,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use sherd_lb::relay::{Cause, Worker};
@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    direct::DirectRun,
+    direct::{DirectRun, Trial},
     inspect::Reach,
     publish::Fronts,
     view::{Health, Pinning, Service, ShardView, SlotView, Step, Wanted},
@@ -28,7 +28,7 @@ use crate::{
     control::StopError,
     health::{Backoff, Readiness, Verdict},
     runtime::{ObservedShard, ShardId, ShardKey, ShardState},
-    spec::{GroupSpec, SpecHash},
+    spec::{GroupSpec, PathChoice, SpecHash},
     status::SlotState,
 };
 
@@ -93,6 +93,7 @@ impl Group {
         (self.text, self.intent, self.tables_due) = (text, Intent::Run, true);
         for slot in self.slots.values_mut() {
             slot.backoff.reset();
+            slot.trial = Trial::default();
             slot.held_until = None;
             if asks_otherwise {
                 // The loop follows the living shards anew, with the present question.
@@ -171,9 +172,8 @@ impl Group {
 
     /// What planning sees of the group.
     pub(super) fn views(&self) -> Vec<SlotView> {
-        let timeout = self.spec.readiness.start_timeout;
         let view =
-            |(id, slot): (&SlotId, &SlotRun)| slot.view(*id, self.wanted(*id), timeout, || self.fronts.queued(*id));
+            |(id, slot): (&SlotId, &SlotRun)| slot.view(*id, self.wanted(*id), &self.spec, || self.fronts.queued(*id));
         self.slots.iter().map(view).collect()
     }
 
@@ -243,6 +243,8 @@ pub(super) struct SlotRun {
     pub(super) worker: Option<Arc<Worker>>,
     /// Its shard runs behind the shim.
     pub(super) direct: Option<DirectRun>,
+    /// Whether its next shard is to accept its connections itself.
+    pub(super) trial: Trial,
     /// Connections that its shard has accepted itself; counted while it is being emptied.
     pub(super) direct_open: u64,
     /// They are not counted before that: a connection may be on its way that no list shows yet.
@@ -287,13 +289,17 @@ impl SlotRun {
         self.worker.as_ref().map_or(0, count)
     }
 
-    fn view(&self, id: SlotId, wanted: Wanted, start_timeout: Duration, queued: impl FnOnce() -> u64) -> SlotView {
+    fn view(&self, id: SlotId, wanted: Wanted, spec: &GroupSpec, queued: impl FnOnce() -> u64) -> SlotView {
+        let start_timeout = spec.readiness.start_timeout;
+        // Who asks for `direct` gets shards that can be.
+        let lacks_shim =
+            |shard: &ObservedShard| spec.path == PathChoice::Direct && spec.is_behind_shim() && !shard.behind_shim;
         let relayed = self.open();
         // The queues matter only to a slot that is being emptied, and asking for them costs system calls.
         let open = if self.service() == Service::In { relayed } else { relayed + queued() + self.direct_open };
         let shards = self.shards.iter().map(|shard| ShardView {
             id: shard.id.clone(),
-            spec: shard.spec.clone(),
+            spec: if lacks_shim(shard) { SpecHash(String::new()) } else { shard.spec.clone() },
             generation: shard.generation,
             state: shard.state,
         });

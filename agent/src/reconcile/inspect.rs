@@ -43,6 +43,8 @@ pub(super) struct Question {
     pub(super) ports: Vec<PortQuestion>,
     /// Ports whose connections the shard accepts itself, and how those listeners are reached.
     pub(super) direct: Vec<(ContainerPort, Target)>,
+    /// The shard has shown before that it accepts what comes to those listeners.
+    pub(super) proven: bool,
     pub(super) check: Check,
     /// The only port that is probed; absent: as the check has it.
     pub(super) only: Option<ContainerPort>,
@@ -77,14 +79,17 @@ fn elsewhere(others: &[u16]) -> String {
 impl Question {
     /// Finds the listeners, where they aren't known yet, and probes them. Blocks for at most the time-out of each
     /// probe; must not run on a thread that serves others.
-    pub(super) fn ask(&self, known: Option<Reach>) -> Result<Reach, Unreached> {
+    ///
+    /// Unless that is `proven`, a direct listener has to be accepted from: a program that holds it and polls something else
+    /// would leave its clients in the queue. Later a busy program may be slow to accept, and is none the worse for it.
+    pub(super) fn ask(&self, known: Option<Reach>, proven: bool) -> Result<Reach, Unreached> {
         let reach = match known {
             Some(reach) => reach,
             None => self.find()?,
         };
         for (container, target) in &reach.ports {
             if self.is_probed(*container, &reach) {
-                self.probe(&reach, target)?;
+                self.probe(&reach, target, proven)?;
             }
         }
         Ok(reach)
@@ -98,11 +103,12 @@ impl Question {
         }
     }
 
-    fn probe(&self, reach: &Reach, target: &Target) -> Result<(), ready::ProbeError> {
+    fn probe(&self, reach: &Reach, target: &Target, proven: bool) -> Result<(), ready::ProbeError> {
         // A direct listener is in the host's namespace.
         let netns = reach.netns.as_ref().filter(|_| target.force.is_none()).map(|netns| netns.as_fd());
         let route = Route { netns, address: target.address, force: target.force.as_ref() };
         match &self.check {
+            Check::Tcp if target.force.is_some() && !proven => ready::probe_accept(&route, self.timeout),
             Check::Tcp => ready::probe_tcp(&route, self.timeout),
             Check::Http { path, host, status } => {
                 let check = HttpCheck { path: path.clone(), host: host.clone(), status: status.0..=status.1 };

@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{
     Reconciler,
+    direct::Failed,
     group::{Group, Live, SlotRun},
     inspect::{PortQuestion, Question, Reach, Unreached},
     message::{Consequence, Message},
@@ -140,7 +141,11 @@ impl Reconciler {
                 (None, _) => slot.live = None,
                 (Some((shard, pid, _)), Some(live)) if live.id == shard.id && live.pid == pid => {}
                 (Some((shard, pid, started)), _) => {
-                    let question = Question { direct: fronts.direct_targets(*id), ..question_for(spec, shard, pid) };
+                    let question = Question {
+                        direct: fronts.direct_targets(*id),
+                        proven: is_adopted(slot),
+                        ..question_for(spec, shard, pid)
+                    };
                     let nudge = Arc::new(Notify::new());
                     let prober = Prober {
                         outbox: self.outbox.clone(),
@@ -189,6 +194,9 @@ impl Reconciler {
                 if after == Verdict::Ready {
                     live.was_ready = true;
                     run.cause = None;
+                    if before == Verdict::Unready {
+                        self.end_trial(group, slot, shard);
+                    }
                 }
             }
             Err(unreached) => {
@@ -214,8 +222,7 @@ fn live_shard(
     nudge: Arc<Notify>,
 ) -> Live {
     let thresholds = Thresholds { rise: spec.readiness.rise, fall: spec.readiness.fall };
-    // The table, which outlives the agent, says that it was serving: it goes on serving unless probes say otherwise.
-    let adopted = slot.service() == Service::In && (slot.backend.is_none() || slot.reconnect);
+    let adopted = is_adopted(slot);
     Live {
         id: shard.id.clone(),
         pid,
@@ -232,6 +239,11 @@ fn live_shard(
     }
 }
 
+/// The table, which outlives the agent, says that it was serving: it goes on serving unless probes say otherwise.
+fn is_adopted(slot: &SlotRun) -> bool {
+    slot.service() == Service::In && (slot.backend.is_none() || slot.reconnect)
+}
+
 /// If the shard that ran has ended and nobody told it to, that is a failure: the next one waits.
 fn note_end(slot: &mut SlotRun, spec: &GroupSpec, now: Instant) {
     let Some(live) = &slot.live else { return };
@@ -245,6 +257,10 @@ fn note_end(slot: &mut SlotRun, spec: &GroupSpec, now: Instant) {
     };
     if slot.stopping.as_ref() != Some(&live.id) {
         let ran = now.duration_since(live.seen);
+        let (id, was_ready) = (live.id.clone(), live.was_ready);
+        if !was_ready {
+            slot.note_never_ready(spec, &id, Failed::Exited, &cause);
+        }
         slot.fail(spec, ran, cause, now);
         slot.restarts += 1;
     }
@@ -278,6 +294,7 @@ pub(super) fn question_for(spec: &GroupSpec, shard: &ObservedShard, pid: u32) ->
         pid,
         ports: ports.collect(),
         direct: Vec::new(),
+        proven: false,
         check: spec.readiness.check.clone(),
         only: spec.readiness.port,
         timeout: spec.readiness.timeout,
@@ -298,10 +315,12 @@ struct Prober {
 impl Prober {
     async fn run(self) {
         let (mut known, mut pace) = (None, Pace::new(&self.spec));
+        let mut proven = self.question.proven;
         loop {
             let (question, reach) = (Arc::clone(&self.question), known.take());
-            let Ok(result) = tokio::task::spawn_blocking(move || question.ask(reach)).await else { return };
+            let Ok(result) = tokio::task::spawn_blocking(move || question.ask(reach, proven)).await else { return };
             known = result.as_ref().ok().cloned();
+            proven |= result.is_ok();
             let wait = pace.after(result.is_ok());
             let (group, shard) = (self.group.clone(), self.shard.clone());
             if self.outbox.send(Message::Probed { group, slot: self.slot, shard, result }).is_err() {

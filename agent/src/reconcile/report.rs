@@ -23,6 +23,7 @@ use crate::{
         AgentStatus, Event, GroupLayout, GroupState, GroupStatus, Path, PlanChange, PlanReport, PortStatus,
         RuntimeStatus, SlotLayout, SlotState, SlotStatus, Steering,
     },
+    store::RelayedImages,
 };
 
 impl Reconciler {
@@ -42,7 +43,11 @@ impl Reconciler {
             usable_cpus: self.host.usable(),
             reserved_cpus: self.settings.reserved.clone(),
             runtimes: runtimes.collect(),
-            groups: self.groups.iter().map(|(name, group)| group.status(name, &self.host)).collect(),
+            groups: self
+                .groups
+                .iter()
+                .map(|(name, group)| group.status(name, &self.host, &self.relayed_images))
+                .collect(),
             warnings: self.warnings.clone(),
         }
     }
@@ -110,10 +115,10 @@ impl Reconciler {
 }
 
 impl Group {
-    fn status(&self, name: &GroupName, host: &Host) -> GroupStatus {
+    fn status(&self, name: &GroupName, host: &Host, images: &RelayedImages) -> GroupStatus {
         let published = !self.spec.ports.is_empty();
         let slots: Vec<SlotStatus> =
-            self.slots.iter().map(|(id, slot)| self.slot_status(*id, slot, published, host)).collect();
+            self.slots.iter().map(|(id, slot)| self.slot_status(*id, slot, (published, host, images))).collect();
         let (state, message) = self.state(&slots);
         GroupStatus {
             name: name.clone(),
@@ -127,7 +132,12 @@ impl Group {
         }
     }
 
-    fn slot_status(&self, id: SlotId, slot: &SlotRun, published: bool, host: &Host) -> SlotStatus {
+    fn slot_status(
+        &self,
+        id: SlotId,
+        slot: &SlotRun,
+        (published, host, images): (bool, &Host, &RelayedImages),
+    ) -> SlotStatus {
         let place = self.place(id);
         let newest = slot.shards.iter().max_by_key(|shard| shard.generation);
         let cpus = place.map(|place| place.cpus.clone()).or_else(|| newest.map(|shard| shard.cpus.clone()));
@@ -142,7 +152,7 @@ impl Group {
             cpus,
             state,
             path: published.then_some(path),
-            path_reason: relayed.then(|| slot.relayed_because()),
+            path_reason: relayed.then(|| slot.relayed_because(images)),
             shard: newest.map(|shard| shard.id.to_string()),
             pid: slot.live.as_ref().map(|live| live.pid),
             generation: slot.generation,

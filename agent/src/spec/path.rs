@@ -4,11 +4,11 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PathChoice {
     /// As `Direct` where it can be had, else as `Relay`. Always `Relay` for processes.
+    #[default]
     Auto,
     /// Shards accept their connections themselves; what they listen on is given to them by the shim before the program.
     /// Containers only.
     Direct,
     /// A worker of the agent accepts them and relays them to the shard.
-    #[default]
     Relay,
 }

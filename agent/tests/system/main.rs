@@ -10,6 +10,7 @@ mod images;
 mod kills;
 mod leaks;
 mod metrics;
+mod refused_listeners;
 mod traffic;
 mod walkthrough;
 mod world;

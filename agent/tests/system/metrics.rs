@@ -19,6 +19,17 @@ use crate::{
 /// The agent's metrics address in tests.
 const METRICS: &str = "127.0.0.1:9478";
 
+/// What the agent tells Prometheus.
+pub(crate) fn scrape() -> Option<String> {
+    get(METRICS, "/metrics")
+}
+
+/// The sum of a metric's samples that have this label.
+pub(crate) fn sum(text: &str, metric: &str, label: &str) -> f64 {
+    let samples = text.lines().filter(|line| line.starts_with(&format!("{metric}{{")) && line.contains(label));
+    samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
 fn get(address: &str, path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;

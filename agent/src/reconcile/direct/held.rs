@@ -86,7 +86,13 @@ impl Reconciler {
             None => None,
         };
         let Some(group) = self.groups.get_mut(&key.group) else { return Ok(()) };
-        let graft = |(container, original)| Graft { container, key: group.fronts.new_key(), original, holder: None };
+        let graft = |(container, original)| Graft {
+            container,
+            key: group.fronts.new_key(),
+            original,
+            holder: None,
+            inner_served: false,
+        };
         let grafts = inner.into_iter().map(graft).collect();
         if let Some(slot) = group.slots.get_mut(&key.slot) {
             slot.direct = Some(DirectRun { generation, broker, reason: None, grafts });

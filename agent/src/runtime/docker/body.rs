@@ -9,7 +9,7 @@ use sherd_topology::plan::{MemoryBinding, Slot};
 
 use super::{extra, image::Defaults, labels, shim};
 use crate::{
-    runtime::{RuntimeError, ShardOrder, environment},
+    runtime::{RuntimeError, ShardOrder, ShimOrder, environment},
     spec::{ContainerSpec, Logging, Ulimit},
 };
 
@@ -45,7 +45,8 @@ pub(super) fn create(
     all_labels.extend(labels::of(order, instance));
     body.labels = Some(all_labels);
     body.host_config = Some(host);
-    if let Some(order) = &order.shim {
+    let goes_without = |shim: &ShimOrder| image.id.as_ref().is_some_and(|id| shim.except.contains(id));
+    if let Some(order) = order.shim.as_ref().filter(|shim| !goes_without(shim)) {
         shim::put_in_front(&mut body, order, image)?;
     }
     Ok(body)

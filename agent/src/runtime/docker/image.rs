@@ -13,13 +13,15 @@ use super::{
     reference::Reference,
 };
 use crate::{
-    runtime::{Operation, Progress, ProgressSink, RuntimeError},
+    runtime::{ImageId, Operation, Progress, ProgressSink, RuntimeError},
     spec::PullPolicy,
 };
 
 /// What an image says of the containers that are made from it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Defaults {
+    /// Which image it is; absent where the engine doesn't say.
+    pub(super) id: Option<ImageId>,
     /// The variables it sets.
     pub(super) environment: BTreeMap<String, String>,
     /// Empty when it has none.
@@ -62,6 +64,7 @@ pub(super) async fn defaults(engine: &Connection, image: &str) -> Result<Default
         Ok(found) => {
             let config = found.config.unwrap_or_default();
             Ok(Defaults {
+                id: found.id.as_deref().map(ImageId::new),
                 environment: body::parse_environment(&config.env.unwrap_or_default()),
                 entrypoint: config.entrypoint.unwrap_or_default(),
                 command: config.cmd.unwrap_or_default(),

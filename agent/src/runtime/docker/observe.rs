@@ -7,9 +7,10 @@ use std::{
 
 use super::{
     labels::Identity,
+    shim,
     wire::{Inspected, State},
 };
-use crate::runtime::{Foreign, ObservedShard, ShardId, ShardState};
+use crate::runtime::{Foreign, ImageId, ObservedShard, ShardId, ShardState};
 
 /// Reads one container.
 pub(super) fn container(inspected: &Inspected, instance: &str) -> Result<ObservedShard, Foreign> {
@@ -28,7 +29,10 @@ pub(super) fn container(inspected: &Inspected, instance: &str) -> Result<Observe
     };
     let state = state(&inspected.state);
     let Identity { key, spec, generation } = identity;
-    Ok(ObservedShard { id, key, spec, cpus, mems, state, generation, process_ports: Vec::new() })
+    let image = (!inspected.image.is_empty()).then(|| ImageId::new(&inspected.image));
+    let behind_shim = shim::is_in_front(&inspected.config.entrypoint);
+    let process_ports = Vec::new();
+    Ok(ObservedShard { id, key, spec, cpus, mems, state, generation, process_ports, image, behind_shim })
 }
 
 fn state(state: &State) -> ShardState {

@@ -14,6 +14,11 @@ use crate::{
 const PROGRAMS: &str = "/.sherd/bin";
 const DOOR: &str = "/.sherd/run";
 
+/// Whether a container of ours has the shim in front, by its entrypoint.
+pub(super) fn is_in_front(entrypoint: &serde_json::Value) -> bool {
+    entrypoint[0].as_str().is_some_and(|program| program == format!("{PROGRAMS}/{}", shim::NAME))
+}
+
 /// Changes a body that is otherwise complete, so that the shim becomes the program that would have been started.
 pub(super) fn put_in_front(
     body: &mut ContainerCreateBody,
@@ -66,7 +71,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        runtime::{ShardKey, ShardOrder, docker::body},
+        runtime::{ImageId, ShardKey, ShardOrder, docker::body},
         spec::{GroupSpec, RuntimeSpec},
     };
 
@@ -90,7 +95,8 @@ mod tests {
     }
 
     fn shim() -> Option<ShimOrder> {
-        Some(ShimOrder { programs: "/var/lib/sherd/bin".into(), door: "/run/sherd/a:b".into() })
+        let except = [ImageId::new("sha256:bad")].into();
+        Some(ShimOrder { programs: "/var/lib/sherd/bin".into(), door: "/run/sherd/a:b".into(), except })
     }
 
     fn image(entrypoint: &[&str], command: &[&str]) -> Defaults {
@@ -104,6 +110,7 @@ mod tests {
             let found = body(options, image, shim()).unwrap();
             let in_front = ["/.sherd/bin/sherd-shim", "--socket", "/.sherd/run/broker", "--"];
             assert_eq!(found["Entrypoint"], json!([&in_front, entrypoint].concat()), "{options} {image:?}");
+            assert!(is_in_front(&found["Entrypoint"]));
             assert_eq!(found["Cmd"], command, "{options} {image:?}");
         };
         let both = image(&["/init", "-v"], &["serve", "now"]);
@@ -146,6 +153,15 @@ mod tests {
         assert_eq!(found["HostConfig"]["Mounts"], mounts);
         assert_eq!(found["HostConfig"]["Binds"], json!(["/a:/b:ro"]));
         assert_eq!(found["HostConfig"]["Init"], json!(true));
+    }
+
+    #[test]
+    fn an_image_that_is_excepted_goes_without() {
+        let image = |id| Defaults { id: Some(ImageId::new(id)), ..image(&["/init"], &["serve"]) };
+        let entrypoint = |id| body("", &image(id), shim()).unwrap()["Entrypoint"].clone();
+        assert_eq!(entrypoint("bad"), json!(null));
+        assert!(!is_in_front(&entrypoint("bad")));
+        assert!(is_in_front(&entrypoint("sha256:good")));
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(super) struct Listed {
 pub(super) struct Inspected {
     pub(super) id: String,
     pub(super) name: String,
+    /// The id of what it was made from; what it was asked for by is in its configuration.
+    pub(super) image: String,
     pub(super) state: State,
     pub(super) config: Config,
     pub(super) host_config: HostConfig,
@@ -49,6 +51,8 @@ pub(super) struct State {
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct Config {
     pub(super) labels: Option<HashMap<String, String>>,
+    /// A list of words; an engine that says it otherwise must not hide its containers.
+    pub(super) entrypoint: serde_json::Value,
 }
 
 #[derive(Debug, Default, Deserialize)]

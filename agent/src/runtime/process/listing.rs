@@ -74,6 +74,8 @@ fn observe(directory: &Path, name: &str, instance: &str) -> io::Result<Seen> {
         state: state(directory)?,
         generation,
         process_ports: order.process_ports,
+        image: None,
+        behind_shim: false,
     })))
 }
 
@@ -107,6 +109,8 @@ fn lost(id: ShardId, key: ShardKey, generation: u64) -> ObservedShard {
         state: ShardState::Dead,
         generation,
         process_ports: Vec::new(),
+        image: None,
+        behind_shim: false,
     }
 }
 

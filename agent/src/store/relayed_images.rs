@@ -1,0 +1,233 @@
+//! Images whose programs did not accept from a listener of ours, so that their shards start on relay at once. Owns one
+//! file of the state directory, written atomically; obeys none that it cannot read whole.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{StoreError, io_error, write_atomically};
+use crate::runtime::ImageId;
+
+const FILE: &str = "relayed-images.json";
+/// The format that is written, and the only one that is read.
+const VERSION: u32 = 1;
+/// Images that are remembered; one more lets the oldest be tried again.
+const MAX_IMAGES: usize = 256;
+/// Longest file that is read; a full one is about a tenth of it.
+const MAX_BYTES: u64 = 1 << 20;
+/// Longest reason that is kept, in characters.
+const MAX_REASON_CHARS: usize = 400;
+
+/// What is remembered of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refusal {
+    /// What was seen.
+    pub reason: String,
+    /// When, in seconds since 1970.
+    pub at_unix_s: u64,
+}
+
+/// The images, by id.
+#[derive(Debug)]
+pub struct RelayedImages {
+    path: PathBuf,
+    images: BTreeMap<ImageId, Refusal>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    version: u32,
+    images: BTreeMap<ImageId, Refusal>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Unreadable {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("it has more than {MAX_BYTES} bytes")]
+    Long,
+    #[error("it is not what an agent writes: {0}")]
+    Foreign(#[from] serde_json::Error),
+    #[error("it is of version {0}, and this agent knows {VERSION}")]
+    Version(u32),
+}
+
+impl Refusal {
+    /// Seen just now.
+    pub fn now(reason: &str) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { reason: reason.chars().take(MAX_REASON_CHARS).collect(), at_unix_s: since.as_secs() }
+    }
+}
+
+/// As in "seen at 2026-11-22T10:00:00Z: it did not accept".
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, second) = (self.at_unix_s / 86_400, self.at_unix_s % 86_400);
+        let (year, month, day) = date(days);
+        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+        write!(f, "at {year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z: {}", self.reason)
+    }
+}
+
+/// Howard Hinnant's `civil_from_days`: years begin in March, so that the leap day is the last.
+fn date(days_since_1970: u64) -> (u64, u64, u64) {
+    let days = days_since_1970 + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let (day, month) = (day_of_year - (153 * from_march + 2) / 5 + 1, (from_march + 2) % 12 + 1);
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+impl RelayedImages {
+    /// What the state directory has. What can't be obeyed is set aside as `relayed-images.json.broken`, and the second
+    /// value says so: every image is then tried anew.
+    pub(super) fn load(directory: &Path) -> (Self, Option<String>) {
+        let path = directory.join(FILE);
+        let (images, fault) = match read(&path) {
+            Ok(images) => (images, None),
+            Err(fault) => {
+                let broken = path.with_extension("json.broken");
+                let aside = match fs::rename(&path, &broken) {
+                    Ok(()) => format!("was set aside as {}", broken.display()),
+                    Err(error) => format!("can't be set aside: {error}"),
+                };
+                (BTreeMap::new(), Some(format!("{} is not obeyed and {aside}: {fault}", path.display())))
+            }
+        };
+        (Self { path, images }, fault)
+    }
+
+    /// What is remembered of the image.
+    pub fn get(&self, image: &ImageId) -> Option<&Refusal> {
+        self.images.get(image)
+    }
+
+    /// All of them.
+    pub fn ids(&self) -> BTreeSet<ImageId> {
+        self.images.keys().cloned().collect()
+    }
+
+    /// Remembers the image, in the file too.
+    ///
+    /// # Errors
+    /// When the file can't be written; until the agent ends it is remembered all the same.
+    pub fn remember(&mut self, image: ImageId, refusal: Refusal) -> Result<(), StoreError> {
+        self.images.insert(image, refusal);
+        while self.images.len() > MAX_IMAGES {
+            let oldest =
+                self.images.iter().min_by_key(|(_, refusal)| refusal.at_unix_s).map(|(image, _)| image.clone());
+            oldest.iter().for_each(|oldest| drop(self.images.remove(oldest)));
+        }
+        self.write()
+    }
+
+    /// Forgets the image; false if it isn't remembered.
+    ///
+    /// # Errors
+    /// As [`remember`](Self::remember).
+    pub fn forget(&mut self, image: &ImageId) -> Result<bool, StoreError> {
+        if self.images.remove(image).is_none() {
+            return Ok(false);
+        }
+        self.write().map(|()| true)
+    }
+
+    fn write(&self) -> Result<(), StoreError> {
+        let document = Document { version: VERSION, images: self.images.clone() };
+        let bytes = serde_json::to_vec_pretty(&document);
+        write_atomically(&self.path, &bytes.map_err(|error| io_error("writing", &self.path, error.into()))?)
+    }
+}
+
+fn read(path: &Path) -> Result<BTreeMap<ImageId, Refusal>, Unreadable> {
+    match fs::metadata(path) {
+        Ok(found) if found.len() > MAX_BYTES => return Err(Unreadable::Long),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error.into()),
+    }
+    let bytes = fs::read(path)?;
+    // First the version: another one's fields are not this one's faults.
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
+    }
+    match serde_json::from_slice(&bytes)? {
+        Head { version: VERSION } => Ok(serde_json::from_slice::<Document>(&bytes)?.images),
+        Head { version } => Err(Unreadable::Version(version)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(name: &str) -> ImageId {
+        ImageId::new(name)
+    }
+
+    fn load(directory: &Path) -> RelayedImages {
+        let (images, fault) = RelayedImages::load(directory);
+        assert_eq!(fault, None);
+        images
+    }
+
+    #[test]
+    fn what_is_remembered_outlives_the_agent_and_can_be_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut images = load(directory.path());
+        images.remember(image("sha256:a"), Refusal { reason: "it did not".into(), at_unix_s: 951_782_400 }).unwrap();
+        images.remember(image("b"), Refusal::now(&"x".repeat(1000))).unwrap();
+        let mut images = load(directory.path());
+        assert_eq!(images.get(&image("a")).unwrap().to_string(), "at 2000-02-29T00:00:00Z: it did not");
+        assert_eq!(images.get(&image("b")).unwrap().reason.len(), MAX_REASON_CHARS);
+        assert!(images.forget(&image("a")).unwrap());
+        assert!(!images.forget(&image("a")).unwrap());
+        assert_eq!(load(directory.path()).ids(), [image("b")].into());
+    }
+
+    #[test]
+    fn no_more_than_the_bound_are_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut images = load(directory.path());
+        for at_unix_s in 0..300 {
+            images.remember(image(&at_unix_s.to_string()), Refusal { reason: String::new(), at_unix_s }).unwrap();
+        }
+        let images = load(directory.path());
+        assert_eq!(images.ids().len(), MAX_IMAGES);
+        assert!(images.get(&image("43")).is_none() && images.get(&image("44")).is_some());
+    }
+
+    #[test]
+    fn what_is_torn_or_foreign_is_set_aside_and_not_obeyed() {
+        let whole = r#"{"version":1,"images":{"a":{"reason":"r","at_unix_s":1}}}"#;
+        let long = format!("{whole}{}", " ".repeat(2 << 20));
+        let check = |text: &str, expected: &str| {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join(FILE);
+            fs::write(&path, text).unwrap();
+            let (mut images, fault) = RelayedImages::load(directory.path());
+            assert!(images.ids().is_empty(), "{text}");
+            assert!(fault.as_ref().is_some_and(|fault| fault.contains(expected)), "{fault:?} lacks {expected}");
+            assert_eq!(fs::read_to_string(path.with_extension("json.broken")).unwrap(), text);
+            images.remember(image("a"), Refusal::now("")).unwrap();
+            assert_eq!(load(directory.path()).ids().len(), 1);
+        };
+        check("", "not what an agent writes");
+        check(&whole[..20], "not what an agent writes");
+        check(&whole.replace("\"reason\"", "\"why\""), "not what an agent writes");
+        check(&whole.replace("\"at", "\"more\":1,\"at"), "not what an agent writes");
+        check(&whole.replace(":1,\"im", ":2,\"im"), "version 2");
+        check(&long, "more than");
+    }
+}

@@ -1,0 +1,175 @@
+//! Programs that do not accept from a listener of ours: served on relay instead, and remembered by their image.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Duration,
+};
+
+use serde_json::Value;
+use sherd_testkit::{eventually, in_new_netns};
+
+use crate::{
+    containers::{address, cpus, is_there},
+    images::{self, Engine},
+    traffic::Connection,
+    world::{World, tail},
+};
+
+const ENGINE: Engine = Engine::Docker;
+
+fn import(world: &World, name: &str, program: &Path) -> String {
+    let image = format!("sherd-test-{name}-{}:latest", world.instance());
+    let root = world.dir().join(name);
+    fs::create_dir_all(&root).expect("a directory");
+    fs::copy(program, root.join("server")).expect("the program");
+    images::import(ENGINE, &image, &root, &["CMD [\"/server\"]"]);
+    image
+}
+
+/// A static Go server that breaks when its socket is exchanged at listen(2).
+fn deaf_server(world: &World) -> PathBuf {
+    let (source, server) = (world.dir().join("deaf.go"), world.dir().join("deaf-server"));
+    fs::write(&source, include_str!("deaf.go")).expect("its source");
+    let mut build = Command::new("go");
+    build.envs([("CGO_ENABLED", "0"), ("GO111MODULE", "off"), ("GOFLAGS", "")]);
+    let built = build.args(["build", "-o"]).arg(&server).arg(&source).output().expect("go runs");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    server
+}
+
+fn docker(args: &[&str]) -> Output {
+    let output = ENGINE.docker().args(args).output().expect("docker runs");
+    assert!(output.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+fn id(image: &str) -> String {
+    let output = docker(&["image", "inspect", "--format", "{{.Id}}", image]);
+    String::from_utf8(output.stdout).expect("an id").trim().trim_start_matches("sha256:").to_owned()
+}
+
+/// What the agent remembers.
+fn remembered(world: &World) -> Value {
+    let text = fs::read(world.dir().join("state/relayed-images.json")).unwrap_or_else(|_| b"{}".to_vec());
+    serde_json::from_slice(&text).expect("JSON")
+}
+
+fn apply(world: &World, image: &str, path: &str) {
+    let text = format!(
+        "name = \"web\"\n{path}\n[layout]\nunit = \"pu\"\n[container]\nimage = \"{image}\"\n[[ports]]\npublish = \"8080:80\"\n\
+         [readiness]\nstart_timeout = \"2s\"\ntimeout = \"500ms\"\n[backoff]\nfirst = \"100ms\"\nmax = \"100ms\"\n"
+    );
+    world.apply("web", &text);
+}
+
+fn check_relayed(world: &World, said: &str) -> Vec<Value> {
+    let slots = world.wait_ready("web", cpus());
+    for slot in &slots {
+        assert_eq!(slot["path"], "relay", "{slot}");
+        let reason = slot["path_reason"].as_str().unwrap_or_default();
+        assert!(reason.contains(said), "{reason} lacks {said}");
+    }
+    for _ in 0..20 {
+        Connection::open(address()).and_then(|mut connection| connection.get()).expect("an answer");
+    }
+    slots
+}
+
+/// How often a shard was given a listener.
+fn grafts(world: &World) -> usize {
+    world.log().matches("accepts its connections itself").count()
+}
+
+#[test]
+fn a_program_that_does_not_accept_is_relayed_and_its_image_remembered() {
+    let test = "a_program_that_does_not_accept_is_relayed_and_its_image_remembered";
+    if !is_there(test, ENGINE) {
+        return;
+    }
+    in_new_netns(move || {
+        let mut world = World::with_engine(test, &ENGINE.socket());
+        let image = import(&world, "deaf", &deaf_server(&world));
+        apply(&world, &image, "");
+        let slots = check_relayed(&world, "no program accepted");
+        assert!(slots.iter().all(|slot| slot["restarts"] == 1), "{slots:?}");
+        let said = remembered(&world)["images"][&id(&image)]["reason"].to_string();
+        assert!(said.contains("no program accepted"), "{said}");
+        assert_eq!(grafts(&world), cpus());
+
+        // Another agent, another tag, another shard: on relay at once.
+        world.kill_agent();
+        world.start(&[]);
+        world.wait_for_api();
+        check_relayed(&world, "did not work on a listener of ours at 20");
+        let other = format!("sherd-test-deaf-other-{}:latest", world.instance());
+        docker(&["tag", &image, &other]);
+        apply(&world, &other, "");
+        eventually("the shards are those of the other tag", Duration::from_secs(60), || {
+            let next = world.slots("web");
+            let is_next = |(slot, former): (&Value, &Value)| slot["shard"] != former["shard"] && slot["ready"] == true;
+            next.iter().zip(&slots).all(is_next).then_some(())
+        });
+        check_relayed(&world, "did not work on a listener of ours at 20");
+        assert_eq!(grafts(&world), cpus(), "an image that is remembered was given listeners");
+
+        // Who insists gets what the program makes of it: one slot, which stays out, while the others serve.
+        apply(&world, &other, "path = \"direct\"");
+        eventually("the slot says why it is not ready", Duration::from_secs(30), || {
+            let slots = world.slots("web");
+            let cause = slots[0]["cause"].as_str().unwrap_or_default();
+            (slots[0]["ready"] == false
+                && cause.contains("not ready within 2s")
+                && cause.contains("no program accepted"))
+            .then_some(())
+        });
+        assert!(world.slots("web").iter().skip(1).all(|slot| slot["ready"] == true));
+        apply(&world, &other, "path = \"auto\"");
+        check_relayed(&world, "did not work on a listener of ours at 20");
+        world.sherd(&["stop", "-g", "web", "--purge"]);
+        images::remove(ENGINE, &image);
+        images::remove(ENGINE, &other);
+    });
+}
+
+/// What is remembered of an image that works now: obeyed with `auto`, tried again and forgotten with `direct`. A file that
+/// is no agent's is set aside, and says so.
+#[test]
+fn a_remembered_image_is_tried_again_and_forgotten() {
+    let test = "a_remembered_image_is_tried_again_and_forgotten";
+    if !is_there(test, ENGINE) {
+        return;
+    }
+    in_new_netns(move || {
+        let mut world = World::prepare(test, &ENGINE.socket());
+        let image = import(&world, "go", images::go_server());
+        let file = world.dir().join("state/relayed-images.json");
+        fs::create_dir_all(world.dir().join("state")).expect("the state directory");
+        fs::write(&file, "{\"version\": 1, \"images\": {").expect("a torn file");
+        world.start(&[]);
+        world.wait_for_api();
+        assert!(world.ps()["warnings"].to_string().contains("relayed-images.json.broken"), "{}", tail(&world.log(), 9));
+        apply(&world, &image, "");
+        let is_direct = |slots: &[Value]| slots.iter().all(|slot| slot["path"] == "direct");
+        assert!(is_direct(&world.wait_ready("web", cpus())));
+        world.sherd(&["stop", "-g", "web", "--purge"]);
+        world.end_agent();
+
+        let known =
+            format!("{{\"version\":1,\"images\":{{\"{}\":{{\"reason\":\"old\",\"at_unix_s\":0}}}}}}", id(&image));
+        fs::write(&file, known).expect("a file");
+        world.start(&[]);
+        world.wait_for_api();
+        apply(&world, &image, "");
+        check_relayed(&world, "at 1970-01-01T00:00:00Z: old");
+        apply(&world, &image, "path = \"direct\"");
+        eventually("every slot is direct", Duration::from_secs(60), || {
+            let slots = world.slots("web");
+            (is_direct(&slots) && slots.iter().all(|slot| slot["ready"] == true)).then_some(())
+        });
+        assert_eq!(remembered(&world)["images"], serde_json::json!({}));
+        world.sherd(&["stop", "-g", "web", "--purge"]);
+        images::remove(ENGINE, &image);
+    });
+}
