@@ -17,6 +17,7 @@ pub use self::socket::{ApiSocket, BindError, bind};
 mod ask;
 mod connections;
 mod error;
+mod explain;
 mod groups;
 mod openapi;
 mod routes;

@@ -16,6 +16,7 @@ pub use self::failure::Failure;
 mod agent;
 mod apply;
 mod draw;
+mod explain;
 mod failure;
 mod flags;
 mod holder;
@@ -35,6 +36,7 @@ Examples:
   sherd run --process -p 8080:80 -- ./server     the same for a program that listens on $PORT
   sherd ps                                       groups, slots, CPUs, states, connections
   sherd logs -f web                              what the shards write
+  sherd explain 192.0.2.1:51234 web              which slot a connection goes to, and why
   sherd stop -g web --purge                      drain, stop and forget
   sherd topology                                 a picture of this machine";
 
@@ -56,6 +58,7 @@ enum Command {
     Stop(stop::Args),
     Apply(apply::Args),
     Logs(logs::Args),
+    Explain(explain::Args),
     Plan(plan::Args),
     Topology(topology::Args),
     Agent(agent::Args),
@@ -102,6 +105,7 @@ impl Line {
             Command::Stop(args) => wait_for(stop::run(args, client())),
             Command::Apply(args) => wait_for(apply::run(args, client())),
             Command::Logs(args) => wait_for(logs::run(args, client())),
+            Command::Explain(args) => wait_for(explain::run(args, client())),
             Command::Plan(args) => wait_for(plan::run(args, client())),
             Command::Topology(args) => topology::run(&args),
             Command::Agent(args) => agent::run(args, self.run_dir.as_deref()),

@@ -15,7 +15,8 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use crate::api::wire::{ErrorBody, ErrorDetail, LogRecord, PlanBody, Stopped};
-use crate::status::{AgentStatus, Event, PlanReport};
+use crate::control::ExplainQuestion;
+use crate::status::{AgentStatus, Event, Explanation, PlanReport};
 
 pub use self::lines::Lines;
 
@@ -134,6 +135,19 @@ impl Client {
             path.push_str(&format!("&slot={slot}"));
         }
         Ok(Lines::new(self.answer(Method::GET, &path, String::new()).await?.into_body()))
+    }
+
+    /// Which slot a connection goes to, and why.
+    pub async fn explain(&self, question: &ExplainQuestion) -> Result<Explanation, ClientError> {
+        let client = percent_encoded(&question.client.to_string());
+        let mut path = format!("/v1/groups/{}/explain?client={client}", question.group);
+        if let Some(port) = question.port {
+            path.push_str(&format!("&port={port}"));
+        }
+        if let Some(to) = question.to {
+            path.push_str(&format!("&to={}", percent_encoded(&to.to_string())));
+        }
+        self.document(Method::GET, &path, String::new()).await
     }
 
     /// What happens from now on.

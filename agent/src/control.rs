@@ -3,7 +3,7 @@
 //! A reply channel that is dropped without an answer means that the agent is stopping.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use futures_util::stream::BoxStream;
@@ -13,8 +13,8 @@ use thiserror::Error;
 use tokio::sync::{broadcast, oneshot};
 
 use crate::metrics::Snapshot;
-use crate::spec::GroupSpec;
-use crate::status::{AgentStatus, Event, PlanReport};
+use crate::spec::{GroupSpec, HostPort};
+use crate::status::{AgentStatus, Event, Explanation, PlanReport};
 
 /// Requests that may wait for the reconcile loop; one more makes the API answer 503.
 pub const REQUEST_QUEUE_LEN: usize = 64;
@@ -86,11 +86,31 @@ pub enum Request {
         /// The answer: one stream per shard, slots ascending.
         reply: oneshot::Sender<Result<Vec<ShardLogs>, LogsError>>,
     },
+    /// Where a connection goes, and why.
+    Explain {
+        /// The connection.
+        question: ExplainQuestion,
+        /// The answer.
+        reply: oneshot::Sender<Result<Explanation, ExplainError>>,
+    },
     /// Events from now on.
     Subscribe {
         /// The answer.
         reply: oneshot::Sender<broadcast::Receiver<Event>>,
     },
+}
+
+/// A connection to be explained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExplainQuestion {
+    /// To which group.
+    pub group: GroupName,
+    /// Where it comes from.
+    pub client: SocketAddr,
+    /// The published port, where the group has several.
+    pub port: Option<HostPort>,
+    /// The host's address that the client connects to; guessed when absent.
+    pub to: Option<IpAddr>,
 }
 
 /// The output of one shard.
@@ -233,6 +253,33 @@ pub enum StopError {
         path: PathBuf,
         /// What the file system said.
         source: io::Error,
+    },
+}
+
+/// Why a connection can't be explained.
+#[derive(Debug, Error)]
+pub enum ExplainError {
+    /// There is none of that name.
+    #[error("no group {group}: `sherd ps` lists them")]
+    UnknownGroup {
+        /// The name.
+        group: GroupName,
+    },
+    /// Nothing of the group takes such a connection.
+    #[error("group {group} publishes nothing that takes a connection from {client}: `sherd ps` lists its ports")]
+    NotPublished {
+        /// The group.
+        group: GroupName,
+        /// The client.
+        client: SocketAddr,
+    },
+    /// It could be meant for several ports.
+    #[error("group {group} publishes the ports {}: name one with --port", ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    WhichPort {
+        /// The group.
+        group: GroupName,
+        /// Its ports.
+        ports: Vec<HostPort>,
     },
 }
 

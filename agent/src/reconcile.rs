@@ -36,6 +36,7 @@ mod apply;
 mod counters;
 mod direct;
 mod execute;
+mod explain;
 mod group;
 mod inspect;
 pub mod keeper;

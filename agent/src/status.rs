@@ -7,6 +7,10 @@ use sherd_topology::model::{CpuSet, NodeSet};
 use sherd_topology::plan::{GroupName, SlotId, Unit};
 use utoipa::ToSchema;
 
+pub use self::explanation::{CpuDestination, Destination, Explanation, Level, Outcome};
+
+mod explanation;
+
 /// The agent and everything it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AgentStatus {

@@ -251,6 +251,28 @@ fn logs_and_stop() {
 }
 
 #[test]
+fn explain_says_where_a_connection_goes_and_why() {
+    let agent = agent();
+    let check = |args: &[&str], code, out: &[&str], err: &[&str]| check(agent.run_dir(), args, code, out, err);
+    let line = ["explain", "[2001:db8::1]:51234", "web"];
+    check(
+        &[&line[..], &["-p", "8080"]].concat(),
+        0,
+        &[
+            "web: a connection from [2001:db8::1]:51234 to [2001:db8::1]:8080 goes to slot 0, directly, the fail-over in the same L3",
+            "2001:db8::1 is a guess: --to says",
+            "[::]:8080, policy connection, steered by eBPF",
+            "entry 7 of 65537: slot 1, which is out of service",
+        ],
+        &[],
+    );
+    check(&[&line[..], &["-p", "8080", "--to", "::2", "--json"]].concat(), 0, &["\"first_choice\": 1"], &[]);
+    check(&line, 1, &[], &["publishes the ports 8080, 9090: name one with --port"]);
+    check(&["explain", "2001:db8::1", "web"], 2, &[], &["invalid value '2001:db8::1' for '<CLIENT:PORT>'"]);
+    assert!(agent.asked()[1].contains("to: Some(::2)"), "{:?}", agent.asked());
+}
+
+#[test]
 fn plan_works_without_an_agent_and_asks_one_that_is_there() {
     let directory = tempfile::tempdir().unwrap();
     let file = spec(directory.path(), "web.toml", "name = \"web\"\n[container]\nimage = \"nginx\"\n");

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use super::wire::{ErrorBody, ErrorDetail};
-use crate::control::{ApplyError, LogsError, StopError};
+use crate::control::{ApplyError, ExplainError, LogsError, StopError};
 use crate::spec::{SpecFault, SpecFaults};
 
 /// An answer that isn't a success.
@@ -99,6 +99,17 @@ impl From<StopError> for ApiError {
             StopError::UnknownGroup { .. } => (StatusCode::NOT_FOUND, "unknown-group"),
             StopError::Shards { .. } => (StatusCode::SERVICE_UNAVAILABLE, "not-stopped"),
             StopError::Store { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "not-stored"),
+        };
+        Self::of(status, code, &error)
+    }
+}
+
+impl From<ExplainError> for ApiError {
+    fn from(error: ExplainError) -> Self {
+        let (status, code) = match &error {
+            ExplainError::UnknownGroup { .. } => (StatusCode::NOT_FOUND, "unknown-group"),
+            ExplainError::NotPublished { .. } => (StatusCode::NOT_FOUND, "not-published"),
+            ExplainError::WhichPort { .. } => (StatusCode::CONFLICT, "which-port"),
         };
         Self::of(status, code, &error)
     }

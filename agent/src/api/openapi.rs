@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{groups, stream};
+use super::{explain, groups, stream};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -18,6 +18,7 @@ use super::{groups, stream};
         groups::plan,
         groups::topology,
         stream::logs,
+        explain::explain,
         stream::events,
         get
     )

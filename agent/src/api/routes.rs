@@ -7,12 +7,12 @@ use tokio::sync::mpsc;
 
 use super::ask::Loop;
 use super::error::ApiError;
-use super::{groups, openapi, stream};
+use super::{explain, groups, openapi, stream};
 use crate::control::Request;
 
 type Route = (&'static str, &'static str, MethodRouter<Loop>);
 
-fn routes() -> [Route; 11] {
+fn routes() -> [Route; 12] {
     [
         ("get", "/v1/status", routing::get(groups::status)),
         ("get", "/v1/groups", routing::get(groups::list)),
@@ -21,6 +21,7 @@ fn routes() -> [Route; 11] {
         ("delete", "/v1/groups/{group}", routing::delete(groups::delete)),
         ("get", "/v1/groups/{group}/specification", routing::get(groups::specification)),
         ("get", "/v1/groups/{group}/logs", routing::get(stream::logs)),
+        ("get", "/v1/groups/{group}/explain", routing::get(explain::explain)),
         ("post", "/v1/plan", routing::post(groups::plan)),
         ("get", "/v1/events", routing::get(stream::events)),
         ("get", "/v1/topology", routing::get(groups::topology)),
@@ -73,10 +74,14 @@ impl Query {
     }
 
     pub(super) fn number<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>, ApiError> {
-        let number = |text: String| {
-            text.parse().map_err(|_| ApiError::bad_request(format!("{key} is a whole number, not `{text}`")))
-        };
-        self.text(key).map(number).transpose()
+        self.parsed(key, "a whole number")
+    }
+
+    /// A value that is written as `what`.
+    pub(super) fn parsed<T: std::str::FromStr>(&self, key: &str, what: &str) -> Result<Option<T>, ApiError> {
+        let parse =
+            |text: String| text.parse().map_err(|_| ApiError::bad_request(format!("{key} is {what}, not `{text}`")));
+        self.text(key).map(parse).transpose()
     }
 }
 

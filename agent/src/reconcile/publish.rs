@@ -26,7 +26,7 @@ use sherd_topology::{
     plan::{GroupName, Slot, SlotId},
 };
 
-pub(super) use self::direct::ProgramFamily;
+pub(super) use self::direct::{ProgramFamily, host_address};
 use super::{
     anchor_age::AnchorAge,
     keeper::Keeper,
@@ -463,7 +463,7 @@ fn addresses_of(spec: &GroupSpec) -> impl Iterator<Item = (&PortSpec, SocketAddr
     })
 }
 
-fn table(host: &Host, slots: &[Slot], port: &PortSpec) -> sherd_lb::table::SteeringTable {
+pub(super) fn table(host: &Host, slots: &[Slot], port: &PortSpec) -> sherd_lb::table::SteeringTable {
     let choice = PortChoice { policy: port.policy, weights: port.weights.as_deref(), table_len: port.table_len };
     steering_table::build(host, slots, choice)
 }

@@ -29,6 +29,7 @@ impl Reconciler {
             Request::Logs { group, slot, tail, follow, reply } => {
                 drop(reply.send(self.logs(&group, slot, tail, follow)));
             }
+            Request::Explain { question, reply } => drop(reply.send(self.explain(&question))),
             Request::Subscribe { reply } => drop(reply.send(self.events.subscribe())),
         }
     }

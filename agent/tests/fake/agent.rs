@@ -5,9 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use sherd::control::{ApplyError, LogLines, LogsError, Output, Request, ShardLine, ShardLogs, StopError};
+use sherd::control::{
+    ApplyError, ExplainError, ExplainQuestion, LogLines, LogsError, Output, Request, ShardLine, ShardLogs, StopError,
+};
 use sherd::metrics::{GroupCounters, Histogram, PortCounters, RelayCounters, SlotCounters, Snapshot};
-use sherd::status::{AgentStatus, Event, GroupStatus, PlanReport};
+use sherd::spec::HostPort;
+use sherd::status::{AgentStatus, Destination, Event, Explanation, GroupStatus, Level, Outcome, PlanReport};
 use sherd_topology::plan::{GroupName, SlotId};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -98,6 +101,10 @@ async fn answer(mut inbox: mpsc::Receiver<Request>, groups: Vec<GroupStatus>, lo
                 note(format!("logs {group} {slot:?} {tail:?} {follow}"));
                 let known = groups.iter().find(|known| known.name == group);
                 drop(reply.send(known.map(|group| logs(group, slot)).ok_or(LogsError::UnknownGroup { group })));
+            }
+            Request::Explain { question, reply } => {
+                note(format!("explain {question:?}"));
+                drop(reply.send(explanation(question)));
             }
             Request::Subscribe { reply } => {
                 drop(reply.send(events.subscribe()));
@@ -232,4 +239,34 @@ pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
         plan_changes: vec![("added", 2)],
         held_descriptors: Some(9),
     }
+}
+
+fn explanation(question: ExplainQuestion) -> Result<Explanation, ExplainError> {
+    let ExplainQuestion { group, client, port, to } = question;
+    let Some(port) = port else {
+        return Err(ExplainError::WhichPort { group, ports: vec![HostPort(8080), HostPort(9090)] });
+    };
+    let goes = |slot, level| Destination {
+        outcome: Outcome::Slot,
+        slot: Some(SlotId(slot)),
+        path: Some(sherd::status::Path::Direct),
+        level: Some(level),
+    };
+    Ok(Explanation {
+        group,
+        client,
+        server: (to.unwrap_or(client.ip()), port.0).into(),
+        server_guessed: to.is_none(),
+        published: format!("[::]:{port}").parse().unwrap(),
+        policy: "connection".to_owned(),
+        steering: sherd::status::Steering::Ebpf,
+        hash: Some("0x2a".to_owned()),
+        entry: Some(7),
+        table_len: 65_537,
+        first_choice: Some(SlotId(1)),
+        in_service: vec![SlotId(0)],
+        goes: Some(goes(0, Level::L3)),
+        otherwise: None,
+        by_cpu: Vec::new(),
+    })
 }

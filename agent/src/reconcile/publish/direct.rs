@@ -187,7 +187,7 @@ impl Published {
 }
 
 /// Where this host reaches a published address: its own address, and never loopback unless there is no other.
-fn host_address(published: IpAddr, takes_v4: bool, loopback: bool) -> IpAddr {
+pub(in crate::reconcile) fn host_address(published: IpAddr, takes_v4: bool, loopback: bool) -> IpAddr {
     if !published.is_unspecified() {
         return published;
     }
