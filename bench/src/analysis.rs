@@ -18,11 +18,13 @@ mod target;
 /// What a comparison says.
 #[derive(Debug, Clone, Serialize)]
 pub struct Analysis {
+    /// What was compared, in the order of tables.
+    pub measures: Vec<Measure>,
     /// Each contestant's median of each measure.
     pub medians: Vec<Median>,
     /// The subject against the others.
     pub ratios: Vec<Ratio>,
-    /// The subject against itself: what this run cannot tell apart.
+    /// Something against itself: what this run cannot tell apart.
     pub control: Vec<Ratio>,
     /// How much else the host did.
     pub noise: Noise,
@@ -60,32 +62,44 @@ pub struct Ratio {
 pub struct Cast<'a> {
     /// Whose ratios are told.
     pub subject: &'a str,
-    /// The subject's second name in the same run.
-    pub control: &'a str,
-    /// All contestants, the subject among them, the control not.
+    /// Two whose ratio is known to be 1: mostly the subject and its second name in the same run.
+    pub control: (&'a str, &'a str),
+    /// All contestants, the subject among them; a second name is none.
     pub contestants: &'a [String],
+    /// What is compared, in the order of tables.
+    pub measures: &'a [Measure],
 }
 
-/// Concludes from `samples` and `idle`. The same `seed` gives the same intervals.
+/// What is measured once and not in pairs.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Evidence {
+    /// Memory of idle connections.
+    pub idle: Vec<IdleMemory>,
+}
+
+/// Concludes from `samples` and `evidence`. The same `seed` gives the same intervals.
 pub fn analyse(
     cast: Cast<'_>,
     samples: &[Sample],
-    idle: &[IdleMemory],
+    evidence: &Evidence,
     targets: &[Target],
     host_cpus: usize,
     seed: u64,
 ) -> Analysis {
-    let pair = |measure, to: &str| {
-        let estimate = ratio(&pairs(samples, measure, cast.subject, to), seed)?;
-        Some(Ratio { measure, of: cast.subject.into(), to: to.into(), estimate })
+    let pair = |measure, of: &str, to: &str| {
+        let estimate = ratio(&pairs(samples, measure, of, to), seed)?;
+        Some(Ratio { measure, of: of.into(), to: to.into(), estimate })
     };
+    let measures = || cast.measures.iter().copied();
     let others = || cast.contestants.iter().filter(|name| *name != cast.subject);
     let ratios: Vec<Ratio> =
-        Measure::ALL.iter().flat_map(|measure| others().filter_map(|to| pair(*measure, to))).collect();
-    let control: Vec<Ratio> = Measure::ALL.iter().filter_map(|measure| pair(*measure, cast.control)).collect();
+        measures().flat_map(|measure| others().filter_map(move |to| pair(measure, cast.subject, to))).collect();
+    let (of, to) = cast.control;
+    let control: Vec<Ratio> = measures().filter_map(|measure| pair(measure, of, to)).collect();
     let noise = Noise::of(samples, host_cpus);
-    let verdicts = targets.iter().map(|target| target.judge(cast.subject, &ratios, &control, idle, &noise)).collect();
-    Analysis { medians: medians(cast, samples), ratios, control, noise, verdicts }
+    let verdicts =
+        targets.iter().map(|target| target.judge(cast.subject, &ratios, &control, evidence, &noise)).collect();
+    Analysis { measures: cast.measures.to_vec(), medians: medians(cast, samples), ratios, control, noise, verdicts }
 }
 
 fn medians(cast: Cast<'_>, samples: &[Sample]) -> Vec<Median> {
@@ -94,7 +108,7 @@ fn medians(cast: Cast<'_>, samples: &[Sample]) -> Vec<Median> {
         let values: Vec<f64> = of_it.filter_map(|sample| measure.of(sample)).collect();
         Some(Median { measure, contestant: contestant.clone(), value: median(&values)? })
     };
-    Measure::ALL
+    cast.measures
         .iter()
         .flat_map(|measure| cast.contestants.iter().filter_map(move |contestant| one(*measure, contestant)))
         .collect()
@@ -140,8 +154,9 @@ mod tests {
 
     fn analysis(samples: &[Sample]) -> Analysis {
         let contestants = ["a".to_owned(), "b".to_owned()];
-        let cast = Cast { subject: "a", control: "a again", contestants: &contestants };
-        analyse(cast, samples, &[], &[], 2, 1)
+        let measures = [Measure::CpuPerRequest, Measure::RequestsPerSecond];
+        let cast = Cast { subject: "a", control: ("a", "a again"), contestants: &contestants, measures: &measures };
+        analyse(cast, samples, &Evidence::default(), &[], 2, 1)
     }
 
     fn cpu(ratios: &[Ratio]) -> Estimate {

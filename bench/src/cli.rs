@@ -12,6 +12,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use sherd_bench::{contestant, keeper, measure::cpus, shard::Announcement};
 
+mod comparison;
 mod relay;
 
 /// Measures sherd side by side with what else could stand in front of a service.

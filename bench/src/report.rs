@@ -9,10 +9,10 @@ use serde::Serialize;
 
 pub use self::{date::utc, progress::Progress, table::Table};
 use crate::{
-    analysis::Analysis,
+    analysis::{Analysis, Evidence},
     contestant::Facts,
     measure::HostFacts,
-    sample::{IdleMemory, Sample},
+    sample::Sample,
 };
 
 mod date;
@@ -29,8 +29,9 @@ pub struct Report {
     pub header: Header,
     /// What it says.
     pub analysis: Analysis,
-    /// Memory of idle connections, measured once.
-    pub idle: Vec<IdleMemory>,
+    /// What was measured once.
+    #[serde(flatten)]
+    pub evidence: Evidence,
     /// Every measurement.
     pub samples: Vec<Sample>,
 }
@@ -38,10 +39,9 @@ pub struct Report {
 /// What a run was run with and on.
 #[derive(Debug, Clone, Serialize)]
 pub struct Header {
-    /// As typed.
-    pub command_line: String,
-    /// Of the working directory, with `+` when it has changes.
-    pub commit: Option<String>,
+    /// Where it comes from.
+    #[serde(flatten)]
+    pub origin: Origin,
     /// UTC.
     pub started: String,
     /// All of it.
@@ -58,6 +58,15 @@ pub struct Header {
     pub remarks: Vec<String>,
 }
 
+/// Where a report comes from.
+#[derive(Debug, Clone, Serialize)]
+pub struct Origin {
+    /// As typed.
+    pub command_line: String,
+    /// Of the working directory, with `+` when it has changes.
+    pub commit: Option<String>,
+}
+
 /// How a comparison is run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Settings {
@@ -71,10 +80,8 @@ pub struct Settings {
     pub connections: usize,
     /// Their answers.
     pub answer_bytes: usize,
-    /// Connections of the bulk load.
-    pub bulk_connections: usize,
-    /// Its answers.
-    pub bulk_bytes: usize,
+    /// The bulk load, where there is one.
+    pub bulk: Option<Bulk>,
     /// The open loop's rate as a share of the slowest contestant's maximum.
     pub open_share: f64,
     /// Idle connections.
@@ -85,6 +92,15 @@ pub struct Settings {
     pub cpus: Vec<usize>,
     /// CPUs of the load: one thread on each.
     pub load_cpus: Vec<usize>,
+}
+
+/// A load of large answers.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Bulk {
+    /// At a time.
+    pub connections: usize,
+    /// Of each answer.
+    pub answer_bytes: usize,
 }
 
 /// A contestant that did not take part.

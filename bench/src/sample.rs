@@ -19,9 +19,6 @@ pub enum LoadKind {
 }
 
 impl LoadKind {
-    /// All, in the order in which they run.
-    pub const ALL: [Self; 4] = [Self::KeepAlive, Self::Connections, Self::Bulk, Self::Open];
-
     /// Its name in tables.
     pub fn name(self) -> &'static str {
         match self {
@@ -134,19 +131,6 @@ pub enum Measure {
 }
 
 impl Measure {
-    /// All, in the order of tables.
-    pub const ALL: [Self; 9] = [
-        Self::CpuPerRequest,
-        Self::RequestsPerSecond,
-        Self::CpuPerConnection,
-        Self::ConnectionsPerSecond,
-        Self::CpuPerGigabyte,
-        Self::GigabytesPerSecond,
-        Self::CpuPerRequestAtRate,
-        Self::LatencyP50,
-        Self::LatencyP99,
-    ];
-
     /// The load it is measured under.
     pub fn load(self) -> LoadKind {
         match self {

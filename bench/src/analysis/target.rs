@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Noise, Ratio};
+use super::{Evidence, Noise, Ratio};
 use crate::{
     sample::{IdleMemory, Measure},
     stats::Estimate,
@@ -73,7 +73,7 @@ impl Target {
         subject: &str,
         ratios: &[Ratio],
         control: &[Ratio],
-        idle: &[IdleMemory],
+        evidence: &Evidence,
         noise: &Noise,
     ) -> Verdict {
         match self {
@@ -84,7 +84,7 @@ impl Target {
                 judge_ratio(*measure, peers, *bound, &found, itself, noise)
             }
             Self::IdleBytes { at_most } => {
-                let of_subject = idle.iter().find(|memory| memory.contestant == subject);
+                let of_subject = evidence.idle.iter().find(|memory| memory.contestant == subject);
                 judge_idle(*at_most, of_subject.and_then(IdleMemory::bytes_per_connection))
             }
         }
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn the_best_peer_counts_and_the_whole_interval() {
         let check = |ratios: &[Ratio], expected| {
-            assert_eq!(TARGET.judge("sherd", ratios, &[], &[], &QUIET).word, expected, "{ratios:?}");
+            assert_eq!(TARGET.judge("sherd", ratios, &[], &Evidence::default(), &QUIET).word, expected, "{ratios:?}");
         };
         check(&[to("haproxy", 0.7, 0.8, 0.85), to("nginx", 0.5, 0.6, 0.7)], VerdictWord::Held);
         check(&[to("haproxy", 0.7, 0.8, 0.85), to("nginx", 0.91, 0.95, 0.99)], VerdictWord::NotHeld);
@@ -210,7 +210,7 @@ mod tests {
             (&around, noisy, VerdictWord::Undecided),
             (&beside, QUIET, VerdictWord::Undecided),
         ] {
-            let verdict = TARGET.judge("sherd", &held, control, &[], &noise);
+            let verdict = TARGET.judge("sherd", &held, control, &Evidence::default(), &noise);
             assert_eq!(verdict.word, expected);
             assert_eq!(verdict.because.is_some(), expected == VerdictWord::Undecided);
         }
@@ -220,7 +220,7 @@ mod tests {
     fn few_pairs_conclude_nothing() {
         let mut held = to("haproxy", 0.7, 0.8, 0.85);
         held.estimate.pairs = 3;
-        assert_eq!(TARGET.judge("sherd", &[held], &[], &[], &QUIET).word, VerdictWord::Undecided);
+        assert_eq!(TARGET.judge("sherd", &[held], &[], &Evidence::default(), &QUIET).word, VerdictWord::Undecided);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt;
 use super::Report;
 use crate::{
     analysis::{Ratio, VerdictWord},
-    sample::{IdleMemory, Measure},
+    sample::IdleMemory,
 };
 
 /// Shows a report as text.
@@ -30,23 +30,24 @@ impl Table<'_> {
     fn header(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let header = &self.0.header;
         let (host, settings) = (&header.host, &header.settings);
-        writeln!(f, "{}", header.command_line)?;
-        let commit = header.commit.as_deref().unwrap_or("unknown");
+        writeln!(f, "{}", header.origin.command_line)?;
+        let commit = header.origin.commit.as_deref().unwrap_or("unknown");
         writeln!(f, "{}, {:.0} s, commit {commit}", header.started, header.took_seconds)?;
         writeln!(f, "{}, {}, {} × {}", host.name, host.kernel, host.cpus.len(), host.cpu)?;
-        writeln!(
+        write!(
             f,
-            "{} pairs of {} s; contestants and shards on CPUs {:?}, load on {:?}; answers of {} bytes on {} connections, \
-             {} on {}",
+            "{} pairs of {} s; contestants and shards on CPUs {:?}, load on {:?}; answers of {} bytes on {} connections",
             settings.pairs,
             settings.duration_seconds,
             settings.cpus,
             settings.load_cpus,
             settings.answer_bytes,
             settings.connections,
-            settings.bulk_bytes,
-            settings.bulk_connections,
         )?;
+        if let Some(bulk) = settings.bulk {
+            write!(f, ", {} on {}", bulk.answer_bytes, bulk.connections)?;
+        }
+        writeln!(f)?;
         for facts in &header.contestants {
             let program = facts.program.as_deref().map(|program| program.display().to_string()).unwrap_or_default();
             writeln!(f, "  {:<16}{:<22}{program}", facts.name, facts.version)?;
@@ -65,7 +66,7 @@ impl Table<'_> {
             write!(f, "{:>CELL$}", facts.name)?;
         }
         writeln!(f)?;
-        for measure in Measure::ALL {
+        for &measure in &self.0.analysis.measures {
             write!(f, "{:<TITLE$}", measure.title())?;
             for facts in contestants {
                 let of_it =
@@ -74,7 +75,7 @@ impl Table<'_> {
             }
             writeln!(f)?;
         }
-        let idle = |name: &str| self.0.idle.iter().find(|memory| memory.contestant == name);
+        let idle = |name: &str| self.0.evidence.idle.iter().find(|memory| memory.contestant == name);
         for (title, value) in [
             ("bytes/idle connection", IdleMemory::bytes_per_connection as fn(&IdleMemory) -> Option<f64>),
             ("  kernel's, whole path", |memory| Some(memory.slab_bytes_per_connection())),
@@ -103,7 +104,7 @@ impl Table<'_> {
             write!(f, "{other:>RATIO$}")?;
         }
         writeln!(f, "{:>RATIO$}", "(control)")?;
-        for measure in Measure::ALL {
+        for &measure in &analysis.measures {
             let to = |other: &str| analysis.ratios.iter().find(|ratio| ratio.measure == measure && ratio.to == other);
             let itself = analysis.control.iter().find(|ratio| ratio.measure == measure);
             write!(f, "{:<TITLE$}", measure.title())?;

@@ -6,21 +6,35 @@ use std::{
     time::SystemTime,
 };
 
-pub use self::error::RelayError;
-use self::{field::Field, rounds::Rounds};
+use self::field::Field;
+use super::{ComparisonError, Lineup, Run, Scenario};
 use crate::{
-    analysis::{Bound, Cast, Target, analyse},
+    analysis::{Bound, Evidence, Target},
     contestant::{Choice, haproxy::Variant, nginx, sherd},
     interrupt::Interrupt,
-    measure::{HostFacts, raise_open_files},
-    report::{Header, Progress, Report, Settings, utc},
-    sample::Measure,
+    measure::raise_open_files,
+    report::{Bulk, Origin, Progress, Report, Settings},
+    sample::{LoadKind, Measure},
 };
 
-mod error;
 mod field;
 mod idle;
-mod rounds;
+
+const SCENARIO: Scenario = Scenario {
+    name: "relay",
+    loads: &[LoadKind::KeepAlive, LoadKind::Connections, LoadKind::Bulk, LoadKind::Open],
+    measures: &[
+        Measure::CpuPerRequest,
+        Measure::RequestsPerSecond,
+        Measure::CpuPerConnection,
+        Measure::ConnectionsPerSecond,
+        Measure::CpuPerGigabyte,
+        Measure::GigabytesPerSecond,
+        Measure::CpuPerRequestAtRate,
+        Measure::LatencyP50,
+        Measure::LatencyP99,
+    ],
+};
 
 /// What the relay path is to reach.
 pub const TARGETS: [Target; 5] = [
@@ -53,10 +67,8 @@ pub struct Options {
     pub haproxy: Option<PathBuf>,
     /// nginx, where another than the installed one is wanted.
     pub nginx: Option<PathBuf>,
-    /// As typed.
-    pub command_line: String,
-    /// What this was built from, as far as is known.
-    pub commit: Option<String>,
+    /// What the report says of where it comes from.
+    pub origin: Origin,
 }
 
 /// Runs it and reports. Everything it started has ended when it returns.
@@ -65,45 +77,31 @@ pub fn run(
     scratch: &Path,
     progress: &mut Progress,
     interrupt: &Interrupt,
-) -> Result<Report, RelayError> {
+) -> Result<Report, ComparisonError> {
     let started = SystemTime::now();
     let mut settings = options.settings.clone();
     let mut remarks = Vec::new();
     fit_idle_connections(&mut settings, &mut remarks)?;
     let field = Field::start(options, &settings, scratch, progress, &mut remarks)?;
-    field.verify(settings.answer_bytes, settings.bulk_bytes)?;
+    field.verify(settings.answer_bytes, bulk(&settings).answer_bytes)?;
     let idle = idle::measure(&field, &settings, progress, interrupt)?;
-    let rounds = Rounds::prepare(&field, &settings, interrupt, progress)?;
-    remarks.push(format!("the open loop's rate is {:.0} requests/s", rounds.open_requests_per_second));
-    let samples = rounds.run(progress)?;
-    let failed: u64 = samples.iter().flat_map(|sample| sample.errors.values()).sum();
-    if failed > 0 {
-        remarks.push(format!("{failed} requests failed; the JSON says which and how"));
-    }
-    let contestants: Vec<_> = field.contestants.iter().map(|contestant| contestant.facts().clone()).collect();
-    let names: Vec<String> = contestants.iter().map(|facts| facts.name.clone()).collect();
-    let cast = Cast { subject: field.subject(), control: &field.control(), contestants: &names };
-    let targets: &[Target] = if field.subject() == sherd::NAME { &TARGETS } else { &[] };
-    let host = HostFacts::read().map_err(RelayError::Host)?;
-    let analysis = analyse(cast, &samples, &idle, targets, host.online, settings.seed);
-    let header = Header {
-        command_line: options.command_line.clone(),
-        commit: options.commit.clone(),
-        started: utc(started),
-        took_seconds: started.elapsed().map_or(0.0, |took| took.as_secs_f64()),
-        host,
-        settings,
-        contestants,
+    let (subject, again) = (field.subject(), field.control());
+    let targets: &[Target] = if subject == sherd::NAME { &TARGETS } else { &[] };
+    let lineup = Lineup {
+        contestants: &field.contestants,
+        entries: field.entries(),
+        subject,
+        control: (subject, &again),
         missing: field.missing.clone(),
-        remarks,
     };
-    Ok(Report { scenario: "relay", header, analysis, idle, samples })
+    let run = Run { origin: &options.origin, started, settings, remarks, interrupt, progress };
+    SCENARIO.run(lineup, Evidence { idle }, targets, run)
 }
 
 /// A balancer needs two files for each connection; where the limit can't be raised that far there are fewer of them.
-fn fit_idle_connections(settings: &mut Settings, remarks: &mut Vec<String>) -> Result<(), RelayError> {
+fn fit_idle_connections(settings: &mut Settings, remarks: &mut Vec<String>) -> Result<(), ComparisonError> {
     let wanted = 2 * (settings.idle_connections + SLACK_CONNECTIONS) + OTHER_FILES;
-    let limit = raise_open_files(wanted as u64).map_err(|errno| RelayError::Host(errno.into()))?;
+    let limit = raise_open_files(wanted as u64).map_err(|errno| ComparisonError::Host(errno.into()))?;
     let affordable = ((limit as usize).saturating_sub(OTHER_FILES) / 2).saturating_sub(SLACK_CONNECTIONS);
     if affordable < settings.idle_connections {
         remarks.push(format!(
@@ -117,5 +115,10 @@ fn fit_idle_connections(settings: &mut Settings, remarks: &mut Vec<String>) -> R
 
 /// How many connections each contestant must be able to hold.
 fn capacity(settings: &Settings) -> usize {
-    settings.idle_connections.max(settings.connections).max(settings.bulk_connections) + SLACK_CONNECTIONS
+    settings.idle_connections.max(settings.connections).max(bulk(settings).connections) + SLACK_CONNECTIONS
+}
+
+/// The large answers; without any, they are as the small ones.
+fn bulk(settings: &Settings) -> Bulk {
+    settings.bulk.unwrap_or(Bulk { connections: settings.connections, answer_bytes: settings.answer_bytes })
 }

@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::Path};
 
 use nix::unistd::Pid;
 
-use super::{Options, RelayError};
+use super::{
+    super::{ComparisonError, rounds::Entry},
+    Options,
+};
 use crate::{
     contestant::{Choice, Contestant, Direct, Shards, Sherd, Site, StartError, haproxy, nginx, sherd},
     load::fetch,
@@ -27,7 +30,7 @@ impl Field {
         scratch: &Path,
         progress: &mut Progress,
         remarks: &mut Vec<String>,
-    ) -> Result<Self, RelayError> {
+    ) -> Result<Self, ComparisonError> {
         let mut field = Self { contestants: Vec::new(), missing: Vec::new(), shards: Vec::new(), _own_shards: None };
         let connections = super::capacity(settings);
         let mut shards = None;
@@ -50,7 +53,7 @@ impl Field {
         let site = Site { scratch, cpus: &settings.cpus, shards: &shards, connections, peers: &options.peers };
         field.start_others(options, &site);
         if field.contestants.is_empty() {
-            return Err(RelayError::Nobody { missing: field.missing });
+            return Err(ComparisonError::Nobody { missing: field.missing });
         }
         Ok(field)
     }
@@ -74,12 +77,14 @@ impl Field {
     }
 
     /// Has each answer once, small and large, byte by byte: nothing that doesn't work is measured.
-    pub(super) fn verify(&self, answer_bytes: usize, bulk_bytes: usize) -> Result<(), RelayError> {
+    pub(super) fn verify(&self, answer_bytes: usize, bulk_bytes: usize) -> Result<(), ComparisonError> {
         for contestant in &self.contestants {
             for address in contestant.addresses() {
                 for bytes in [answer_bytes, bulk_bytes, 0] {
-                    fetch(*address, bytes)
-                        .map_err(|source| RelayError::Wrong { contestant: contestant.facts().name.clone(), source })?;
+                    fetch(*address, bytes).map_err(|source| ComparisonError::Wrong {
+                        contestant: contestant.facts().name.clone(),
+                        source,
+                    })?;
                 }
             }
         }
@@ -96,6 +101,16 @@ impl Field {
         format!("{} again", self.subject())
     }
 
+    /// All contestants, and the subject under its second name.
+    pub(super) fn entries(&self) -> Vec<Entry<'_>> {
+        let named = |name: String, contestant| Entry { name, contestant, shards: &self.shards };
+        let all = self.contestants.iter().map(AsRef::as_ref);
+        let again = named(self.control(), self.contestants[0].as_ref());
+        all.map(|contestant: &dyn Contestant| named(contestant.facts().name.clone(), contestant))
+            .chain([again])
+            .collect()
+    }
+
     fn admit_sherd(&mut self, sherd: Sherd) -> Vec<SocketAddr> {
         self.shards = sherd.shards().iter().map(|shard| Pid::from_raw(shard.pid)).collect();
         let addresses = sherd.shards().iter().map(|shard| shard.address).collect();
@@ -103,7 +118,7 @@ impl Field {
         addresses
     }
 
-    fn start_own_shards(&mut self, scratch: &Path, cpus: &[usize]) -> Result<Vec<SocketAddr>, RelayError> {
+    fn start_own_shards(&mut self, scratch: &Path, cpus: &[usize]) -> Result<Vec<SocketAddr>, ComparisonError> {
         let shards = Shards::start(scratch, cpus)?;
         self.shards = shards.processes();
         let addresses = shards.addresses();

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{RelayError, field::Field};
+use super::{super::ComparisonError, field::Field};
 use crate::{
     contestant::Contestant,
     interrupt::Interrupt,
@@ -25,7 +25,7 @@ pub(super) fn measure(
     settings: &Settings,
     progress: &mut Progress,
     interrupt: &Interrupt,
-) -> Result<Vec<IdleMemory>, RelayError> {
+) -> Result<Vec<IdleMemory>, ComparisonError> {
     if settings.idle_connections == 0 {
         return Ok(Vec::new());
     }
@@ -37,14 +37,14 @@ fn measure_one(
     contestant: &dyn Contestant,
     settings: &Settings,
     interrupt: &Interrupt,
-) -> Result<IdleMemory, RelayError> {
+) -> Result<IdleMemory, ComparisonError> {
     let name = &contestant.facts().name;
     let before = settled(contestant)?;
     let connections =
         IdleConnections::open(contestant.addresses(), settings.idle_connections, settings.answer_bytes, interrupt)
             .map_err(|source| match source {
-                IdleError::Interrupted => RelayError::Interrupted,
-                source => RelayError::Idle { contestant: name.clone(), source },
+                IdleError::Interrupted => ComparisonError::Interrupted,
+                source => ComparisonError::Idle { contestant: name.clone(), source },
             })?;
     let after = settled(contestant)?;
     Ok(IdleMemory {
@@ -62,24 +62,24 @@ struct Memory {
     slab: u64,
 }
 
-fn settled(contestant: &dyn Contestant) -> Result<Memory, RelayError> {
+fn settled(contestant: &dyn Contestant) -> Result<Memory, ComparisonError> {
     let start = Instant::now();
     let mut last = pss(contestant)?;
     loop {
         thread::sleep(SETTLE_STEP);
         let now = pss(contestant)?;
         if now == last || start.elapsed() > SETTLE_LIMIT {
-            return Ok(Memory { pss: now, slab: slab_bytes().map_err(RelayError::Host)? });
+            return Ok(Memory { pss: now, slab: slab_bytes().map_err(ComparisonError::Host)? });
         }
         last = now;
     }
 }
 
-fn pss(contestant: &dyn Contestant) -> Result<Option<u64>, RelayError> {
+fn pss(contestant: &dyn Contestant) -> Result<Option<u64>, ComparisonError> {
     let processes = contestant.balancer();
     if processes.is_empty() {
         return Ok(None);
     }
-    let fail = |source| RelayError::Process { contestant: contestant.facts().name.clone(), source };
+    let fail = |source| ComparisonError::Process { contestant: contestant.facts().name.clone(), source };
     pss_bytes(&processes).map(Some).map_err(fail)
 }

@@ -11,7 +11,7 @@ use crate::{
 
 /// A comparison ended without a report.
 #[derive(Debug, thiserror::Error)]
-pub enum RelayError {
+pub enum ComparisonError {
     /// A contestant that has to be there isn't.
     #[error("a contestant cannot take part")]
     Start(#[from] StartError),

@@ -1,11 +1,11 @@
 //! The interleaved part: blocks in which every contestant runs twice under every load, in an order and its mirror image
-//! (A B C … C B A), so that an even drift hits all the same; the subject runs under two names, as the control.
+//! (A B C … C B A), so that an even drift hits all the same.
 
 use std::time::Duration;
 
 use nix::unistd::Pid;
 
-use super::{RelayError, field::Field};
+use super::ComparisonError;
 use crate::{
     contestant::Contestant,
     interrupt::Interrupt,
@@ -19,17 +19,21 @@ use crate::{
 /// A rate below this is no load.
 const MIN_OPEN_RATE: f64 = 10.0;
 
+/// One that runs: a contestant, under a name of its own.
+#[derive(Clone)]
+pub(super) struct Entry<'a> {
+    pub(super) name: String,
+    pub(super) contestant: &'a dyn Contestant,
+    /// Who answers.
+    pub(super) shards: &'a [Pid],
+}
+
 pub(super) struct Rounds<'a> {
-    field: &'a Field,
+    entries: &'a [Entry<'a>],
+    loads: &'a [LoadKind],
     settings: &'a Settings,
     interrupt: &'a Interrupt,
     pub(super) open_requests_per_second: f64,
-}
-
-/// One that runs: a contestant, or the control.
-struct Entry<'a> {
-    name: String,
-    contestant: &'a dyn Contestant,
 }
 
 /// What has been used up to one edge of a window.
@@ -40,11 +44,11 @@ struct Used {
 }
 
 impl Used {
-    fn read(contestant: &str, balancer: &[Pid], shards: &[Pid]) -> Result<Self, RelayError> {
+    fn read(contestant: &str, balancer: &[Pid], shards: &[Pid]) -> Result<Self, ComparisonError> {
         let cpu = |processes: &[Pid]| {
-            cpu_time(processes).map_err(|source| RelayError::Process { contestant: contestant.into(), source })
+            cpu_time(processes).map_err(|source| ComparisonError::Process { contestant: contestant.into(), source })
         };
-        let host = HostTime::read().map_err(RelayError::Host)?;
+        let host = HostTime::read().map_err(ComparisonError::Host)?;
         Ok(Self { balancer: cpu(balancer)?, shards: cpu(shards)?, host })
     }
 }
@@ -52,19 +56,20 @@ impl Used {
 impl<'a> Rounds<'a> {
     /// Puts each contestant under full load once, which warms it up, and takes the open loop's rate from the slowest.
     pub(super) fn prepare(
-        field: &'a Field,
+        entries: &'a [Entry<'a>],
+        loads: &'a [LoadKind],
         settings: &'a Settings,
         interrupt: &'a Interrupt,
         progress: &mut Progress,
-    ) -> Result<Self, RelayError> {
+    ) -> Result<Self, ComparisonError> {
         progress.say("finding the slowest contestant's maximum");
-        let mut rounds = Self { field, settings, interrupt, open_requests_per_second: MIN_OPEN_RATE };
+        let mut rounds = Self { entries, loads, settings, interrupt, open_requests_per_second: MIN_OPEN_RATE };
         let mut slowest = f64::INFINITY;
-        for entry in rounds.entries() {
-            let sample = rounds.sample(&entry, LoadKind::KeepAlive, 0)?;
+        for entry in entries {
+            let sample = rounds.sample(entry, LoadKind::KeepAlive, 0)?;
             if sample.requests == 0 {
-                return Err(RelayError::Silent {
-                    contestant: entry.name,
+                return Err(ComparisonError::Silent {
+                    contestant: entry.name.clone(),
                     failed: sample.errors.values().sum(),
                     cause: sample.errors.into_keys().next().unwrap_or_else(|| "no answer in time".into()),
                 });
@@ -76,14 +81,14 @@ impl<'a> Rounds<'a> {
     }
 
     /// All blocks.
-    pub(super) fn run(&self, progress: &mut Progress) -> Result<Vec<Sample>, RelayError> {
+    pub(super) fn run(&self, progress: &mut Progress) -> Result<Vec<Sample>, ComparisonError> {
         let mut random = Random::new(self.settings.seed);
-        let mut order = self.entries();
-        let total = self.settings.pairs * LoadKind::ALL.len() * order.len() * 2;
+        let mut order: Vec<&Entry<'_>> = self.entries.iter().collect();
+        let total = self.settings.pairs * self.loads.len() * order.len() * 2;
         let mut samples = Vec::with_capacity(total);
         progress.restart();
         for block in 0..self.settings.pairs {
-            for load in LoadKind::ALL {
+            for &load in self.loads {
                 random.shuffle(&mut order);
                 for entry in order.iter().chain(order.iter().rev()) {
                     progress.step(samples.len(), total, &format!("{}, {}", load.name(), entry.name));
@@ -95,20 +100,13 @@ impl<'a> Rounds<'a> {
         Ok(samples)
     }
 
-    fn entries(&self) -> Vec<Entry<'a>> {
-        let field: &'a Field = self.field;
-        let named = |contestant: &'a dyn Contestant| Entry { name: contestant.facts().name.clone(), contestant };
-        let control = Entry { name: field.control(), contestant: field.contestants[0].as_ref() };
-        field.contestants.iter().map(|contestant| named(contestant.as_ref())).chain([control]).collect()
-    }
-
-    fn sample(&self, entry: &Entry<'_>, kind: LoadKind, block: usize) -> Result<Sample, RelayError> {
+    fn sample(&self, entry: &Entry<'_>, kind: LoadKind, block: usize) -> Result<Sample, ComparisonError> {
         let load = self.load(entry, kind, block);
         let balancer = entry.contestant.balancer();
-        let used = || Used::read(&entry.name, &balancer, &self.field.shards);
+        let used = || Used::read(&entry.name, &balancer, entry.shards);
         let (outcome, before, after) = load::run(&load, self.interrupt, used).map_err(|source| match source {
-            LoadError::Interrupted => RelayError::Interrupted,
-            source => RelayError::Load { contestant: entry.name.clone(), source },
+            LoadError::Interrupted => ComparisonError::Interrupted,
+            source => ComparisonError::Load { contestant: entry.name.clone(), source },
         })?;
         let (before, after) = (before?, after?);
         let host = after.host.since(before.host);
@@ -132,8 +130,8 @@ impl<'a> Rounds<'a> {
 
     fn load(&self, entry: &Entry<'_>, kind: LoadKind, block: usize) -> Load {
         let settings = self.settings;
-        let (connections, answer_bytes) = match kind {
-            LoadKind::Bulk => (settings.bulk_connections, settings.bulk_bytes),
+        let (connections, answer_bytes) = match (kind, settings.bulk) {
+            (LoadKind::Bulk, Some(bulk)) => (bulk.connections, bulk.answer_bytes),
             _ => (settings.connections, settings.answer_bytes),
         };
         let shape = match kind {
