@@ -8,7 +8,7 @@ pub use self::{
     target::{Bound, Target, Verdict, VerdictWord},
 };
 use crate::{
-    sample::{IdleMemory, Measure, Sample},
+    sample::{IdleMemory, Measure, Sample, SystemCalls},
     stats::{Estimate, median, ratio},
 };
 
@@ -75,6 +75,8 @@ pub struct Cast<'a> {
 pub struct Evidence {
     /// Memory of idle connections.
     pub idle: Vec<IdleMemory>,
+    /// System calls of shards.
+    pub calls: Vec<SystemCalls>,
 }
 
 /// Concludes from `samples` and `evidence`. The same `seed` gives the same intervals.
@@ -90,7 +92,7 @@ pub fn analyse(
         let estimate = ratio(&pairs(samples, measure, of, to), seed)?;
         Some(Ratio { measure, of: of.into(), to: to.into(), estimate })
     };
-    let measures = || cast.measures.iter().copied();
+    let measures = || cast.measures.iter().copied().filter(|measure| measure.is_compared());
     let others = || cast.contestants.iter().filter(|name| *name != cast.subject);
     let ratios: Vec<Ratio> =
         measures().flat_map(|measure| others().filter_map(move |to| pair(measure, cast.subject, to))).collect();

@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use sherd_bench::{contestant, keeper, measure::cpus, shard::Announcement};
 
 mod comparison;
+mod direct;
 mod relay;
 
 /// Measures sherd side by side with what else could stand in front of a service.
@@ -30,6 +31,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Relay(Box<relay::Relay>),
+    Direct(Box<direct::Direct>),
     Install(Install),
     #[command(hide = true)]
     Shard(Shard),
@@ -37,6 +39,8 @@ enum Command {
     Keep(Keep),
     #[command(name = contestant::STAGE_COMMAND, hide = true)]
     Stage(Stage),
+    #[command(name = contestant::CONFINE_COMMAND, hide = true)]
+    Confine(Confine),
 }
 
 /// Installs the peers into a directory of this user's own: HAProxy and nginx. Needs python3, and apt-get for Debian's nginx.
@@ -54,8 +58,18 @@ struct Shard {
     #[arg(long, env = "PORT", default_value_t = 0)]
     port: u16,
     /// Where to write a file that says where it listens.
-    #[arg(long, value_name = "DIR")]
-    announce: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "listen")]
+    announce: Option<PathBuf>,
+    /// An address that others may have as well, instead of a port of its own.
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "announce")]
+    listen: Option<SocketAddr>,
+}
+
+/// Confines itself as sherd's shim would and becomes a program.
+#[derive(Args)]
+struct Confine {
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
 }
 
 /// Keeps a run.
@@ -80,10 +94,12 @@ struct Stage {
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Relay(relay) => relay.run(),
+        Command::Direct(direct) => direct.run(),
         Command::Install(install) => install.run(),
         Command::Shard(shard) => shard.run(),
         Command::Keep(keep) => keeper::keep(&keep.arguments).context("the run cannot be kept"),
         Command::Stage(stage) => stage.run(),
+        Command::Confine(confine) => confine.run(),
     }
 }
 
@@ -97,13 +113,26 @@ impl Install {
 
 impl Shard {
     fn run(&self) -> anyhow::Result<ExitCode> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
-        let mut shard = sherd_bench::shard::Shard::bind(address)
-            .with_context(|| format!("the shard cannot listen at {address}"))?;
-        let announcement = Announcement { pid: std::process::id() as i32, address: shard.address()? };
-        announcement.write(&self.announce)?;
+        let address = self.listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)));
+        let bound = match self.listen {
+            Some(_) => sherd_bench::shard::Shard::bind_beside_others(address),
+            None => sherd_bench::shard::Shard::bind(address),
+        };
+        let mut shard = bound.with_context(|| format!("the shard cannot listen at {address}"))?;
+        if let Some(directory) = &self.announce {
+            let announcement = Announcement { pid: std::process::id() as i32, address: shard.address()? };
+            announcement.write(directory)?;
+        }
         shard.serve().context("the shard cannot go on")?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Confine {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        let (program, arguments) = self.command.split_first().context("no program")?;
+        let error = contestant::run_confined(program, arguments);
+        Err(error).with_context(|| format!("{} cannot be started", program.display()))
     }
 }
 

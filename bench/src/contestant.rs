@@ -12,7 +12,13 @@ use serde::Serialize;
 
 pub use self::{
     choice::{Choice, ChoiceError},
+    confine::{CONFINE_COMMAND, run_confined},
+    containers::{Bare, Containers, Ground},
     direct::Direct,
+    engine::{Engine, Network, sweep},
+    fronted::Fronted,
+    group::{Group, GroupPath},
+    image::{Image, Server, ServerError},
     install::{InstallError, default_peers, install},
     peer::Peer,
     shards::Shards,
@@ -20,10 +26,17 @@ pub use self::{
     stage::{STAGE_COMMAND, run_stage},
 };
 
+mod agent;
 mod child;
 mod choice;
+mod confine;
+mod containers;
 mod direct;
+mod engine;
+mod fronted;
+mod group;
 pub mod haproxy;
+mod image;
 mod install;
 pub mod nginx;
 mod peer;

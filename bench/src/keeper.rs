@@ -7,7 +7,7 @@
 //!
 //! The keeper holds the reading end of a pipe whose writing end only the guard has. When the guard ends, by whatever
 //! signal, the pipe says so; the keeper then asks the worker to end, and after it (or after 20 s) kills every
-//! descendant that is left, and removes the scratch directory. A killed keeper takes the worker with it (PDEATHSIG).
+//! descendant that is left, has removed what the run made in a container engine, and removes the scratch directory. A killed keeper takes the worker with it (PDEATHSIG).
 
 use std::{
     env,
@@ -36,7 +36,7 @@ use nix::{
 };
 
 pub use self::descendants::descendants;
-use crate::interrupt::ending_signals;
+use crate::{contestant, interrupt::ending_signals};
 
 mod descendants;
 
@@ -85,6 +85,10 @@ pub fn keep(arguments: &[OsString]) -> io::Result<ExitCode> {
         .spawn()
         .and_then(|worker| await_worker(&worker, &signals));
     let remaining = kill_descendants();
+    // After the processes, which could make more of it; before the directory, which says what there is.
+    if let Err(error) = contestant::sweep(&scratch) {
+        eprintln!("sherd-bench: something of the run is left: {error}");
+    }
     fs::remove_dir_all(&scratch)?;
     if remaining > 0 {
         eprintln!("sherd-bench: {remaining} processes of the run could not be killed; see `ps --ppid 1`");

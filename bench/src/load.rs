@@ -26,6 +26,7 @@ use hdrhistogram::Histogram;
 pub use self::{
     fetch::{FetchError, fetch},
     idle::{IdleConnections, IdleError},
+    series::{Moment, repeat_connections, repeat_requests},
 };
 use crate::interrupt::Interrupt;
 
@@ -34,6 +35,7 @@ mod client;
 mod fetch;
 mod http;
 mod idle;
+mod series;
 mod window;
 mod worker;
 

@@ -1,7 +1,9 @@
 //! What a run leaves: JSON with every sample, and a table to read; owns their form and concludes nothing itself.
 
 use std::{
-    env, fs, io,
+    env,
+    error::Error,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -110,6 +112,14 @@ pub struct Missing {
     pub name: String,
     /// Why, and the command that changes it.
     pub why: String,
+}
+
+impl Missing {
+    /// With the reason and its cause.
+    pub fn of(name: &str, error: &dyn Error) -> Self {
+        let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
+        Self { name: name.into(), why: format!("{error}{source}") }
+    }
 }
 
 /// A report could not be written.

@@ -106,6 +106,31 @@ impl IdleMemory {
     }
 }
 
+/// System calls of a contestant's shards, counted while nothing else was measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SystemCalls {
+    /// Whose.
+    pub contestant: String,
+    /// How many requests were sent, one after the other on one connection, and how many connections made.
+    pub repetitions: u64,
+    /// By name, over all requests.
+    pub of_requests: BTreeMap<String, u64>,
+    /// By name, over all connections with one request each.
+    pub of_connections: BTreeMap<String, u64>,
+}
+
+impl SystemCalls {
+    /// For one request.
+    pub fn per_request(&self) -> f64 {
+        self.of_requests.values().sum::<u64>() as f64 / self.repetitions as f64
+    }
+
+    /// For one connection with one request.
+    pub fn per_connection(&self) -> f64 {
+        self.of_connections.values().sum::<u64>() as f64 / self.repetitions as f64
+    }
+}
+
 /// What is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -124,6 +149,14 @@ pub enum Measure {
     GigabytesPerSecond,
     /// Microseconds of the balancer's CPU per request, at a rate all can bear.
     CpuPerRequestAtRate,
+    /// Microseconds of CPU per request of balancer and shards together, at the maximum.
+    WholeCpuPerRequest,
+    /// Microseconds of CPU per connection with one request, of balancer and shards together.
+    WholeCpuPerConnection,
+    /// Percent of one CPU that the balancer uses while requests are at their maximum.
+    BalancerShare,
+    /// Percent of one CPU that the balancer uses while connections are at their maximum.
+    BalancerShareOfConnections,
     /// Microseconds, at that rate.
     LatencyP50,
     /// Microseconds, at that rate.
@@ -134,8 +167,13 @@ impl Measure {
     /// The load it is measured under.
     pub fn load(self) -> LoadKind {
         match self {
-            Self::CpuPerRequest | Self::RequestsPerSecond => LoadKind::KeepAlive,
-            Self::CpuPerConnection | Self::ConnectionsPerSecond => LoadKind::Connections,
+            Self::CpuPerRequest | Self::RequestsPerSecond | Self::WholeCpuPerRequest | Self::BalancerShare => {
+                LoadKind::KeepAlive
+            }
+            Self::CpuPerConnection
+            | Self::ConnectionsPerSecond
+            | Self::WholeCpuPerConnection
+            | Self::BalancerShareOfConnections => LoadKind::Connections,
             Self::CpuPerGigabyte | Self::GigabytesPerSecond => LoadKind::Bulk,
             Self::CpuPerRequestAtRate | Self::LatencyP50 | Self::LatencyP99 => LoadKind::Open,
         }
@@ -151,9 +189,18 @@ impl Measure {
             Self::CpuPerGigabyte => "CPU s/GB",
             Self::GigabytesPerSecond => "GB/s",
             Self::CpuPerRequestAtRate => "CPU µs/request at rate",
+            Self::WholeCpuPerRequest => "all CPU µs/request",
+            Self::WholeCpuPerConnection => "all CPU µs/connection",
+            Self::BalancerShare => "balancer's % of a CPU",
+            Self::BalancerShareOfConnections => "  while connecting",
             Self::LatencyP50 => "p50 µs at rate",
             Self::LatencyP99 => "p99 µs at rate",
         }
+    }
+
+    /// Whether ratios of it say something; else it is told for itself.
+    pub fn is_compared(self) -> bool {
+        !matches!(self, Self::BalancerShare | Self::BalancerShareOfConnections)
     }
 
     /// Its value in `sample`; None when the sample is of another load, or has no balancer, or nothing was answered.
@@ -168,6 +215,13 @@ impl Measure {
         match self {
             Self::CpuPerRequest | Self::CpuPerConnection | Self::CpuPerRequestAtRate => Some(cpu_micros? / requests),
             Self::RequestsPerSecond | Self::ConnectionsPerSecond => Some(requests / sample.seconds),
+            Self::WholeCpuPerRequest | Self::WholeCpuPerConnection => {
+                let seconds = sample.balancer_cpu_seconds.unwrap_or(0.0) + sample.shard_cpu_seconds;
+                Some(seconds * 1e6 / requests)
+            }
+            Self::BalancerShare | Self::BalancerShareOfConnections => {
+                Some(sample.balancer_cpu_seconds? / sample.seconds * 100.0)
+            }
             Self::CpuPerGigabyte => Some(sample.balancer_cpu_seconds? / gigabytes),
             Self::GigabytesPerSecond => Some(gigabytes / sample.seconds),
             Self::LatencyP50 => Some(sample.latency_micros.p50),
@@ -221,6 +275,8 @@ pub(crate) mod tests {
             (Measure::CpuPerGigabyte, 0.125),
             (Measure::GigabytesPerSecond, 2.0),
             (Measure::LatencyP99, 30.0),
+            (Measure::WholeCpuPerRequest, 1000.0),
+            (Measure::BalancerShareOfConnections, 25.0),
         ] {
             assert_eq!(measure.of(&sample(measure.load(), "a", 0)), Some(expected), "{measure:?}");
         }
@@ -230,6 +286,8 @@ pub(crate) mod tests {
     fn no_value_where_there_is_none() {
         let direct = Sample { balancer_cpu_seconds: None, ..sample(LoadKind::KeepAlive, "direct", 0) };
         assert_eq!(Measure::CpuPerRequest.of(&direct), None);
+        assert_eq!(Measure::BalancerShare.of(&direct), None);
+        assert_eq!(Measure::WholeCpuPerRequest.of(&direct), Some(500.0), "the shards' alone");
         assert_eq!(Measure::LatencyP50.of(&direct), None, "another load");
         assert_eq!(Measure::RequestsPerSecond.of(&Sample { requests: 0, ..direct }), None);
     }

@@ -13,6 +13,7 @@ use crate::{
     sample::{LoadKind, Measure},
 };
 
+pub mod direct;
 mod error;
 pub mod relay;
 mod rounds;

@@ -53,10 +53,20 @@ enum Fate {
 }
 
 impl Shard {
-    /// Listens at `address`.
+    /// Listens at `address`, which no one else has.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        Self::listen(address, false)
+    }
+
+    /// Listens at `address` beside others that have it too (SO_REUSEPORT): the kernel spreads connections over them.
+    pub fn bind_beside_others(address: SocketAddr) -> io::Result<Self> {
+        Self::listen(address, true)
+    }
+
+    fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
+        socket.set_reuse_port(reuse_port)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;

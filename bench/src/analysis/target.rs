@@ -7,12 +7,15 @@ use serde::Serialize;
 
 use super::{Evidence, Noise, Ratio};
 use crate::{
-    sample::{IdleMemory, Measure},
+    sample::{IdleMemory, Measure, SystemCalls},
     stats::Estimate,
 };
 
 /// With fewer pairs an interval says nothing: it is the range of what was seen.
 const MIN_PAIRS: usize = 4;
+
+/// Fewer than one in so many repetitions is the tracer's coming and going.
+const MAX_EXTRA_CALLS: f64 = 0.01;
 
 /// What a subject is to reach.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,6 +28,11 @@ pub enum Target {
         peers: &'static [&'static str],
         /// The limit.
         bound: Bound,
+    },
+    /// System calls of its shards, against those of another's.
+    NoMoreCalls {
+        /// Against whom.
+        than: &'static str,
     },
     /// Own memory per idle connection.
     IdleBytes {
@@ -83,6 +91,10 @@ impl Target {
                 let itself = control.iter().find(|ratio| ratio.measure == *measure);
                 judge_ratio(*measure, peers, *bound, &found, itself, noise)
             }
+            Self::NoMoreCalls { than } => {
+                let of = |name: &str| evidence.calls.iter().find(|calls| calls.contestant == name);
+                judge_calls(than, of(subject), of(than))
+            }
             Self::IdleBytes { at_most } => {
                 let of_subject = evidence.idle.iter().find(|memory| memory.contestant == subject);
                 judge_idle(*at_most, of_subject.and_then(IdleMemory::bytes_per_connection))
@@ -123,6 +135,19 @@ fn judge_ratio(
     }
 }
 
+fn judge_calls(than: &str, subject: Option<&SystemCalls>, other: Option<&SystemCalls>) -> Verdict {
+    let target = format!("no more system calls per request and connection than {than}");
+    let (Some(subject), Some(other)) = (subject, other) else {
+        let because = Some("they were not counted".into());
+        return Verdict { target, found: String::new(), word: VerdictWord::Undecided, because };
+    };
+    let requests = subject.per_request() - other.per_request();
+    let connections = subject.per_connection() - other.per_connection();
+    let held = requests.max(connections) < MAX_EXTRA_CALLS;
+    let word = if held { VerdictWord::Held } else { VerdictWord::NotHeld };
+    Verdict { target, found: format!("{requests:+.3} and {connections:+.3}"), word, because: None }
+}
+
 fn judge_idle(at_most: f64, found: Option<f64>) -> Verdict {
     let target = format!("memory per idle connection ≤ {at_most:.0} bytes");
     let Some(bytes) = found else {
@@ -158,10 +183,11 @@ impl Bound {
 
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::AtMost(limit) => write!(f, "≤ {limit}"),
-            Self::AtLeast(limit) => write!(f, "≥ {limit}"),
-        }
+        let (sign, limit) = match self {
+            Self::AtMost(limit) => ('≤', limit),
+            Self::AtLeast(limit) => ('≥', limit),
+        };
+        write!(f, "{sign} {}", (limit * 1e4).round() / 1e4)
     }
 }
 
@@ -221,6 +247,24 @@ mod tests {
         let mut held = to("haproxy", 0.7, 0.8, 0.85);
         held.estimate.pairs = 3;
         assert_eq!(TARGET.judge("sherd", &[held], &[], &Evidence::default(), &QUIET).word, VerdictWord::Undecided);
+    }
+
+    #[test]
+    fn calls_are_counted_on_both_sides_or_not_judged() {
+        let calls = |contestant: &str, of_connections| SystemCalls {
+            contestant: contestant.into(),
+            repetitions: 1000,
+            of_requests: [("read".to_owned(), 2000)].into(),
+            of_connections: [("accept4".to_owned(), of_connections)].into(),
+        };
+        let check = |calls: Vec<SystemCalls>, expected| {
+            let evidence = Evidence { calls, ..Evidence::default() };
+            let verdict = Target::NoMoreCalls { than: "bare" }.judge("sherd", &[], &[], &evidence, &QUIET);
+            assert_eq!(verdict.word, expected, "{verdict:?}");
+        };
+        check(vec![calls("sherd", 1003), calls("bare", 1000)], VerdictWord::Held);
+        check(vec![calls("sherd", 2000), calls("bare", 1000)], VerdictWord::NotHeld);
+        check(vec![calls("sherd", 900)], VerdictWord::Undecided);
     }
 
     #[test]

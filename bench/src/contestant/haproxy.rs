@@ -42,7 +42,16 @@ impl Variant {
 
 /// Starts it. `program` is used where given, else the newest that is installed.
 pub fn start(variant: Variant, site: &Site<'_>, program: Option<&Path>) -> Result<Peer, StartError> {
-    let name = variant.name();
+    start_as(variant.name(), variant, site, program)
+}
+
+/// The same under another name, where several have the same configuration and other shards.
+pub fn start_as(
+    name: &'static str,
+    variant: Variant,
+    site: &Site<'_>,
+    program: Option<&Path>,
+) -> Result<Peer, StartError> {
     let fail = |source| StartError::Failed { name: name.into(), action: "be given a port".into(), source };
     let (program, version) = find(name, site.peers, program)?;
     let address = free_address().map_err(fail)?;

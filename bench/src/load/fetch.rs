@@ -41,19 +41,31 @@ pub enum FetchError {
 pub fn fetch(address: SocketAddr, answer_bytes: usize) -> Result<TcpStream, FetchError> {
     let fail = |source| FetchError::Connection { address, answer_bytes, source };
     let mut stream = TcpStream::connect_timeout(&address, DEADLINE).map_err(fail)?;
-    let body = ask(&mut stream, answer_bytes).map_err(fail)?;
+    ask_checked(&mut stream, address, answer_bytes, false)?;
+    Ok(stream)
+}
+
+/// One request on a connection to `address`, its answer checked.
+pub(super) fn ask_checked(
+    stream: &mut TcpStream,
+    address: SocketAddr,
+    answer_bytes: usize,
+    closes: bool,
+) -> Result<(), FetchError> {
+    let fail = |source| FetchError::Connection { address, answer_bytes, source };
+    let body = ask(stream, answer_bytes, closes).map_err(fail)?;
     match body.iter().enumerate().find(|(offset, byte)| **byte != body_byte(*offset)) {
         Some((offset, _)) => Err(FetchError::Corrupt { address, answer_bytes, offset }),
-        None => Ok(stream),
+        None => Ok(()),
     }
 }
 
-fn ask(stream: &mut TcpStream, answer_bytes: usize) -> io::Result<Vec<u8>> {
+fn ask(stream: &mut TcpStream, answer_bytes: usize, closes: bool) -> io::Result<Vec<u8>> {
     let bad = |bad| io::Error::new(io::ErrorKind::InvalidData, bad);
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(DEADLINE))?;
     stream.set_write_timeout(Some(DEADLINE))?;
-    stream.write_all(&http::request(answer_bytes, false))?;
+    stream.write_all(&http::request(answer_bytes, closes))?;
     let mut answer = Answer::default();
     let mut body = Vec::new();
     let mut buffer = [0; 16 << 10];

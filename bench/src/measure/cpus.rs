@@ -1,6 +1,6 @@
 //! Which CPUs this process may use, and pinning to some of them; touches the affinity of the calling thread only.
 
-use std::io;
+use std::{fs, io};
 
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
@@ -27,6 +27,17 @@ pub fn pin_this_thread(cpus: &[usize]) -> io::Result<()> {
         set.set(*cpu)?;
     }
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
+/// The NUMA node of a CPU; 0 on a host without any.
+pub fn node_of(cpu: usize) -> io::Result<usize> {
+    for entry in fs::read_dir(format!("/sys/devices/system/cpu/cpu{cpu}"))? {
+        let name = entry?.file_name();
+        if let Some(node) = name.to_str().and_then(|name| name.strip_prefix("node")?.parse().ok()) {
+            return Ok(node);
+        }
+    }
+    Ok(0)
 }
 
 /// Reads Linux' list format.

@@ -5,7 +5,7 @@ use std::fmt;
 use super::Report;
 use crate::{
     analysis::{Ratio, VerdictWord},
-    sample::IdleMemory,
+    sample::{IdleMemory, SystemCalls},
 };
 
 /// Shows a report as text.
@@ -75,6 +75,35 @@ impl Table<'_> {
             }
             writeln!(f)?;
         }
+        self.calls(f)?;
+        self.idle(f)
+    }
+
+    fn calls(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let calls = &self.0.evidence.calls;
+        if calls.is_empty() {
+            return Ok(());
+        }
+        for (title, value) in [
+            ("system calls/request", SystemCalls::per_request as fn(&SystemCalls) -> f64),
+            ("system calls/connection", SystemCalls::per_connection),
+        ] {
+            write!(f, "{title:<TITLE$}")?;
+            for facts in &self.0.header.contestants {
+                let of_it = calls.iter().find(|calls| calls.contestant == facts.name);
+                write!(f, "{:>CELL$}", of_it.map_or_else(|| "–".into(), |calls| format!("{:.3}", value(calls))))?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+
+    fn idle(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let contestants = &self.0.header.contestants;
+        if self.0.evidence.idle.is_empty() {
+            return Ok(());
+        }
+        let cell = |value: Option<f64>| value.map_or_else(|| "–".into(), number);
         let idle = |name: &str| self.0.evidence.idle.iter().find(|memory| memory.contestant == name);
         for (title, value) in [
             ("bytes/idle connection", IdleMemory::bytes_per_connection as fn(&IdleMemory) -> Option<f64>),
@@ -103,8 +132,8 @@ impl Table<'_> {
         for other in &others {
             write!(f, "{other:>RATIO$}")?;
         }
-        writeln!(f, "{:>RATIO$}", "(control)")?;
-        for &measure in &analysis.measures {
+        writeln!(f, "{:>RATIO$}", format!("({})", self.control()))?;
+        for &measure in analysis.measures.iter().filter(|measure| measure.is_compared()) {
             let to = |other: &str| analysis.ratios.iter().find(|ratio| ratio.measure == measure && ratio.to == other);
             let itself = analysis.control.iter().find(|ratio| ratio.measure == measure);
             write!(f, "{:<TITLE$}", measure.title())?;
@@ -114,6 +143,16 @@ impl Table<'_> {
             writeln!(f)?;
         }
         Ok(())
+    }
+
+    /// What was compared with itself.
+    fn control(&self) -> String {
+        let Some(ratio) = self.0.analysis.control.first() else { return "control".into() };
+        if ratio.to.starts_with(&format!("{} ", ratio.of)) {
+            "control".into()
+        } else {
+            format!("{} ÷ {}", ratio.of, ratio.to)
+        }
     }
 
     fn remarks(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -29,6 +29,28 @@ pub enum ComparisonError {
         /// What it did.
         source: FetchError,
     },
+    /// Its shards run otherwise than the subject's.
+    #[error(
+        "the shards of {contestant} don't run under the same conditions as those of {subject}: {conditions}, not {of_subject}"
+    )]
+    Unequal {
+        /// Whose.
+        contestant: String,
+        /// What theirs are.
+        conditions: String,
+        /// Compared with whose.
+        subject: String,
+        /// What those are.
+        of_subject: String,
+    },
+    /// System calls could not be counted.
+    #[error("the system calls of {contestant} cannot be counted")]
+    Calls {
+        /// Whose.
+        contestant: String,
+        /// Why.
+        source: io::Error,
+    },
     /// A load could not be put on.
     #[error("{contestant} cannot be put under load")]
     Load {

@@ -95,7 +95,7 @@ pub fn run(
         missing: field.missing.clone(),
     };
     let run = Run { origin: &options.origin, started, settings, remarks, interrupt, progress };
-    SCENARIO.run(lineup, Evidence { idle }, targets, run)
+    SCENARIO.run(lineup, Evidence { idle, ..Evidence::default() }, targets, run)
 }
 
 /// A balancer needs two files for each connection; where the limit can't be raised that far there are fewer of them.

@@ -127,7 +127,6 @@ impl Field {
     }
 
     fn miss(&mut self, name: &str, error: &StartError) {
-        let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
-        self.missing.push(Missing { name: name.into(), why: format!("{error}{source}") });
+        self.missing.push(Missing::of(name, error));
     }
 }

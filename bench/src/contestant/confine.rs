@@ -1,0 +1,70 @@
+//! The step before a program that runs without sherd beside one behind sherd's shim: the same confinement, and nothing else.
+//!
+//! On the direct path a program has two seccomp filters, the engine's and the shim's, and `no_new_privs`. Its rival gets
+//! them too, or the comparison would be of filters. The only difference is what it must be: listen(2) is let through.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io, mem,
+    os::unix::process::CommandExt,
+    process::Command,
+};
+
+use nix::libc::{
+    BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, ENOSYS, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SYS_listen,
+    seccomp_data,
+};
+use seccompiler::sock_filter;
+
+/// The hidden subcommand.
+pub const CONFINE_COMMAND: &str = "confine";
+
+/// AUDIT_ARCH_* of <linux/audit.h>, as in the shim.
+#[cfg(target_arch = "x86_64")]
+const NATIVE: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const NATIVE: u32 = 0xc000_00b7;
+
+/// What the shim refuses: the 32-bit calls, and x32's.
+#[cfg(target_arch = "x86_64")]
+const REFUSED: ([u32; 3], [u32; 2]) = ([366, 102, 425], [0x4000_0000 | 541, 0x4000_0000 | 425]);
+#[cfg(target_arch = "aarch64")]
+const REFUSED: ([u32; 3], [u32; 2]) = ([294, 294, 425], [u32::MAX, u32::MAX]);
+
+const LOAD: u16 = (BPF_LD | BPF_W | BPF_ABS) as u16;
+const JUMP_IF_EQUAL: u16 = (BPF_JMP | BPF_JEQ | BPF_K) as u16;
+const RETURN: u16 = (BPF_RET | BPF_K) as u16;
+const ARCH: u32 = mem::offset_of!(seccomp_data, arch) as u32;
+const NR: u32 = mem::offset_of!(seccomp_data, nr) as u32;
+const NOT_THERE: u32 = SECCOMP_RET_ERRNO | ENOSYS as u32;
+
+/// The shim's program step by step, with ALLOW in the place of USER_NOTIF.
+const PROGRAM: [sock_filter; 14] = [
+    step(LOAD, ARCH, 0, 0),
+    step(JUMP_IF_EQUAL, NATIVE, 0, 5),
+    step(LOAD, NR, 0, 0),
+    step(JUMP_IF_EQUAL, SYS_listen as u32, 8, 0),
+    step(JUMP_IF_EQUAL, REFUSED.1[0], 8, 0),
+    step(JUMP_IF_EQUAL, REFUSED.1[1], 7, 0),
+    step(RETURN, SECCOMP_RET_ALLOW, 0, 0),
+    step(LOAD, NR, 0, 0),
+    step(JUMP_IF_EQUAL, REFUSED.0[0], 4, 0),
+    step(JUMP_IF_EQUAL, REFUSED.0[1], 3, 0),
+    step(JUMP_IF_EQUAL, REFUSED.0[2], 2, 0),
+    step(RETURN, SECCOMP_RET_ALLOW, 0, 0),
+    step(RETURN, SECCOMP_RET_ALLOW, 0, 0),
+    step(RETURN, NOT_THERE, 0, 0),
+];
+
+const fn step(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
+    sock_filter { code, jt, jf, k }
+}
+
+/// Confines this process and becomes `program`; comes back only with the reason why it could not.
+pub fn run_confined(program: &OsStr, arguments: &[OsString]) -> io::Error {
+    // It sets no_new_privs first, as the shim does where it has no CAP_SYS_ADMIN.
+    match seccompiler::apply_filter(&PROGRAM) {
+        Ok(()) => Command::new(program).args(arguments).exec(),
+        Err(error) => io::Error::other(error),
+    }
+}

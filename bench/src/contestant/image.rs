@@ -1,0 +1,154 @@
+//! The image of all containers of a run, made FROM scratch of files of this machine: nothing is pulled; owns its files below
+//! the scratch directory and no container.
+
+use std::{
+    env, fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    str::FromStr,
+};
+
+use super::{CONFINE_COMMAND, StartError, engine::Engine};
+
+/// This program in the image.
+const BENCH: &str = "/sherd-bench";
+const GO_SERVER: &str = "/go-server";
+
+/// The program that answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Server {
+    /// [`crate::shard`]: one epoll, one thread, the least a server can be.
+    Shard,
+    /// net/http of Go.
+    Go,
+}
+
+/// A name is no server's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no server {name:?}: choose shard or go")]
+pub struct ServerError {
+    name: String,
+}
+
+impl Server {
+    /// Its name on the command line and in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Shard => "shard",
+            Self::Go => "go",
+        }
+    }
+}
+
+impl FromStr for Server {
+    type Err = ServerError;
+
+    fn from_str(name: &str) -> Result<Self, ServerError> {
+        let found = [Self::Shard, Self::Go].into_iter().find(|server| server.name() == name);
+        found.ok_or_else(|| ServerError { name: name.to_owned() })
+    }
+}
+
+/// An image in an engine; whoever removes the run's things removes it.
+#[derive(Debug)]
+pub struct Image {
+    name: String,
+    server: Server,
+}
+
+impl Image {
+    /// Makes it.
+    pub fn make(engine: &Engine, server: Server, scratch: &Path) -> Result<Self, StartError> {
+        let root = scratch.join("image");
+        let fail = |source| StartError::Failed { name: "the image".into(), action: "be put together".into(), source };
+        fs::create_dir_all(&root).map_err(fail)?;
+        let bench = env::current_exe().map_err(fail)?;
+        fs::copy(&bench, root.join(&BENCH[1..])).map_err(fail)?;
+        // Not linked statically: the C library's own copy is what a container of Debian's would have.
+        for library in libraries(&bench).map_err(fail)? {
+            copy_into(&root, &library).map_err(fail)?;
+        }
+        if server == Server::Go {
+            build_go_server(scratch, &root.join(&GO_SERVER[1..]))?;
+        }
+        Ok(Self { name: engine.import(&root)?, server })
+    }
+
+    /// Its name in the engine.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What serves at `address`.
+    pub fn command(&self, address: SocketAddr) -> Vec<String> {
+        let words = match self.server {
+            Server::Shard => [BENCH, "shard", "--listen"].as_slice(),
+            Server::Go => &[GO_SERVER],
+        };
+        words.iter().map(|word| (*word).to_owned()).chain([address.to_string()]).collect()
+    }
+
+    /// The same, confined as sherd's shim would.
+    pub fn confined_command(&self, address: SocketAddr) -> Vec<String> {
+        let before = [BENCH, CONFINE_COMMAND, "--"].map(str::to_owned);
+        before.into_iter().chain(self.command(address)).collect()
+    }
+}
+
+/// Libraries and loader that a dynamic program needs, as ldd(1) finds them.
+fn libraries(program: &Path) -> io::Result<Vec<PathBuf>> {
+    let output = Command::new("ldd").arg(program).output()?;
+    if !output.status.success() {
+        return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
+}
+
+fn copy_into(root: &Path, file: &Path) -> io::Result<()> {
+    let target = root.join(file.strip_prefix("/").map_err(io::Error::other)?);
+    target.parent().map_or(Ok(()), fs::create_dir_all)?;
+    fs::copy(file, target).map(|_| ())
+}
+
+fn build_go_server(scratch: &Path, target: &Path) -> Result<(), StartError> {
+    let fail = |source| StartError::Failed { name: "the Go server".into(), action: "be built".into(), source };
+    let source = scratch.join("server.go");
+    fs::write(&source, include_str!("image/server.go")).map_err(fail)?;
+    let output = Command::new("go")
+        .current_dir(scratch)
+        .env("GOCACHE", scratch.join("go-cache"))
+        .envs([("CGO_ENABLED", "0"), ("GO111MODULE", "off"), ("GOFLAGS", "")])
+        .args(["build", "-ldflags", "-s -w", "-o"])
+        .args([target, &source])
+        .output()
+        .map_err(|error| StartError::Missing {
+            name: "the Go server",
+            reason: format!("go does not run: {error}"),
+            install: "apt-get install golang-go".into(),
+        })?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(fail(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dynamic_program_brings_its_loader() {
+        let found = libraries(&env::current_exe().expect("this test")).expect("ldd is there");
+        assert!(found.iter().any(|library| library.to_string_lossy().contains("/ld-linux")), "{found:?}");
+    }
+
+    #[test]
+    fn names_lead_back_to_their_server() {
+        for server in [Server::Shard, Server::Go] {
+            assert_eq!(server.name().parse(), Ok(server));
+        }
+        assert!("node".parse::<Server>().is_err());
+    }
+}

@@ -1,0 +1,129 @@
+//! `sherd-bench direct`: sherd's direct path against the same containers without any sherd and behind HAProxy, all in real
+//! containers; owns the order of things and leaves nothing running.
+
+use std::{
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+pub use self::entrant::{Entrant, EntrantError};
+use self::field::Field;
+use super::{ComparisonError, Lineup, Run, Scenario};
+use crate::{
+    analysis::{Bound, Evidence, Target},
+    contestant::Server,
+    interrupt::Interrupt,
+    measure::raise_open_files,
+    report::{Origin, Progress, Report, Settings},
+    sample::{LoadKind, Measure, SystemCalls},
+};
+
+mod calls;
+mod conditions;
+mod entrant;
+mod field;
+
+const SCENARIO: Scenario = Scenario {
+    name: "direct",
+    loads: &[LoadKind::KeepAlive, LoadKind::Connections, LoadKind::Open],
+    measures: &[
+        Measure::WholeCpuPerRequest,
+        Measure::RequestsPerSecond,
+        Measure::WholeCpuPerConnection,
+        Measure::ConnectionsPerSecond,
+        Measure::LatencyP50,
+        Measure::LatencyP99,
+        Measure::BalancerShare,
+        Measure::BalancerShareOfConnections,
+    ],
+};
+
+const BARE: [&str; 1] = [Entrant::Bare.name()];
+const HAPROXY: [&str; 2] = [Entrant::Haproxy.name(), Entrant::HaproxyHost.name()];
+
+/// What the direct path is to reach: nothing is lost against containers that have the port for themselves.
+pub const TARGETS: [Target; 6] = [
+    Target::Peers { measure: Measure::RequestsPerSecond, peers: &BARE, bound: Bound::AtLeast(0.99) },
+    Target::Peers { measure: Measure::WholeCpuPerRequest, peers: &BARE, bound: Bound::AtMost(1.0 / 0.99) },
+    Target::Peers { measure: Measure::ConnectionsPerSecond, peers: &BARE, bound: Bound::AtLeast(0.97) },
+    Target::Peers { measure: Measure::LatencyP99, peers: &BARE, bound: Bound::AtMost(1.05) },
+    Target::NoMoreCalls { than: Entrant::Bare.name() },
+    Target::Peers { measure: Measure::RequestsPerSecond, peers: &HAPROXY, bound: Bound::AtLeast(1.6) },
+];
+
+/// Connections that a balancer must be able to hold besides those of the load.
+const SLACK_CONNECTIONS: usize = 500;
+
+/// What a run is told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What the report repeats.
+    pub settings: Settings,
+    /// Who is to take part.
+    pub contestants: Vec<Entrant>,
+    /// Who answers.
+    pub server: Server,
+    /// The engine's socket.
+    pub docker: PathBuf,
+    /// Requests, and connections, over which system calls are counted; 0 leaves it out.
+    pub counted: u64,
+    /// Where installed peers are.
+    pub peers: PathBuf,
+    /// The `sherd` program, where there is one.
+    pub sherd: Option<PathBuf>,
+    /// HAProxy, where another than the installed one is wanted.
+    pub haproxy: Option<PathBuf>,
+    /// What the report says of where it comes from.
+    pub origin: Origin,
+}
+
+/// Runs it and reports. Everything it started has ended when it returns; its image is the keeper's to remove.
+pub fn run(
+    options: &Options,
+    scratch: &Path,
+    progress: &mut Progress,
+    interrupt: &Interrupt,
+) -> Result<Report, ComparisonError> {
+    let started = SystemTime::now();
+    let settings = options.settings.clone();
+    let files = 2 * (settings.connections + SLACK_CONNECTIONS);
+    raise_open_files(files as u64).map_err(|errno| ComparisonError::Host(errno.into()))?;
+    let field = Field::start(options, scratch, progress, interrupt)?;
+    field.verify(settings.answer_bytes)?;
+    let mut remarks = vec![format!("the server is {}", options.server.name())];
+    remarks.push(conditions::check(&field)?);
+    let calls = count_calls(options, &field, scratch, progress, &mut remarks)?;
+    let control = field.control();
+    let subject = field.subject();
+    let targets: &[Target] = if subject == Entrant::SherdDirect.name() { &TARGETS } else { &[] };
+    let lineup = Lineup {
+        contestants: &field.contestants,
+        entries: field.entries(),
+        subject,
+        control: (&control.of, &control.to),
+        missing: field.missing.clone(),
+    };
+    let run = Run { origin: &options.origin, started, settings, remarks, interrupt, progress };
+    let report = SCENARIO.run(lineup, Evidence { calls, ..Evidence::default() }, targets, run)?;
+    // What was restarted or fell back meanwhile was not measured as what the report calls it.
+    conditions::check(&field)?;
+    Ok(report)
+}
+
+fn count_calls(
+    options: &Options,
+    field: &Field,
+    scratch: &Path,
+    progress: &mut Progress,
+    remarks: &mut Vec<String>,
+) -> Result<Vec<SystemCalls>, ComparisonError> {
+    if options.counted == 0 {
+        return Ok(Vec::new());
+    }
+    if let Some(obstacle) = calls::obstacle(options.server) {
+        remarks.push(format!("system calls are not counted: {obstacle}"));
+        return Ok(Vec::new());
+    }
+    progress.say("counting system calls");
+    calls::count(field, &options.settings, options.counted, scratch)
+}

@@ -1,0 +1,167 @@
+//! How many system calls a request and a connection cost a shard: a short run under strace, apart from all timing; owns the
+//! tracer.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    fs::{self, File},
+    io,
+    net::SocketAddr,
+    path::Path,
+    process::{self, Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use self::rest::Rest;
+use super::{super::ComparisonError, Entrant, field::Field};
+use crate::{
+    contestant::{STAGE_COMMAND, Server},
+    load::{FetchError, Moment, repeat_connections, repeat_requests},
+    report::Settings,
+    sample::SystemCalls,
+};
+
+mod rest;
+
+/// How long the tracer may take to come and to go.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Those whose shards have clients of their own; behind a balancer the figure is its choice of connections.
+const COUNTED: [Entrant; 2] = [Entrant::SherdDirect, Entrant::Bare];
+
+/// A load of single requests, one after the other.
+type Series = fn(SocketAddr, usize, u64, &mut dyn FnMut(Moment) -> io::Result<()>) -> Result<(), FetchError>;
+
+/// Why system calls are not counted, if so.
+pub(super) fn obstacle(server: Server) -> Option<&'static str> {
+    if server != Server::Shard {
+        return Some("the server has several threads, and what they call depends on timing");
+    }
+    let found = Command::new("strace").arg("--version").stdout(Stdio::null()).status();
+    found.is_err().then_some("strace is missing; to install it: apt-get install strace")
+}
+
+/// Counts over `repetitions` requests and as many connections.
+pub(super) fn count(
+    field: &Field,
+    settings: &Settings,
+    repetitions: u64,
+    scratch: &Path,
+) -> Result<Vec<SystemCalls>, ComparisonError> {
+    let mut counted = Vec::new();
+    for (contestant, shards) in field.contestants.iter().zip(&field.shards) {
+        let name = &contestant.facts().name;
+        if !COUNTED.iter().any(|entrant| entrant.name() == name) {
+            continue;
+        }
+        let address = contestant.addresses()[0];
+        let under = |series: Series| {
+            let calls = traced(shards, scratch, |rest| {
+                series(address, settings.answer_bytes, repetitions, &mut |moment| rest.wait(moment))
+            });
+            calls.map_err(|source| ComparisonError::Calls { contestant: name.clone(), source })
+        };
+        counted.push(SystemCalls {
+            contestant: name.clone(),
+            repetitions,
+            of_requests: under(repeat_requests)?,
+            of_connections: under(repeat_connections)?,
+        });
+    }
+    Ok(counted)
+}
+
+/// What `shards` call, by name, while `load` runs.
+fn traced(
+    shards: &[Pid],
+    scratch: &Path,
+    load: impl FnOnce(&Rest) -> Result<(), FetchError>,
+) -> io::Result<BTreeMap<String, u64>> {
+    let rest = Rest::of(shards)?;
+    let (table, words) = (scratch.join("strace.table"), scratch.join("strace.words"));
+    // Through the stage, because the signals that this process has blocked are to reach it.
+    let mut strace = Command::new(env::current_exe()?);
+    strace.args([STAGE_COMMAND, "--parent", &process::id().to_string(), "--cpus", "", "--"]);
+    strace.args(["strace", "-f", "-c", "-o"]).arg(&table);
+    for shard in shards {
+        strace.args(["-p", &shard.to_string()]);
+    }
+    let mut tracer = Tracer(strace.stdin(Stdio::null()).stderr(File::create(&words)?).spawn()?);
+    tracer.wait_until_attached(shards.len(), &words)?;
+    load(&rest).map_err(io::Error::other)?;
+    tracer.detach()?;
+    Ok(read_table(&fs::read_to_string(&table)?))
+}
+
+/// A running strace; dropping it ends it, and what it traced goes on.
+struct Tracer(Child);
+
+impl Tracer {
+    /// It says `strace: Process 12 attached` for each, and for each of their threads more on the same line.
+    fn wait_until_attached(&mut self, processes: usize, words: &Path) -> io::Result<()> {
+        let start = Instant::now();
+        loop {
+            let said = fs::read_to_string(words)?;
+            if said.matches(" attached").count() >= processes {
+                return Ok(());
+            }
+            if self.0.try_wait()?.is_some() || start.elapsed() > DEADLINE {
+                return Err(io::Error::other(format!("strace does not attach: {}", said.trim())));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// It writes its table when it is interrupted.
+    fn detach(&mut self) -> io::Result<()> {
+        kill(Pid::from_raw(self.0.id() as i32), Signal::SIGINT)?;
+        let start = Instant::now();
+        while self.0.try_wait()?.is_none() {
+            if start.elapsed() > DEADLINE {
+                return Err(io::Error::other("strace does not detach"));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        // Where it has ended, there is nothing to do.
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+/// Lines of `% time, seconds, usecs/call, calls, errors, syscall`; errors are left out where there are none.
+fn read_table(text: &str) -> BTreeMap<String, u64> {
+    let lines = text.lines().filter_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let name = *words.last()?;
+        (name != "total").then_some((name.to_owned(), words.get(3)?.parse().ok()?))
+    });
+    lines.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_strace_writes() {
+        let text = "% time     seconds  usecs/call     calls    errors syscall\n\
+                    ------ ----------- ----------- --------- --------- ----------------\n\
+                    51.05    0.000583           1       401       200 read\n\
+                    48.95    0.000559           2       201           write\n\
+                    ------ ----------- ----------- --------- --------- ----------------\n\
+                    100.00    0.001142           1       602       200 total\n";
+        assert_eq!(read_table(text), [("read".to_owned(), 401), ("write".to_owned(), 201)].into());
+        assert_eq!(read_table(""), BTreeMap::new());
+    }
+}
