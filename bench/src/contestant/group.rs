@@ -132,7 +132,12 @@ fn check_path(path: GroupPath, slots: &[Value]) -> Result<(), StartError> {
 
 fn specification(path: GroupPath, ground: Ground<'_>, address: SocketAddr, connections: usize) -> String {
     const PORT: u16 = 80;
-    let command = ground.image.command(SocketAddr::from(([0, 0, 0, 0], PORT)));
+    let listens = SocketAddr::from(([0, 0, 0, 0], PORT));
+    let command = match path {
+        GroupPath::Direct => ground.image.command(listens),
+        // No shim is in front of it.
+        GroupPath::Relay => ground.image.confined_command(listens),
+    };
     // A TOML basic string is written as a JSON string is.
     let command = serde_json::to_string(&command).expect("texts are JSON");
     format!(
