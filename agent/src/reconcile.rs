@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sherd_lb::cells::Cells;
 use sherd_topology::{
     model::{CpuSet, Host},
     plan::{GroupName, SlotId},
@@ -136,8 +135,6 @@ pub struct Reconciler {
     /// Where shards' shims come, while their shards are there.
     doors: BTreeMap<(ShardKey, direct::Generation), direct::Door>,
     means: direct::Means,
-    /// What the kernel counts of slots. `None`: bpf(2) is not permitted.
-    cells: Option<Arc<Cells>>,
     relayed_images: RelayedImages,
     counters: Counters,
     started: std::time::SystemTime,
@@ -160,8 +157,7 @@ pub struct Parts {
 
 impl Reconciler {
     /// A loop that has seen nothing yet. [`Reconciler::adopt`] comes next.
-    pub fn new(mut parts: Parts) -> Self {
-        let cells = parts.keeper.cells();
+    pub fn new(parts: Parts) -> Self {
         let (outbox, inbox) = mpsc::unbounded_channel();
         let (events, _) = broadcast::channel(control::EVENT_QUEUE_LEN);
         let kinds = parts.runtimes.kinds();
@@ -183,7 +179,6 @@ impl Reconciler {
             events,
             doors: BTreeMap::new(),
             means: direct::Means::default(),
-            cells,
             relayed_images,
             counters: Counters::default(),
             started: std::time::SystemTime::now(),
@@ -228,9 +223,7 @@ impl Reconciler {
 
     /// An address finds its cells again if the agent dies. If it died right here, they would be made anew with its program.
     fn keep_cells(&mut self) {
-        if let Some(cells) = &self.cells {
-            self.keeper.keep_cells(cells, self.groups.values().any(Group::is_published));
-        }
+        self.keeper.keep_cells(self.groups.values().any(Group::is_published));
     }
 
     fn on_tick(&mut self) {

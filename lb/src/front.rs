@@ -357,6 +357,12 @@ impl Front {
         self.steering.ebpf().ok()?.cells()
     }
 
+    /// The former process relayed, and its connections ended with it: they are no load any more.
+    pub fn forget_relayed(&self) {
+        let Some(cells) = self.cells() else { return };
+        self.slots().filter(|slot| self.path(*slot) == Path::Relay).for_each(|slot| cells.forget_open(slot));
+    }
+
     /// Connections that went to another slot than their first choice, because that one was out.
     pub fn failovers(&self) -> u64 {
         self.totals().failovers

@@ -72,7 +72,7 @@ impl Reconciler {
         let layout = plan.layouts.iter().find(|layout| layout.group == name).cloned();
         let slots = layout.as_ref().map_or(&[][..], |layout| &layout.slots);
         let had = self.groups.get(&name).map(|group| group.fronts.addresses()).unwrap_or_default();
-        let opened = Fronts::open(&spec, &self.host, slots, &had)?;
+        let opened = Fronts::open(&spec, &self.host, slots, &had, &self.keeper)?;
         // From here on a restarted agent runs this specification.
         self.store.put(&name, &text).map_err(ApplyError::from)?;
         fault::point("apply.stored");

@@ -149,6 +149,7 @@ fn level(level: sherd_lb::table::Level) -> Level {
     use sherd_lb::table::Level as Kernel;
     match level {
         Kernel::First => Level::First,
+        Kernel::Lighter => Level::Lighter,
         Kernel::L3 => Level::L3,
         Kernel::Node => Level::Node,
         Kernel::Package => Level::Package,

@@ -61,6 +61,7 @@ pub struct Keeper {
     client: Option<HolderClient>,
     known: std::collections::BTreeSet<String>,
     next_ping: Instant,
+    cells: Option<Arc<Cells>>,
 }
 
 impl Keeper {
@@ -70,17 +71,34 @@ impl Keeper {
     /// When there is none: an agent without a holder would break its promise at its first crash.
     pub fn connect(path: &Path, unit: HolderUnit) -> Result<Self, KeeperError> {
         let client = reach(path, &unit)?;
-        Ok(Self {
+        let mut keeper = Self {
             path: path.to_owned(),
             unit,
             client: Some(client),
             known: std::collections::BTreeSet::new(),
             next_ping: Instant::now() + PING_EVERY,
-        })
+            cells: None,
+        };
+        keeper.cells = keeper.find_cells();
+        Ok(keeper)
     }
 
-    /// The cells that a former agent made, or new ones. `None`: bpf(2) is not permitted.
-    pub(super) fn cells(&mut self) -> Option<Arc<Cells>> {
+    /// What slots' connections are counted in. `None`: bpf(2) is not permitted.
+    pub(super) fn cells(&self) -> Option<&Arc<Cells>> {
+        self.cells.as_ref()
+    }
+
+    /// Keeps the cells while somebody counts in them: a holder that keeps nothing can end.
+    pub(super) fn keep_cells(&mut self, in_use: bool) {
+        match (self.cells.clone(), self.known.contains(CELLS)) {
+            (Some(cells), false) if in_use => self.put(CELLS, cells.descriptor()),
+            (_, true) if !in_use => self.remove(CELLS),
+            _ => {}
+        }
+    }
+
+    /// Those that a former agent made, or new ones.
+    fn find_cells(&mut self) -> Option<Arc<Cells>> {
         if let Some(kept) = self.take(CELLS) {
             match Cells::adopt(kept) {
                 Ok(cells) => {
@@ -90,22 +108,8 @@ impl Keeper {
                 Err(error) => tracing::warn!("what a former agent counted is set aside: {error}"),
             }
         }
-        match Cells::create() {
-            Ok(cells) => Some(cells),
-            Err(error) => {
-                tracing::warn!("connections are not counted, and not steered by load: {error}");
-                None
-            }
-        }
-    }
-
-    /// Keeps the cells while somebody counts in them: a holder that keeps nothing can end.
-    pub(super) fn keep_cells(&mut self, cells: &Cells, in_use: bool) {
-        match (in_use, self.known.contains(CELLS)) {
-            (true, false) => self.put(CELLS, cells.descriptor()),
-            (false, true) => self.remove(CELLS),
-            _ => {}
-        }
+        let made = Cells::create();
+        made.inspect_err(|error| tracing::warn!("connections are not counted, and not steered by load: {error}")).ok()
     }
 
     /// Everything whose name starts with `prefix`.

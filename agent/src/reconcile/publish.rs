@@ -84,11 +84,12 @@ impl Fronts {
         host: &Host,
         slots: &[Slot],
         had: &[SocketAddr],
+        keeper: &Keeper,
     ) -> Result<Vec<(PortSpec, SocketAddr, Front)>, ApplyError> {
         let mut opened = Vec::new();
         for (port, address) in addresses_of(spec) {
             if !had.contains(&address) {
-                let config = config(spec, address, host, slots.len());
+                let config = config(spec, address, host, slots.len(), keeper);
                 let front =
                     Front::open(&config, &table(host, slots, port)).map_err(|error| not_open(address, error))?;
                 opened.push((port.clone(), address, front));
@@ -107,11 +108,14 @@ impl Fronts {
     ) -> Self {
         let mut fronts = Self::none(&spec.name);
         for (port, address) in addresses_of(spec) {
-            let config = config(spec, address, host, slots.len());
+            let config = config(spec, address, host, slots.len(), keeper);
             let adopted =
                 kept.remove(&address).map(|descriptors| Front::adopt(descriptors, &config, &table(host, slots, port)));
             let front = match adopted {
-                Some(Ok(front)) => Ok(front),
+                Some(Ok(front)) => {
+                    front.forget_relayed();
+                    Ok(front)
+                }
                 Some(Err(error)) => {
                     tracing::error!(group = %spec.name, %address, "what the holder kept can't be taken over: binding anew: {}", super::chain(&error));
                     // Its copies would hold the address against us.
@@ -126,10 +130,11 @@ impl Fronts {
             fronts.push(port.clone(), address, front);
         }
         for (address, descriptors) in kept {
-            fronts.adopt_beside(spec, host, slots, address, descriptors);
+            fronts.adopt_beside(spec, host, slots, address, descriptors, keeper);
         }
         fronts.forget_unplanned(slots, keeper);
-        fronts.keep_all(keeper);
+        // Also what the holder has: some of it may be made anew.
+        fronts.descriptors().into_iter().for_each(|(name, descriptor)| keeper.put(&name, descriptor));
         fronts
     }
 
@@ -196,7 +201,7 @@ impl Fronts {
             self.list.iter_mut().filter(|published| published.front.is_err() && published.retry_after <= now)
         {
             published.retry_after = now + REPUBLISH_AFTER;
-            let config = config(spec, published.address, host, slots.len());
+            let config = config(spec, published.address, host, slots.len(), keeper);
             match Front::open(&config, &table(host, slots, &published.port)) {
                 Ok(front) => {
                     published.front = Ok(front);
@@ -250,7 +255,8 @@ impl Fronts {
             }
             if let Some(listener) = front.listener(index) {
                 let listener = listener.try_clone_to_owned().map_err(EquipError::Descriptor)?;
-                served.push(worker.serve(key, listener, Role::Slot));
+                let account = front.cells().map(|cells| cells.account(index));
+                served.push(worker.serve_slot(key, listener, account));
             }
         }
         Ok(served)
@@ -468,7 +474,7 @@ pub(super) fn table(host: &Host, slots: &[Slot], port: &PortSpec) -> sherd_lb::t
     steering_table::build(host, slots, choice)
 }
 
-fn config(spec: &GroupSpec, address: SocketAddr, host: &Host, slots: usize) -> FrontConfig {
+fn config(spec: &GroupSpec, address: SocketAddr, host: &Host, slots: usize, keeper: &Keeper) -> FrontConfig {
     // One per CPU is the most that an exclusive group can grow to.
     let room = (2 * slots).max(host.online().len() + SPARE_SLOTS).min(usize::from(MAX_SLOTS));
     let all = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
@@ -484,7 +490,7 @@ fn config(spec: &GroupSpec, address: SocketAddr, host: &Host, slots: usize) -> F
             Unready::Refuse => sherd_lb::front::Unready::Refuse,
         },
         force_classic: false,
-        cells: None,
+        cells: keeper.cells().cloned(),
     }
 }
 

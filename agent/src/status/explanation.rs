@@ -81,6 +81,8 @@ pub enum Outcome {
 pub enum Level {
     /// It is the first choice.
     First,
+    /// Another that the hash names, because it has less to do.
+    Lighter,
     /// In the same L3.
     L3,
     /// On the same NUMA node.

@@ -99,7 +99,10 @@ fn take_steering(
     if was.is_ours(config.cells.as_deref()) {
         let others = maps::NAMES[1..].iter().map(|name| take(fds, name));
         let maps = [Ok(state)].into_iter().chain(others).collect::<Result<_, _>>()?;
-        return Ebpf::adopt(program, maps, config.cells.as_ref()).map(|ebpf| Taken::Ebpf(Box::new(ebpf)));
+        let ebpf = Ebpf::adopt(program, maps, config.cells.as_ref())?;
+        // Another version may have put its program there, and died before it could keep it.
+        ebpf.attach(anchor).map_err(|source| AdoptError::Io { name: ebpf::PROGRAM.into(), source })?;
+        return Ok(Taken::Ebpf(Box::new(ebpf)));
     }
     let sockets = take(fds, "sockets")?;
     let fault = |detail: String| AdoptError::Succeed { version: was.version, detail };

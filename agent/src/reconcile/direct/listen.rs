@@ -111,7 +111,7 @@ impl Reconciler {
         }
         let (address, v6only) = (front.address(), front.is_v6only());
         let cell = front.cells().and_then(|cells| cells.number(index));
-        let cells = self.cells.as_deref();
+        let cells = self.keeper.cells().map(|cells| &**cells);
         let socket = self.means.listener(&self.settings.instance, address, v6only, cells, cell)?;
         self.graft(key, generation, address, socket)
     }

@@ -60,10 +60,11 @@ impl Fronts {
         slots: &[Slot],
         address: SocketAddr,
         descriptors: Vec<(String, OwnedFd)>,
+        keeper: &Keeper,
     ) {
         let beside = |published: &&Published| published.is_beside(address) && published.is_dual();
         let Some(port) = self.list.iter().find(beside).map(|published| published.port.clone()) else { return };
-        match Front::adopt(descriptors, &config(spec, address, host, slots.len()), &table(host, slots, &port)) {
+        match Front::adopt(descriptors, &config(spec, address, host, slots.len(), keeper), &table(host, slots, &port)) {
             Ok(front) => self.push(port, address, Ok(front)),
             Err(error) => {
                 tracing::error!(group = %spec.name, %address, "what the holder kept can't be taken over: {}", chain(&error));
@@ -97,7 +98,7 @@ impl Fronts {
         let Ok(front) = &dual.front else { return Err(unfit()) };
         let (address, port) = (SocketAddr::from((Ipv4Addr::UNSPECIFIED, dual.address.port())), dual.port.clone());
         let allies = front.inodes().map_err(|error| chain(&error))?;
-        let config = FrontConfig { allies, ..config(spec, address, host, slots.len()) };
+        let config = FrontConfig { allies, ..config(spec, address, host, slots.len(), keeper) };
         let front = Front::open(&config, &table(host, slots, &port)).map_err(|error| chain(&error))?;
         self.push(port, address, Ok(front));
         self.keep_all(keeper);
