@@ -33,7 +33,7 @@ fn run(world: &World, image: &str, more: &[&str]) {
 }
 
 /// Every slot is ready, and its shard accepts its connections itself.
-fn check_direct(world: &World) {
+pub(crate) fn check_direct(world: &World) {
     let slots = world.wait_ready("web", cpus());
     let paths: Vec<&Value> = slots.iter().map(|slot| &slot["path"]).collect();
     assert!(paths.iter().all(|path| *path == "direct"), "{paths:?}\n{}", crate::world::tail(&world.log(), 60));

@@ -93,23 +93,31 @@ pub(crate) fn busybox_root(directory: &Path) -> PathBuf {
 /// A root with this machine's nginx and the libraries it needs.
 pub(crate) fn nginx_root(directory: &Path) -> PathBuf {
     let root = directory.join("nginx");
-    let nginx = Path::new("/usr/sbin/nginx");
-    copy_into(&root, nginx);
-    let libraries = Command::new("ldd").arg(nginx).output().expect("ldd");
-    for word in String::from_utf8_lossy(&libraries.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
-        copy_into(&root, Path::new(word));
-    }
+    copy_with_libraries(&root, Path::new("/usr/sbin/nginx"));
+    fs::create_dir_all(root.join("bin")).expect("a directory");
+    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
     for part in ["var/log/nginx", "var/lib/nginx", "run", "tmp", "etc"] {
         fs::create_dir_all(root.join(part)).expect("a directory");
     }
     let users = "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n";
     fs::write(root.join("etc/passwd"), users).expect("users");
     fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n").expect("groups");
-    let settings = "daemon off;\nmaster_process on;\nworker_processes 1;\nuser nobody nogroup;\nerror_log /dev/stderr;\npid /run/nginx.pid;\n\
+    let settings = "daemon off;\nmaster_process on;\nworker_processes 2;\nuser nobody nogroup;\nerror_log /dev/stderr;\npid /run/nginx.pid;\n\
                     events {}\nhttp { access_log off; server { listen 80; location / { default_type text/plain; \
-                    return 200 \"nginx $hostname\\n\"; } } }\n";
+                    return 200 \"nginx $hostname client=$remote_addr:$remote_port\\n\"; } } }\n";
     fs::write(root.join("etc/nginx.conf"), settings).expect("its settings");
     root
+}
+
+/// Copies a program, or a library, and all libraries that it needs to where they are on this machine. What is in the
+/// root already stays.
+pub(crate) fn copy_with_libraries(root: &Path, file: &Path) {
+    let libraries = Command::new("ldd").arg(file).output().expect("ldd");
+    let libraries = String::from_utf8_lossy(&libraries.stdout).into_owned();
+    let words = libraries.split_whitespace().filter(|word| word.starts_with('/')).map(Path::new);
+    for file in words.chain([file]).filter(|file| !file.starts_with(root)) {
+        copy_into(root, file);
+    }
 }
 
 fn copy_into(root: &Path, file: &Path) {
@@ -118,7 +126,8 @@ fn copy_into(root: &Path, file: &Path) {
     fs::copy(file, &target).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
 }
 
-fn run(command: &mut Command) {
+/// Runs a command, which must succeed.
+pub(crate) fn run(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -11,6 +11,7 @@ mod images;
 mod kills;
 mod leaks;
 mod metrics;
+mod programs;
 mod refused_listeners;
 mod traffic;
 mod walkthrough;

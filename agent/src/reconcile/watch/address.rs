@@ -1,0 +1,164 @@
+//! One look after the other at the slots of one published address.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use sherd_lb::{
+    cells::{Counts, LostConnections},
+    sockdiag,
+    stall::{AcceptQueue, Finding, QueueSample, StallBounds},
+    table::SlotIndex,
+};
+use sherd_topology::plan::GroupName;
+
+use super::{Found, WatchedAddress, WatchedSlot, bounds::bounds};
+use crate::runtime::procfs;
+
+/// Between two settings of the slots' bounds.
+const BOUND_EVERY: Duration = Duration::from_millis(100);
+
+/// An address, and what was seen of it.
+#[derive(Debug)]
+pub(super) struct Looks {
+    watched: WatchedAddress,
+    slots: BTreeMap<SlotIndex, SlotLooks>,
+    last: Option<Instant>,
+    bounded: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct SlotLooks {
+    /// Whose queue it is.
+    listener: Option<u64>,
+    counts: Counts,
+    lost: LostConnections,
+    queue: AcceptQueue,
+    queued: u32,
+    /// What its threads had waited for a CPU, when its queue was seen to stand.
+    delay: Option<(Instant, Duration)>,
+}
+
+impl SlotLooks {
+    fn new(listener: Option<u64>) -> Self {
+        let queue = AcceptQueue::new(StallBounds::default());
+        let (counts, lost) = (Counts::default(), LostConnections::default());
+        Self { listener, counts, lost, queue, queued: 0, delay: None }
+    }
+
+    /// Whether its accept queue can have anything in it.
+    fn is_due(&self, counts: Counts) -> bool {
+        self.listener.is_some()
+            && (counts.established != self.counts.established || self.queued > 0 || self.queue.is_hung())
+    }
+
+    /// Whether its threads, having work, waited for a CPU most of the time since the last look.
+    fn is_starved(&mut self, now: Instant, pid: u32) -> bool {
+        let Some(delay) = procfs::run_delay(pid) else { return false };
+        match self.delay.replace((now, delay)) {
+            Some((at, before)) => 2 * delay.saturating_sub(before) > now.duration_since(at),
+            None => false,
+        }
+    }
+}
+
+impl Looks {
+    /// Goes on with these addresses, and with what was seen of those that stay.
+    pub(super) fn renew(before: Vec<Self>, now: Vec<WatchedAddress>) -> Vec<Self> {
+        let key = |watched: &WatchedAddress| -> (GroupName, SocketAddr) { (watched.group.clone(), watched.address) };
+        let mut before: BTreeMap<_, _> = before.into_iter().map(|looks| (key(&looks.watched), looks)).collect();
+        let renewed = |watched: WatchedAddress| {
+            let mut looks = match before.remove(&key(&watched)) {
+                Some(looks) => Self { watched, ..looks },
+                None => Self { watched, slots: BTreeMap::new(), last: None, bounded: None },
+            };
+            looks.renew_slots();
+            looks
+        };
+        now.into_iter().map(renewed).collect()
+    }
+
+    fn renew_slots(&mut self) {
+        let watched = &self.watched.slots;
+        self.slots.retain(|index, _| watched.iter().any(|slot| slot.index == *index));
+        for slot in watched {
+            let listener = slot.shard.map(|(listener, _)| listener);
+            let looks = self.slots.entry(slot.index).or_insert_with(|| SlotLooks::new(listener));
+            if looks.listener != listener {
+                *looks = SlotLooks::new(listener);
+            }
+        }
+    }
+
+    pub(super) fn is_of(&self, group: &GroupName, address: SocketAddr) -> bool {
+        self.watched.group == *group && self.watched.address == address
+    }
+
+    pub(super) fn note_moved(&mut self, now: Instant, listener: u64, moved: bool) {
+        let of = self.slots.values_mut().find(|looks| looks.listener == Some(listener));
+        of.into_iter().for_each(|looks| looks.queue.note_moved(now, moved));
+    }
+
+    /// Looks once; true if anything moves, or waits. Later than `late` after the last look, time tells nothing of shards:
+    /// this thread didn't get a CPU either.
+    pub(super) fn look(&mut self, now: Instant, late: Duration, told: &mut impl FnMut(Found)) -> bool {
+        let is_late = self.last.replace(now).is_some_and(|last| now.duration_since(last) > late);
+        let mut due = false;
+        let mut moves = false;
+        for slot in &self.watched.slots {
+            let Some(looks) = self.slots.get_mut(&slot.index) else { continue };
+            let counts = self.watched.cells.counts(slot.index);
+            if let Some(lost) = looks.lost.observe(now, counts.pending()) {
+                self.watched.cells.add_lost(slot.index, lost);
+            }
+            due |= looks.is_due(counts);
+            moves |= counts.picked != looks.counts.picked;
+            looks.counts = counts;
+        }
+        if due {
+            self.look_at_queues(now, is_late, told);
+        }
+        if moves && self.bounded.is_none_or(|at| now.duration_since(at) >= BOUND_EVERY) {
+            self.bounded = Some(now);
+            self.set_bounds();
+        }
+        moves || due
+    }
+
+    fn look_at_queues(&mut self, now: Instant, is_late: bool, told: &mut impl FnMut(Found)) {
+        let Ok(listening) = sockdiag::listeners(self.watched.address.port()) else { return };
+        for slot in &self.watched.slots {
+            let (Some((cookie, pid)), Some(looks)) = (slot.shard, self.slots.get_mut(&slot.index)) else { continue };
+            let Some(listener) = listening.iter().find(|listening| listening.cookie == cookie) else { continue };
+            looks.queued = listener.queued;
+            let starved = listener.queued > 0 && (is_late | looks.is_starved(now, pid));
+            if listener.queued == 0 {
+                looks.delay = None;
+            }
+            let established = looks.counts.established;
+            let sample = QueueSample { queued: listener.queued, established, starved };
+            if let Some(finding) = looks.queue.observe(now, sample) {
+                told(found(&self.watched, slot, cookie, finding));
+            }
+        }
+    }
+
+    fn set_bounds(&self) {
+        let cells = &self.watched.cells;
+        let slots: Vec<_> = self
+            .watched
+            .slots
+            .iter()
+            .map(|slot| (slot.weight, cells.load(slot.index).load, slot.in_service))
+            .collect();
+        for (slot, bound) in self.watched.slots.iter().zip(bounds(&slots)) {
+            cells.set_bound(slot.index, bound);
+        }
+    }
+}
+
+fn found(watched: &WatchedAddress, slot: &WatchedSlot, listener: u64, finding: Finding) -> Found {
+    Found { group: watched.group.clone(), slot: slot.id, address: watched.address, listener, finding }
+}
