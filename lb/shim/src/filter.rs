@@ -19,6 +19,12 @@ const NATIVE: u32 = 0xc000_00b7;
 
 const LISTEN: u32 = libc::SYS_listen as u32;
 
+/// The 32-bit one, of i386 and of ARM.
+#[cfg(target_arch = "x86_64")]
+const FOREIGN_LISTEN: u32 = 363;
+#[cfg(target_arch = "aarch64")]
+const FOREIGN_LISTEN: u32 = 284;
+
 /// Without WAIT_KILLABLE_RECV (Linux 5.19) any signal restarts a trapped call that the broker has already seen, and Go's
 /// SIGURG does so for ever (seccomp_unotify(2)): better no trap at all.
 const FLAGS: c_ulong = SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
@@ -29,12 +35,12 @@ const RETURN: u16 = (BPF_RET | BPF_K) as u16;
 
 /// Calls of a 32-bit kind that would get round the guard: the kernel runs no cgroup program for a 32-bit setsockopt
 /// (`do_sock_setsockopt`, tried on 6.18), nor for one from a ring that such a call has set up. i386's setsockopt,
-/// socketcall and io_uring_setup; x32's setsockopt and io_uring_setup.
+/// socketcall and io_uring_setup; x32's setsockopt, io_uring_setup and listen.
 #[cfg(target_arch = "x86_64")]
-const REFUSED: Refused = Refused { foreign: [366, 102, 425], native: [X32 | 541, X32 | 425] };
+const REFUSED: Refused = Refused { foreign: [366, 102, 425], native: [X32 | 541, X32 | 425, X32 | 50] };
 /// The same of 32-bit ARM, which has no socketcall.
 #[cfg(target_arch = "aarch64")]
-const REFUSED: Refused = Refused { foreign: [294, 294, 425], native: [u32::MAX, u32::MAX] };
+const REFUSED: Refused = Refused { foreign: [294, 294, 425], native: [u32::MAX; 3] };
 
 /// x32's calls have the native `arch`, and this bit.
 #[cfg(target_arch = "x86_64")]
@@ -42,24 +48,26 @@ const X32: u32 = 0x4000_0000;
 
 struct Refused {
     foreign: [u32; 3],
-    native: [u32; 2],
+    native: [u32; 3],
 }
 
 const NOT_THERE: u32 = SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
-/// `arch` first: the same number is another call elsewhere. A 32-bit listen(2) is let through and the slot is relayed.
-const PROGRAM: [sock_filter; 14] = [
+/// `arch` first: the same number is another call elsewhere.
+const PROGRAM: [sock_filter; 16] = [
     step(LOAD, std::mem::offset_of!(seccomp_data, arch) as u32, 0, 0),
-    step(JUMP_IF_EQUAL, NATIVE, 0, 5),
+    step(JUMP_IF_EQUAL, NATIVE, 0, 6),
     step(LOAD, std::mem::offset_of!(seccomp_data, nr) as u32, 0, 0),
-    step(JUMP_IF_EQUAL, LISTEN, 8, 0),
-    step(JUMP_IF_EQUAL, REFUSED.native[0], 8, 0),
-    step(JUMP_IF_EQUAL, REFUSED.native[1], 7, 0),
+    step(JUMP_IF_EQUAL, LISTEN, 10, 0),
+    step(JUMP_IF_EQUAL, REFUSED.native[0], 10, 0),
+    step(JUMP_IF_EQUAL, REFUSED.native[1], 9, 0),
+    step(JUMP_IF_EQUAL, REFUSED.native[2], 8, 0),
     step(RETURN, SECCOMP_RET_ALLOW, 0, 0),
     step(LOAD, std::mem::offset_of!(seccomp_data, nr) as u32, 0, 0),
-    step(JUMP_IF_EQUAL, REFUSED.foreign[0], 4, 0),
-    step(JUMP_IF_EQUAL, REFUSED.foreign[1], 3, 0),
-    step(JUMP_IF_EQUAL, REFUSED.foreign[2], 2, 0),
+    step(JUMP_IF_EQUAL, REFUSED.foreign[0], 5, 0),
+    step(JUMP_IF_EQUAL, REFUSED.foreign[1], 4, 0),
+    step(JUMP_IF_EQUAL, REFUSED.foreign[2], 3, 0),
+    step(JUMP_IF_EQUAL, FOREIGN_LISTEN, 1, 0),
     step(RETURN, SECCOMP_RET_ALLOW, 0, 0),
     step(RETURN, SECCOMP_RET_USER_NOTIF, 0, 0),
     step(RETURN, NOT_THERE, 0, 0),
@@ -106,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_native_listen_is_trapped_and_what_skips_the_guard_is_refused() {
+    fn listen_is_trapped_and_what_skips_the_guard_is_refused() {
         const I386: u32 = 0x4000_0003;
         const ARM: u32 = 0x4000_0028;
         let check = |arch, nr, expected| assert_eq!(action(arch, nr), expected, "arch {arch:#x} nr {nr:#x}");
@@ -116,8 +124,12 @@ mod tests {
         }
         let foreign = if cfg!(target_arch = "x86_64") { I386 } else { ARM };
         for nr in 0..600 {
-            let refused = REFUSED.foreign.contains(&nr);
-            check(foreign, nr, if refused { NOT_THERE } else { SECCOMP_RET_ALLOW });
+            let expected = match nr {
+                FOREIGN_LISTEN => SECCOMP_RET_USER_NOTIF,
+                nr if REFUSED.foreign.contains(&nr) => NOT_THERE,
+                _ => SECCOMP_RET_ALLOW,
+            };
+            check(foreign, nr, expected);
         }
         for nr in REFUSED.native {
             check(NATIVE, nr, NOT_THERE);

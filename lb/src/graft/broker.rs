@@ -23,6 +23,12 @@ use super::{
 };
 use crate::sys::seccomp::{self, Answer, Notification};
 
+/// listen(2) as AUDIT_ARCH_* and number: the native one and the 32-bit one.
+#[cfg(target_arch = "x86_64")]
+const LISTEN: [(u32, i32); 2] = [(0xc000_003e, 50), (0x4000_0003, 363)];
+#[cfg(target_arch = "aarch64")]
+const LISTEN: [(u32, i32); 2] = [(0xc000_00b7, 201), (0x4000_0028, 284)];
+
 /// Says what becomes of a call. The program waits for it.
 pub type Decide = Box<dyn FnMut(&Trapped) -> Verdict + Send>;
 
@@ -111,7 +117,7 @@ impl Serving {
     }
 
     fn handle(&mut self, call: &Notification) -> Answer {
-        if i64::from(call.system_call) != libc::SYS_listen {
+        if !LISTEN.contains(&(call.arch, call.system_call)) {
             return Answer::Continue;
         }
         let target = Target::look(call);

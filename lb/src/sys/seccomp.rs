@@ -12,6 +12,8 @@ pub(crate) struct Notification {
     pub(crate) id: u64,
     /// The calling thread, in the PID namespace of this process; 0 when it isn't in it.
     pub(crate) pid: u32,
+    /// AUDIT_ARCH_* of <linux/audit.h>: what `system_call` is a number of.
+    pub(crate) arch: u32,
     pub(crate) system_call: libc::c_int,
     pub(crate) args: [u64; 6],
 }
@@ -57,7 +59,7 @@ impl Record {
     pub(crate) fn read(&self) -> Option<Notification> {
         // SAFETY: mapped, aligned to a page, and integers of any value are valid. Volatile: others have the file.
         let libc::seccomp_notif { id, pid, data, .. } = unsafe { self.at.read_volatile() };
-        (id != 0).then_some(Notification { id, pid, system_call: data.nr, args: data.args })
+        (id != 0).then_some(Notification { id, pid, arch: data.arch, system_call: data.nr, args: data.args })
     }
 
     /// Nothing is there any more; the kernel wants zeros before it writes.

@@ -103,6 +103,6 @@ impl SlotRun {
         if let Some(suspicion) = self.trial.suspicion() {
             return format!("its last shard did not work on a listener of ours: {}", suspicion.reason);
         }
-        "no listen(2) of its program was seen: it is 32-bit, uses io_uring, or was started before this agent".to_owned()
+        "no listen(2) of its program was seen: it uses io_uring, or was started before this agent".to_owned()
     }
 }

@@ -1,8 +1,9 @@
-//! A hostile program exchanges its descriptors while its calls are looked at.
+//! Hostile programs want what they accepted and disconnected to listen on the host.
 
 use std::{
     io::{Read, Write},
     net::TcpStream,
+    path::Path,
     process::Command,
 };
 
@@ -68,6 +69,64 @@ int main(int count, char **words) {
 }
 "#;
 
+/// The same socket, by the 32-bit call; a socket of its own listens so.
+#[cfg(target_arch = "x86_64")]
+const FOREIGN: &str = r#"
+#include <arpa/inet.h>
+#include <stdio.h>
+#include <sys/socket.h>
+
+static int listen_32(int fd) {
+    int result;
+    __asm__ volatile("int $0x80" : "=a"(result) : "a"(363), "b"(fd), "c"(8) : "memory", "r8", "r9", "r10", "r11");
+    return result;
+}
+
+int main(void) {
+    struct sockaddr nowhere = { .sa_family = AF_UNSPEC };
+    struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons(9000), .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    if (bind(listener, (struct sockaddr *) &at, sizeof at))
+        return 1;
+    int own = listen_32(listener), spare = accept(listener, 0, 0);
+    if (connect(spare, &nowhere, sizeof nowhere))
+        return 1;
+    printf("%d %d\n", own, listen_32(spare));
+    return 0;
+}
+"#;
+
+fn compiled(folder: &Path, text: &str) -> String {
+    let (source, program) = (folder.join("program.c"), folder.join("program"));
+    std::fs::write(&source, text).expect("a folder of ours");
+    let built = Command::new("gcc").args(["-O2", "-pthread", "-o"]).arg(&program).arg(&source).status();
+    assert!(built.expect("gcc").success());
+    program.into_os_string().into_string().expect("UTF-8")
+}
+
+/// Lets the program accept one client, and waits until it has said all.
+fn said_of_a_client(rig: Rig) -> String {
+    drop(rig.grafted());
+    let mut stream = TcpStream::connect(rig.address).expect("it is published");
+    stream.set_read_timeout(Some(SOON)).expect("a socket");
+    stream.write_all(b"x").expect("it is accepted");
+    // The program disconnects it, and then goes on.
+    let _ = stream.read(&mut [0]);
+    String::from_utf8(rig.program.finish().stdout).expect("text")
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn the_32_bit_call_is_trapped_too() {
+    if !needs("the_32_bit_call_is_trapped_too", &[Need::Root, Need::Bpf, Need::Program("gcc")]) {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = compiled(folder.path(), FOREIGN);
+    // EPERM.
+    in_new_netns(move || assert_eq!(said_of_a_client(Rig::start(&[&program])), "0 -1\n"));
+}
+
 #[test]
 fn an_exchanged_descriptor_never_listens_on_the_host() {
     let name = "an_exchanged_descriptor_never_listens_on_the_host";
@@ -76,22 +135,11 @@ fn an_exchanged_descriptor_never_listens_on_the_host() {
     }
     let turns = if std::env::var("SHERD_PROVE").as_deref() == Ok("1") { 100_000 } else { 3_000 };
     let folder = tempfile::tempdir().expect("a folder");
-    let (source, program) = (folder.path().join("exchange.c"), folder.path().join("exchange"));
-    std::fs::write(&source, PROGRAM).expect("a folder of ours");
-    let built = Command::new("gcc").args(["-O2", "-pthread", "-o"]).arg(&program).arg(&source).status();
-    assert!(built.expect("gcc").success());
+    let program = compiled(folder.path(), PROGRAM);
     in_new_netns(move || {
-        let rig = Rig::start(&[program.to_str().expect("UTF-8"), &turns.to_string()]);
-        drop(rig.grafted());
-        let mut stream = TcpStream::connect(rig.address).expect("it is published");
-        stream.set_read_timeout(Some(SOON)).expect("a socket");
-        stream.write_all(b"x").expect("it is accepted");
-        // The program disconnects it, and then goes on.
-        let _ = stream.read(&mut [0]);
-        let output = rig.program.finish();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let said = said_of_a_client(Rig::start(&[&program, &turns.to_string()]));
         let numbers: Vec<u32> = said.split_whitespace().map(|word| word.parse().expect("a number")).collect();
-        let [done, refused, other, won] = numbers[..] else { panic!("{said:?}: {output:?}") };
+        let [done, refused, other, won] = numbers[..] else { panic!("{said:?}") };
         assert_eq!((other, won), (0, 0), "{done} calls succeeded, {refused} were refused");
         assert!(done > 0 && refused > 0, "both sockets were looked at: {done} and {refused}");
         println!("{done} calls succeeded, {refused} were refused");
