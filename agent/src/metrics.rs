@@ -16,6 +16,7 @@ pub use self::usage::{Usage, UsageReader};
 mod family;
 mod render;
 mod server;
+mod telemetry;
 mod usage;
 
 /// Everything the metrics are made of, at one moment. Counters are since the agent's start and never fall.
@@ -37,6 +38,8 @@ pub struct Snapshot {
     pub plan_changes: Vec<(&'static str, u64)>,
     /// Descriptors that the holder keeps; absent when it doesn't answer.
     pub held_descriptors: Option<u64>,
+    /// Connections of shards that somebody made listen on the host; absent where the kernel doesn't count.
+    pub contained: Option<u64>,
 }
 
 /// What is counted for one slot.
@@ -50,6 +53,39 @@ pub struct SlotCounters {
     pub pinning_errors: u64,
     /// Its relay worker; absent when the group publishes no port.
     pub relay: Option<RelayCounters>,
+    /// What the kernel counts, of all its addresses; absent where it doesn't.
+    pub kernel: Option<KernelCounters>,
+    /// Times its shard was found not to accept.
+    pub hung: u64,
+    /// It doesn't accept now.
+    pub is_hung: bool,
+}
+
+/// What the kernel counts of one slot. Bytes, retransmits and distributions are of direct connections that have ended.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct KernelCounters {
+    /// Connections that were steered to it.
+    pub steered: u64,
+    /// Of these, those whose handshake was completed.
+    pub established: u64,
+    /// Of these, those that have ended.
+    pub closed: u64,
+    /// Connections that came from a closed listener.
+    pub migrated: u64,
+    /// What it has to do, as steering sees it.
+    pub load: u64,
+    /// The load beyond which connections go to their second choice; 0: none.
+    pub bound: u64,
+    /// From clients.
+    pub bytes_in: u64,
+    /// To clients.
+    pub bytes_out: u64,
+    /// Segments that were sent again.
+    pub retransmits: u64,
+    /// Smoothed round-trip times at connections' end.
+    pub rtt: Histogram,
+    /// How long connections lasted.
+    pub duration: Histogram,
 }
 
 /// What one relay worker counts.
@@ -100,6 +136,8 @@ pub struct PortCounters {
     pub dropped: u64,
     /// Connections that moved from a closed listener to another.
     pub migrated: u64,
+    /// Connections that got their second choice because the first had too much to do.
+    pub deflected: u64,
     /// Packets whose addresses steering could not read. Anything but 0 is a fault.
     pub unread: u64,
     /// Selections of a listener that was in another SO_REUSEPORT group. Anything but 0 is a fault.
@@ -126,4 +164,15 @@ pub struct Histogram {
     pub counts: Vec<u64>,
     /// All observations added up.
     pub sum_seconds: f64,
+}
+
+impl Histogram {
+    /// Both, which have the same bounds.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            bounds_seconds: self.bounds_seconds.clone(),
+            counts: self.counts.iter().zip(&other.counts).map(|(one, other)| one + other).collect(),
+            sum_seconds: self.sum_seconds + other.sum_seconds,
+        }
+    }
 }

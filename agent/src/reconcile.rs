@@ -37,6 +37,7 @@ mod direct;
 mod execute;
 mod explain;
 mod group;
+mod hung;
 mod inspect;
 pub mod keeper;
 mod message;
@@ -50,6 +51,7 @@ mod snapshot;
 mod steering_table;
 mod step_task;
 mod view;
+mod watch;
 
 pub use counters::Counters;
 
@@ -135,6 +137,11 @@ pub struct Reconciler {
     /// Where shards' shims come, while their shards are there.
     doors: BTreeMap<(ShardKey, direct::Generation), direct::Door>,
     means: direct::Means,
+    /// Sockets that were contained, as far as they have been ended.
+    contained_seen: u64,
+    watch: Option<watch::Watch>,
+    /// What the watch was told to look at.
+    watched: Vec<(GroupName, std::net::SocketAddr, Vec<watch::WatchedSlot>)>,
     relayed_images: RelayedImages,
     counters: Counters,
     started: std::time::SystemTime,
@@ -179,6 +186,9 @@ impl Reconciler {
             events,
             doors: BTreeMap::new(),
             means: direct::Means::default(),
+            contained_seen: 0,
+            watch: None,
+            watched: Vec::new(),
             relayed_images,
             counters: Counters::default(),
             started: std::time::SystemTime::now(),
@@ -210,6 +220,7 @@ impl Reconciler {
             }
             self.advance(extent);
             self.keep_cells();
+            self.direct_watch();
             let was_quiet = std::mem::replace(&mut quiet, self.groups.values().all(Group::is_quiet));
             if !quiet {
                 next_tick = next_tick.min(Instant::now() + TICK);
@@ -237,6 +248,7 @@ impl Reconciler {
         }
         self.nudge_probers();
         self.note_closed_listeners();
+        self.end_contained();
         self.count_direct(now);
         self.bury_workers();
         self.publish_missing(now);

@@ -9,9 +9,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+mod lost;
 mod reading;
 
-pub use reading::{CellReading, DURATION_BOUNDS_MICROS, Histogram, RTT_BOUNDS_MICROS};
+pub use lost::LostConnections;
+pub use reading::{CellReading, Counts, DURATION_BOUNDS_MICROS, Histogram, RTT_BOUNDS_MICROS};
 
 use crate::{
     sys::{bpf, shared_map::SharedMap},
@@ -186,14 +188,8 @@ impl SlotCells {
     pub fn read(&self, slot: SlotIndex) -> CellReading {
         let Some(at) = self.at(slot) else { return CellReading::default() };
         let word = |offset| self.shared.load_u64(at + offset);
-        // `closed` before what it is subtracted from: it never seems greater.
-        let closed = word(cell::CLOSED);
-        let established = word(cell::ESTABLISHED);
         CellReading {
-            picked: word(cell::PICKED),
-            established,
-            closed,
-            lost: word(cell::LOST).cast_signed(),
+            counts: self.counts(slot),
             migrated: word(cell::MIGRATED),
             bytes_received: word(cell::BYTES_RECEIVED),
             bytes_sent: word(cell::BYTES_ACKED),
@@ -201,6 +197,15 @@ impl SlotCells {
             rtt: Histogram::read(word(cell::RTT_SUM), |n| word(cell::RTT + 8 * n)),
             duration: Histogram::read(word(cell::DURATION_SUM), |n| word(cell::DURATION + 8 * n)),
         }
+    }
+
+    /// Its connections alone.
+    pub fn counts(&self, slot: SlotIndex) -> Counts {
+        let Some(at) = self.at(slot) else { return Counts::default() };
+        let word = |offset| self.shared.load_u64(at + offset);
+        // What is subtracted comes first: the difference never seems negative.
+        let (closed, established) = (word(cell::CLOSED), word(cell::ESTABLISHED));
+        Counts { picked: word(cell::PICKED), established, closed, lost: word(cell::LOST).cast_signed() }
     }
 
     /// What the slot has to do, as the steering program sees it.
@@ -238,8 +243,7 @@ impl SlotCells {
 
     /// The slot's relayed connections ended with the agent that relayed them.
     pub fn forget_open(&self, slot: SlotIndex) {
-        let reading = self.read(slot);
-        self.add(slot, cell::CLOSED, reading.open());
+        self.add(slot, cell::CLOSED, self.counts(slot).open());
     }
 
     fn store(&self, slot: SlotIndex, offset: usize, value: u32) {

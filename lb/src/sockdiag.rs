@@ -38,6 +38,8 @@ pub struct Listening {
     pub interface: u32,
     /// Connections in its accept queue.
     pub queued: u32,
+    /// Connections that it may hold.
+    pub backlog: u32,
 }
 
 impl Listening {
@@ -283,6 +285,7 @@ fn listening(response: &InetResponse) -> Listening {
         cookie: u64::from_ne_bytes(header.socket_id.cookie),
         interface: header.socket_id.interface_id,
         queued: header.recv_queue,
+        backlog: header.send_queue,
     }
 }
 
@@ -337,7 +340,8 @@ mod tests {
     fn overlap_is_where_a_connection_could_go_to_either() {
         let check = |theirs: &str, v6only: bool, ours: &str, expected: bool| {
             let address = theirs.parse().expect("an address");
-            let theirs = Listening { address, v6only, uid: 0, inode: 1, cookie: 1, interface: 0, queued: 0 };
+            let theirs =
+                Listening { address, v6only, uid: 0, inode: 1, cookie: 1, interface: 0, queued: 0, backlog: 0 };
             assert_eq!(theirs.overlaps(ours.parse().expect("an address"), true), expected, "{theirs:?} {ours}");
         };
         check("127.0.0.1:80", false, "127.0.0.1:80", true);
@@ -358,6 +362,7 @@ mod tests {
             cookie: 1,
             interface: 0,
             queued: 0,
+            backlog: 0,
         };
         assert!(v4.overlaps("[::]:80".parse().expect("an address"), false));
     }

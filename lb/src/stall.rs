@@ -42,8 +42,7 @@ pub struct QueueSample {
 pub enum Finding {
     /// The shard doesn't accept: its slot goes out of service.
     Hung,
-    /// It still doesn't: its queue is moved to other slots. From then on only a connection that comes later, and is
-    /// accepted, shows that the shard is back.
+    /// It still doesn't: its queue is to be moved to other slots; see [`AcceptQueue::note_moved`].
     Move,
     /// It accepts again, after this long.
     Back(Duration),
@@ -71,7 +70,19 @@ struct Look {
 #[derive(Debug, Clone, Copy)]
 struct Hung {
     since: Instant,
-    moved: bool,
+    phase: Phase,
+    /// Of the phase.
+    began: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Its queue stands.
+    Standing,
+    /// Somebody moves its queue: what leaves it now was not accepted.
+    Moving,
+    /// Only a connection that comes later, and is accepted, shows that the shard is back.
+    Moved,
 }
 
 impl AcceptQueue {
@@ -83,6 +94,15 @@ impl AcceptQueue {
     /// Whether the shard is taken to be hung.
     pub fn is_hung(&self) -> bool {
         self.hung.is_some()
+    }
+
+    /// The queue was moved, or could not be; it is found again after a while then.
+    pub fn note_moved(&mut self, now: Instant, moved: bool) {
+        if let Some(hung) = &mut self.hung {
+            (hung.phase, hung.began) = (if moved { Phase::Moved } else { Phase::Standing }, now);
+            // What was moved was not accepted here: counting begins anew.
+            self.last = None;
+        }
     }
 
     /// Takes a sample in.
@@ -111,26 +131,28 @@ impl AcceptQueue {
         if self.standing < self.bounds.hung_after * self.patience {
             return None;
         }
-        self.hung = Some(Hung { since: now, moved: false });
+        self.hung = Some(Hung { since: now, phase: Phase::Standing, began: now });
         Some(Finding::Hung)
     }
 
     fn observe_hung(&mut self, now: Instant, hung: Hung, moves: bool, queued: u32) -> Option<Finding> {
-        let passed = now.duration_since(hung.since);
-        // A queue that was moved is empty without anything having been accepted.
-        if moves || (queued == 0 && !hung.moved) {
+        let back = match hung.phase {
+            Phase::Standing => moves || queued == 0,
+            Phase::Moving => false,
+            Phase::Moved => moves,
+        };
+        if back {
+            let passed = now.duration_since(hung.since);
             (self.hung, self.standing) = (None, Duration::ZERO);
             if passed < SLOW {
                 self.patience = (self.patience * 2).min(MOST_PATIENCE);
             }
             return Some(Finding::Back(passed));
         }
-        if hung.moved || passed < self.bounds.move_after {
+        if hung.phase != Phase::Standing || now.duration_since(hung.began) < self.bounds.move_after {
             return None;
         }
-        self.hung = Some(Hung { moved: true, ..hung });
-        // What is moved was not accepted here: counting begins anew.
-        self.last = None;
+        self.hung = Some(Hung { phase: Phase::Moving, began: now, ..hung });
         Some(Finding::Move)
     }
 }
@@ -141,12 +163,19 @@ mod tests {
 
     const STEP_MS: u64 = 20;
 
-    /// Samples every 20 ms: (queued, established, starved); findings with the sample's number.
+    /// Samples every 20 ms: (queued, established, starved); findings with the sample's number. A queue is moved 100 ms after
+    /// that was found to be due.
     fn check(samples: impl IntoIterator<Item = (u32, u64, bool)>, expected: &[(usize, Finding)]) {
         let (start, mut queue) = (Instant::now(), AcceptQueue::new(StallBounds::default()));
         let at = |n: usize| start + Duration::from_millis(STEP_MS * n as u64);
+        let mut due = None;
         let findings = samples.into_iter().enumerate().filter_map(|(n, (queued, established, starved))| {
-            queue.observe(at(n), QueueSample { queued, established, starved }).map(|finding| (n, finding))
+            if due == Some(n) {
+                queue.note_moved(at(n), true);
+            }
+            let finding = queue.observe(at(n), QueueSample { queued, established, starved })?;
+            due = (finding == Finding::Move).then_some(n + 5).or(due);
+            Some((n, finding))
         });
         assert_eq!(findings.collect::<Vec<_>>(), expected);
     }
@@ -194,15 +223,32 @@ mod tests {
 
     #[test]
     fn a_queue_is_moved_once_and_only_a_later_accept_tells() {
-        // 2 s after the look 3; what is in it goes; a connection comes at the look 150, and is accepted at the look 160.
+        // 2 s after the look 3 it is due; what is in it goes; a connection comes at the look 150, and is accepted at 160.
         let samples = (0..200).map(|n| match n {
-            0..=103 => (3, 10, false),
-            104..150 => (0, 10, false),
+            0..=106 => (3, 10, false),
+            107..150 => (0, 10, false),
             150..160 => (1, 11, false),
             _ => (0, 11, false),
         });
         let back = Finding::Back(Duration::from_millis(STEP_MS * (160 - 3)));
         check(samples, &[(3, Finding::Hung), (103, Finding::Move), (160, back)]);
+    }
+
+    #[test]
+    fn what_could_not_be_moved_is_found_again() {
+        let (start, mut queue) = (Instant::now(), AcceptQueue::new(StallBounds::default()));
+        let mut found = Vec::new();
+        for n in 0..250 {
+            let now = start + Duration::from_millis(STEP_MS * n);
+            match queue.observe(now, QueueSample { queued: 1, established: 1, starved: false }) {
+                Some(Finding::Move) => {
+                    found.push(n);
+                    queue.note_moved(now, false);
+                }
+                other => assert!(matches!(other, None | Some(Finding::Hung)), "{other:?}"),
+            }
+        }
+        assert_eq!(found, [103, 203]);
     }
 
     #[test]

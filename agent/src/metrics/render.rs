@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::family::Families;
+use super::telemetry::telemetry;
 use super::{PortCounters, RelayCounters, Snapshot, Usage};
 use crate::status::{GroupState, Path, SlotState, SlotStatus, Steering};
 
@@ -20,6 +21,7 @@ pub fn render(snapshot: &Snapshot, usage: &BTreeMap<u32, Usage>, own: &Usage) ->
     bytes(&mut families, snapshot);
     steering(&mut families, snapshot);
     queues(&mut families, snapshot);
+    telemetry(&mut families, snapshot);
     reconcile(&mut families, snapshot);
     families.encode()
 }
@@ -188,13 +190,18 @@ fn steering(families: &mut Families, snapshot: &Snapshot) {
             family.add_count(&labels, *picks);
         }
     }
-    let totals: [Value<PortCounters>; 6] = [
+    let totals: [Value<PortCounters>; 7] = [
         ("sherd_steering_failovers_total", "Connections whose slot was out, given to another.", |port| port.failovers),
         ("sherd_steering_anchored_total", "Connections sent to the anchor because no slot was in.", |port| {
             port.anchored
         }),
         ("sherd_steering_dropped_total", "Connections refused because no slot was in.", |port| port.dropped),
         ("sherd_steering_migrated_total", "Connections moved from a closed listener to another.", |port| port.migrated),
+        (
+            "sherd_steering_deflected_total",
+            "Connections given to their second choice because the first had too much to do.",
+            |port| port.deflected,
+        ),
         ("sherd_steering_unread_total", "Packets whose addresses could not be read; a fault.", |port| port.unread),
         (
             "sherd_steering_foreign_total",

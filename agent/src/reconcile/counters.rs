@@ -20,6 +20,8 @@ pub struct Counters {
     pub plan_changes: BTreeMap<&'static str, u64>,
     /// Times that a shard was found elsewhere than planned.
     pub pinning_faults: BTreeMap<(GroupName, SlotId), u64>,
+    /// Times that a shard was found not to accept.
+    pub hung: BTreeMap<(GroupName, SlotId), u64>,
     /// Connections ended because no shard was ready within the bound.
     pub anchored_overdue: BTreeMap<GroupName, u64>,
 }
@@ -44,6 +46,10 @@ impl Counters {
 
     pub(super) fn note_pinning_fault(&mut self, group: &GroupName, slot: SlotId) {
         *self.pinning_faults.entry((group.clone(), slot)).or_default() += 1;
+    }
+
+    pub(super) fn note_hung(&mut self, group: &GroupName, slot: SlotId) {
+        *self.hung.entry((group.clone(), slot)).or_default() += 1;
     }
 
     pub(super) fn note_overdue(&mut self, group: &GroupName, connections: u64) {

@@ -2,6 +2,7 @@
 //! shards' hands. Which path a slot's connections take is set when the slot is taken in; a slot whose program could not
 //! be grafted goes on over its worker.
 
+mod contained;
 mod door;
 mod held;
 mod listen;

@@ -152,6 +152,8 @@ impl Reconciler {
             Err(error) => tracing::error!(group = %name, slot = %id, "not taken out: {}", super::chain(&error)),
             Ok(()) => {
                 slot.service = Some(service);
+                // Whatever accepts from now on hasn't been found hung yet.
+                slot.hung = None;
                 if let Some(live) = slot.live.as_mut().filter(|_| is_in) {
                     live.served = true;
                     self.note_path_of_image(name, id);

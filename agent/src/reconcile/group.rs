@@ -20,6 +20,7 @@ use tokio::{
 
 use super::{
     direct::{DirectRun, Trial},
+    hung::HungRun,
     inspect::Reach,
     publish::Fronts,
     view::{Health, Pinning, Service, ShardView, SlotView, Step, Wanted},
@@ -241,6 +242,8 @@ pub(super) struct SlotRun {
     /// The worker has to be told anew where it connects: there are other ports, or the shard may be reached otherwise.
     pub(super) reconnect: bool,
     pub(super) worker: Option<Arc<Worker>>,
+    /// Its shard doesn't accept.
+    pub(super) hung: Option<HungRun>,
     /// Its shard runs behind the shim.
     pub(super) direct: Option<DirectRun>,
     /// Whether its next shard is to accept its connections itself.

@@ -195,6 +195,7 @@ mod tests {
                 cookie: 1,
                 interface: 0,
                 queued: 0,
+                backlog: 0,
             })
             .collect();
         let question = PortQuestion { container: ContainerPort(80), port: 80, loopback };

@@ -10,6 +10,7 @@ use super::{
     direct::{Generation, Greeting, ListenCall, ListenerJoin},
     inspect::{Reach, Unreached},
     view::Step,
+    watch::Found,
 };
 use crate::{
     control::ApplyError,
@@ -72,6 +73,8 @@ pub(super) enum Message {
     ListenerJoins { key: ShardKey, generation: Generation, join: ListenerJoin },
     /// What became of a listen(2).
     Grafted { key: ShardKey, generation: Generation, report: Report },
+    /// A shard was seen to accept no more, or again.
+    Found(Found),
     /// A shard of no group is gone, or isn't.
     OrphanRemoved { runtime: &'static str, id: ShardId, result: Result<(), RuntimeError> },
 }

@@ -26,7 +26,7 @@ use sherd_topology::{
     plan::{GroupName, Slot, SlotId},
 };
 
-pub(super) use self::direct::{ProgramFamily, host_address};
+pub(super) use self::direct::{ProgramFamily, host_address, watched};
 use super::{
     anchor_age::AnchorAge,
     keeper::Keeper,
@@ -228,7 +228,7 @@ impl Fronts {
         })
     }
 
-    fn bound(&self) -> impl Iterator<Item = &Front> {
+    pub(super) fn bound(&self) -> impl Iterator<Item = &Front> {
         self.list.iter().filter_map(|published| published.front.as_ref().ok())
     }
 

@@ -144,6 +144,7 @@ impl Group {
         let cpus = cpus.unwrap_or_default();
         let state = slot.state(self.wants(id));
         let path = if self.fronts.is_direct(id) { Path::Direct } else { Path::Relay };
+        let direct = self.fronts.direct_counts(id).filter(|_| path == Path::Direct);
         let relayed = self.spec.is_behind_shim() && path == Path::Relay && state == SlotState::Ready;
         SlotStatus {
             slot: id,
@@ -160,9 +161,10 @@ impl Group {
             shard_started_unix_ms: slot.live.as_ref().map(|live| unix_ms(live.started)),
             restarts: slot.restarts,
             ready: state == SlotState::Ready,
-            connections: slot.open(),
-            accepted: slot.worker.as_ref().map_or(0, |worker| worker.stats().accepted.get()),
-            cause: slot.cause.clone(),
+            connections: slot.open() + direct.map_or(0, |counts| counts.open()),
+            accepted: slot.worker.as_ref().map_or(0, |worker| worker.stats().accepted.get())
+                + direct.map_or(0, |counts| counts.established),
+            cause: slot.hung.as_ref().map(super::hung::HungRun::cause).or_else(|| slot.cause.clone()),
             last_error: slot.last_error.clone(),
         }
     }
@@ -250,6 +252,10 @@ fn plan_change(change: &Change) -> PlanChange {
 
 pub(super) fn progress(group: &GroupName, message: String) -> Event {
     group_event(group, "progress", message)
+}
+
+pub(super) fn slot_event(group: &GroupName, slot: SlotId, kind: &str, message: String) -> Event {
+    Event { slot: Some(slot), ..group_event(group, kind, message) }
 }
 
 pub(super) fn group_event(group: &GroupName, kind: &str, message: String) -> Event {

@@ -1,6 +1,10 @@
 //! The numbers of one moment for the metrics: read from workers, fronts and the loop's own counters.
 
-use sherd_lb::relay::{Cause, LATENCY_BOUNDS_MICROS, WorkerStats};
+use sherd_lb::{
+    cells::{CellReading, DURATION_BOUNDS_MICROS, RTT_BOUNDS_MICROS},
+    relay::{Cause, LATENCY_BOUNDS_MICROS, WorkerStats},
+    table::Load,
+};
 use sherd_topology::plan::{GroupName, SlotId};
 
 use super::{
@@ -10,7 +14,7 @@ use super::{
     publish::Published,
     steering_table::index_of,
 };
-use crate::metrics::{GroupCounters, Histogram, PortCounters, RelayCounters, SlotCounters, Snapshot};
+use crate::metrics::{GroupCounters, Histogram, KernelCounters, PortCounters, RelayCounters, SlotCounters, Snapshot};
 
 impl Reconciler {
     pub(super) fn snapshot(&mut self) -> Snapshot {
@@ -21,6 +25,9 @@ impl Reconciler {
                 slot: *id,
                 pinning_errors: counters.pinning_faults.get(&(name.clone(), *id)).copied().unwrap_or(0),
                 relay: slot.worker.as_ref().map(|worker| relay(worker.stats())),
+                kernel: kernel(group, *id),
+                hung: counters.hung.get(&(name.clone(), *id)).copied().unwrap_or(0),
+                is_hung: slot.hung.is_some(),
             };
             group.slots.iter().map(of).collect()
         };
@@ -46,7 +53,52 @@ impl Reconciler {
             reconcile_unsettled: counters.unsettled,
             plan_changes: counters.plan_changes.iter().map(|(kind, count)| (*kind, *count)).collect(),
             held_descriptors: self.keeper.held(),
+            contained: self.keeper.cells().map(|cells| cells.contained()),
         }
+    }
+}
+
+/// Of all addresses of the group.
+fn kernel(group: &Group, id: SlotId) -> Option<KernelCounters> {
+    let index = index_of(id);
+    let cells = group.fronts.bound().filter_map(|front| Some((front.cells()?.read(index), front.cells()?.load(index))));
+    cells.map(|(reading, load)| kernel_counters(&reading, load)).reduce(|sum, next| KernelCounters {
+        steered: sum.steered + next.steered,
+        established: sum.established + next.established,
+        closed: sum.closed + next.closed,
+        migrated: sum.migrated + next.migrated,
+        load: sum.load + next.load,
+        bound: sum.bound + next.bound,
+        bytes_in: sum.bytes_in + next.bytes_in,
+        bytes_out: sum.bytes_out + next.bytes_out,
+        retransmits: sum.retransmits + next.retransmits,
+        rtt: sum.rtt.plus(&next.rtt),
+        duration: sum.duration.plus(&next.duration),
+    })
+}
+
+fn kernel_counters(reading: &CellReading, load: Load) -> KernelCounters {
+    KernelCounters {
+        steered: reading.counts.picked,
+        established: reading.counts.established,
+        closed: reading.counts.closed,
+        migrated: reading.migrated,
+        load: load.load,
+        bound: u64::from(load.bound),
+        bytes_in: reading.bytes_received,
+        bytes_out: reading.bytes_sent,
+        retransmits: reading.retransmits,
+        rtt: histogram(&RTT_BOUNDS_MICROS, &reading.rtt.buckets, reading.rtt.sum_micros),
+        duration: histogram(&DURATION_BOUNDS_MICROS, &reading.duration.buckets, reading.duration.sum_micros),
+    }
+}
+
+fn histogram(bounds_micros: &[u64], counts: &[u64], sum_micros: u64) -> Histogram {
+    Histogram {
+        bounds_seconds: bounds_micros.iter().map(|bound| *bound as f64 / 1e6).collect(),
+        counts: counts.to_vec(),
+        // Exact up to 2^53 microseconds, which is 285 years.
+        sum_seconds: sum_micros as f64 / 1e6,
     }
 }
 
@@ -64,12 +116,11 @@ fn relay(stats: &WorkerStats) -> RelayCounters {
         bytes_spliced: stats.bytes_spliced.get(),
         wakeups: stats.wakeups.get(),
         errors: Cause::ALL.iter().map(|cause| (cause.label(), stats.errors(*cause))).collect(),
-        connect: Histogram {
-            bounds_seconds: LATENCY_BOUNDS_MICROS.iter().map(|bound| *bound as f64 / 1e6).collect(),
-            counts: stats.connect_latency.buckets().to_vec(),
-            // Exact up to 2^53 microseconds, which is 285 years.
-            sum_seconds: stats.connect_latency.sum_micros() as f64 / 1e6,
-        },
+        connect: histogram(
+            &LATENCY_BOUNDS_MICROS,
+            &stats.connect_latency.buckets(),
+            stats.connect_latency.sum_micros(),
+        ),
     }
 }
 
@@ -88,6 +139,7 @@ fn port(name: &GroupName, group: &Group, published: &Published) -> Option<PortCo
         anchored: totals.anchored,
         dropped: totals.dropped,
         migrated: totals.migrated,
+        deflected: totals.deflected,
         unread: totals.unread,
         foreign: totals.foreign,
         queued: listeners.filter_map(queue).collect(),

@@ -31,7 +31,7 @@ const IDLE: Duration = Duration::from_millis(100);
 const CALM: Duration = Duration::from_secs(1);
 
 /// A published address.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct WatchedAddress {
     pub(super) group: GroupName,
     pub(super) address: SocketAddr,
@@ -51,7 +51,7 @@ pub(super) struct WatchedSlot {
 }
 
 /// What was found of a slot.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Found {
     pub(super) group: GroupName,
     pub(super) slot: SlotId,

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::PathBuf,
+    time::Duration,
 };
 
 /// The identity of a process: a pid is used again, a pid with its start time is not.
@@ -44,7 +45,7 @@ pub(super) fn threads(pid: u32) -> io::Result<Vec<u32>> {
 }
 
 /// Children, their children, and so on; not zombies, which nothing can be done to.
-pub(super) fn descendants(ancestor: u32) -> Vec<u32> {
+pub(crate) fn descendants(ancestor: u32) -> Vec<u32> {
     let mut children: BTreeMap<u32, Vec<(u32, char)>> = BTreeMap::new();
     for pid in pids() {
         if let Ok(stat) = stat(pid) {
@@ -77,6 +78,22 @@ pub(crate) fn sockets(ancestor: u32) -> BTreeSet<u32> {
         link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
     };
     descriptors.take(MAX_LOOKED_AT).filter_map(inode).collect()
+}
+
+/// Threads whose waiting is added up.
+const MAX_THREADS: usize = 4096;
+
+/// How long the threads of a process and of its descendants have had work and waited for a CPU, all together
+/// (`/proc/PID/task/TID/schedstat`, the second number). `None` where the kernel doesn't tell (CONFIG_SCHED_INFO).
+pub(crate) fn run_delay(ancestor: u32) -> Option<Duration> {
+    let processes = descendants(ancestor).into_iter().chain([ancestor]);
+    let all = processes.flat_map(|pid| threads(pid).unwrap_or_default().into_iter().map(move |tid| (pid, tid)));
+    let waited = |(pid, tid): (u32, u32)| -> Option<u64> {
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
+        text.split_whitespace().nth(1)?.parse().ok()
+    };
+    let waits: Vec<u64> = all.take(MAX_THREADS).filter_map(waited).collect();
+    (!waits.is_empty()).then(|| Duration::from_nanos(waits.iter().sum()))
 }
 
 /// Processes that were started with this variable and have not been given another environment since.
@@ -119,6 +136,7 @@ mod tests {
         assert!(is_alive(me, stat.start_ticks));
         assert!(!is_alive(me, stat.start_ticks + 1));
         assert!(threads(me).unwrap().contains(&me));
+        assert!(run_delay(me).unwrap() >= Duration::from_nanos(1) && run_delay(u32::MAX).is_none());
         assert!(descendants(stat.parent).contains(&me));
         assert!(thread_status(me, me).unwrap().contains_key("Cpus_allowed_list"));
         assert!(is_gone(&super::stat(u32::MAX).unwrap_err()));

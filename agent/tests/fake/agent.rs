@@ -8,7 +8,7 @@ use futures_util::{StreamExt, stream};
 use sherd::control::{
     ApplyError, ExplainError, ExplainQuestion, LogLines, LogsError, Output, Request, ShardLine, ShardLogs, StopError,
 };
-use sherd::metrics::{GroupCounters, Histogram, PortCounters, RelayCounters, SlotCounters, Snapshot};
+use sherd::metrics::{GroupCounters, Histogram, KernelCounters, PortCounters, RelayCounters, SlotCounters, Snapshot};
 use sherd::spec::HostPort;
 use sherd::status::{AgentStatus, Destination, Event, Explanation, GroupStatus, Level, Outcome, PlanReport};
 use sherd_topology::plan::{GroupName, SlotId};
@@ -206,6 +206,19 @@ pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
         errors: vec![("connect_refused", 12), ("limit", 0)],
         connect: histogram.clone(),
     };
+    let kernel = KernelCounters {
+        steered: 1,
+        established: 3,
+        closed: 2,
+        migrated: 4,
+        load: 5,
+        bound: 6,
+        bytes_in: 7,
+        bytes_out: 8,
+        retransmits: 9,
+        rtt: histogram.clone(),
+        duration: histogram.clone(),
+    };
     let names: Vec<GroupName> = groups.iter().map(|group| group.name.clone()).collect();
     Snapshot {
         slots: names
@@ -215,6 +228,9 @@ pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
                 slot: SlotId(0),
                 pinning_errors: 1,
                 relay: Some(relay.clone()),
+                kernel: Some(kernel.clone()),
+                hung: 2,
+                is_hung: true,
             })
             .collect(),
         ports: names
@@ -227,6 +243,7 @@ pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
                 anchored: 2,
                 dropped: 3,
                 migrated: 4,
+                deflected: 5,
                 unread: 0,
                 foreign: 0,
                 queued: vec![(None, 4), (Some(SlotId(0)), 5)],
@@ -238,6 +255,7 @@ pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
         reconcile_unsettled: 0,
         plan_changes: vec![("added", 2)],
         held_descriptors: Some(9),
+        contained: Some(1),
     }
 }
 

@@ -38,10 +38,9 @@ impl<const BUCKETS: usize> Histogram<BUCKETS> {
     }
 }
 
-/// What was counted of a slot since its address was opened. Only of connections that shards accept themselves: bytes,
-/// retransmits, round-trip times and durations, each counted when a connection closes; relay workers have their own.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct CellReading {
+/// A slot's connections since its address was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
     /// Connections that were steered to it.
     pub picked: u64,
     /// Connections whose handshake was completed, or that its worker accepted.
@@ -50,6 +49,14 @@ pub struct CellReading {
     pub closed: u64,
     /// Connections that were picked and never established, as far as was found out.
     pub lost: i64,
+}
+
+/// What was counted of a slot since its address was opened. Only of connections that shards accept themselves: bytes,
+/// retransmits, round-trip times and durations, each counted when a connection closes; relay workers have their own.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CellReading {
+    /// Its connections.
+    pub counts: Counts,
     /// Connections that came from a closed listener.
     pub migrated: u64,
     /// From clients.
@@ -64,7 +71,7 @@ pub struct CellReading {
     pub duration: Histogram<{ DURATION_BOUNDS_MICROS.len() + 1 }>,
 }
 
-impl CellReading {
+impl Counts {
     /// Connections that are open.
     pub fn open(&self) -> u64 {
         self.established.saturating_sub(self.closed)

@@ -97,6 +97,11 @@ impl Holder {
         self.cookie == other.cookie
     }
 
+    /// Whether it is about the listener of this SO_COOKIE.
+    pub fn is_of(&self, cookie: u64) -> bool {
+        self.cookie == cookie
+    }
+
     /// The listener of this inode in one of these processes, wherever it was dup'ed, forked or passed to.
     pub fn find(pids: impl IntoIterator<Item = u32>, inode: u32) -> Option<Self> {
         let kind = format!("socket:[{inode}]");

@@ -62,7 +62,7 @@ impl Published {
 
     fn counts(&self) -> (u64, u64, u64) {
         let reading = self.reading();
-        (reading.picked, reading.established, reading.closed)
+        (reading.counts.picked, reading.counts.established, reading.counts.closed)
     }
 }
 
@@ -82,7 +82,7 @@ fn check_counted(address: &str) {
     drop(accepted);
     eventually("it is counted as closed", SOON, || (published.counts() == (1, 1, 1)).then_some(()));
     let reading = published.reading();
-    assert_eq!((reading.open(), reading.pending(), published.cells().load(SLOT).load), (0, 0, 0));
+    assert_eq!((reading.counts.open(), reading.counts.pending(), published.cells().load(SLOT).load), (0, 0, 0));
     // Each FIN counts as a byte.
     assert!(
         (3000..=3001).contains(&reading.bytes_received) && (1000..=1001).contains(&reading.bytes_sent),
@@ -114,8 +114,10 @@ fn resets_and_connections_that_nobody_accepted_are_closed_too() {
         // The shard ends: those that it never accepted end with their queue, as there is no other slot but the anchor.
         let held = published.listener.try_clone().expect("a copy");
         SockRef::from(&held).shutdown(Shutdown::Both).expect("it listens");
-        eventually("those that were reset are counted", SOON, || (published.reading().closed >= 10).then_some(()));
-        assert_eq!(published.reading().picked, 20);
+        eventually("those that were reset are counted", SOON, || {
+            (published.reading().counts.closed >= 10).then_some(())
+        });
+        assert_eq!(published.reading().counts.picked, 20);
     });
 }
 

@@ -29,18 +29,18 @@ fn a_relayed_connection_is_load_until_it_ends() {
         let listener = front.listener(slot).unwrap().try_clone_to_owned().unwrap();
         // Nobody accepts yet: it is on its way.
         let early = connect(front.address());
-        assert_eq!((counted.load(slot).load, counted.read(slot).pending()), (1, 1));
+        assert_eq!((counted.load(slot).load, counted.counts(slot).pending()), (1, 1));
         worker.serve_slot(PORT, listener, Some(counted.account(slot))).recv().unwrap().unwrap();
         let backend = sherd_lb::relay::Backend { netns: None, ports: vec![(PORT, named("it").into())] };
         worker.set_backend(Some(backend)).recv().unwrap().unwrap();
         assert_eq!(ask(&early).unwrap(), "it");
-        assert_eq!((counted.read(slot).open(), counted.read(slot).pending(), counted.load(slot).load), (1, 0, 1));
+        assert_eq!((counted.counts(slot).open(), counted.counts(slot).pending(), counted.load(slot).load), (1, 0, 1));
         drop(early);
-        eventually("it has ended", SOON, || (counted.read(slot).open() == 0).then_some(()));
+        eventually("it has ended", SOON, || (counted.counts(slot).open() == 0).then_some(()));
         let kept = connect(front.address());
         assert_eq!(ask(&kept).unwrap(), "it");
         // What an agent relayed when it was killed is closed by the next.
         counted.forget_open(slot);
-        assert_eq!((counted.read(slot).open(), counted.load(slot).load), (0, 0));
+        assert_eq!((counted.counts(slot).open(), counted.load(slot).load), (0, 0));
     });
 }

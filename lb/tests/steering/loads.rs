@@ -176,11 +176,11 @@ fn what_is_never_established_is_taken_off() {
         let clients: Vec<SocketAddr> =
             (0..5).map(|n| connect(n, loaded.front.address()).expect("it listens")).map(|c| flow(&c).client).collect();
         // Reset by their clients before anybody accepted them; their listener takes them out of its queue by and by.
-        assert_eq!((clients.len(), cells.read(slot).pending(), cells.load(slot).load), (5, 5, 5));
+        assert_eq!((clients.len(), cells.counts(slot).pending(), cells.load(slot).load), (5, 5, 5));
         cells.add_lost(slot, 5);
-        assert_eq!((cells.read(slot).pending(), cells.load(slot).load), (0, 0));
+        assert_eq!((cells.counts(slot).pending(), cells.load(slot).load), (0, 0));
         cells.add_lost(slot, -1);
-        assert_eq!((cells.read(slot).pending(), cells.load(slot).load), (1, 1));
+        assert_eq!((cells.counts(slot).pending(), cells.load(slot).load), (1, 1));
     });
 }
 

@@ -4,21 +4,29 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::OwnedFd,
+    sync::Arc,
 };
 
 use sherd_lb::{
+    cells::Counts,
     front::{Front, FrontConfig, Path},
     netns::{Family, Loopback, Netns},
     relay::{PortKey, Target},
 };
 use sherd_topology::{
     model::Host,
-    plan::{Slot, SlotId},
+    plan::{GroupName, Slot, SlotId},
 };
 
 use super::{Fronts, Published, config, table};
 use crate::{
-    reconcile::{chain, keeper::Keeper, steering_table::index_of},
+    reconcile::{
+        chain,
+        group::Group,
+        keeper::Keeper,
+        steering_table::index_of,
+        watch::{WatchedAddress, WatchedSlot},
+    },
     spec::{ContainerPort, GroupSpec, PortSpec},
 };
 
@@ -137,6 +145,18 @@ impl Fronts {
         self.bound().any(|front| front.path(index_of(slot)) == Path::Direct)
     }
 
+    /// The slot's connections, of the addresses where its shard accepts them itself.
+    pub(in crate::reconcile) fn direct_counts(&self, slot: SlotId) -> Option<Counts> {
+        let index = index_of(slot);
+        let direct = self.bound().filter(|front| front.path(index) == Path::Direct);
+        direct.filter_map(|front| Some(front.cells()?.counts(index))).reduce(|sum, next| Counts {
+            picked: sum.picked + next.picked,
+            established: sum.established + next.established,
+            closed: sum.closed + next.closed,
+            lost: sum.lost + next.lost,
+        })
+    }
+
     /// Whether it did, and its listener is gone.
     pub(in crate::reconcile) fn lost_direct(&self, slot: SlotId) -> bool {
         let index = index_of(slot);
@@ -202,4 +222,27 @@ pub(in crate::reconcile) fn host_address(published: IpAddr, takes_v4: bool, loop
     let own = Netns::current().ok();
     let found = own.and_then(|own| families.iter().find_map(|family| own.service_address(*family, trust).ok()));
     found.unwrap_or(otherwise)
+}
+
+/// What there is to look at of a group.
+pub(in crate::reconcile) fn watched(name: &GroupName, group: &Group) -> Vec<WatchedAddress> {
+    let address = |published: &Published| {
+        let front = published.front.as_ref().ok()?;
+        let cells = Arc::clone(front.cells()?);
+        let slot = |(position, slot): (usize, &Slot)| {
+            let (index, run) = (index_of(slot.id), group.slots.get(&slot.id)?);
+            let is_direct = front.path(index) == Path::Direct;
+            let listener = front.direct_cookie(index).filter(|_| is_direct);
+            Some(WatchedSlot {
+                id: slot.id,
+                index,
+                weight: published.port.weights.as_ref().and_then(|weights| weights.get(position)).copied().unwrap_or(1),
+                in_service: front.is_in(index),
+                shard: listener.zip(run.live.as_ref().map(|live| live.pid)),
+            })
+        };
+        let slots = group.planned().iter().enumerate().filter_map(slot).collect();
+        Some(WatchedAddress { group: name.clone(), address: published.address, cells, slots })
+    };
+    group.fronts.list.iter().filter_map(address).collect()
 }

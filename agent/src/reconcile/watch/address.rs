@@ -147,12 +147,8 @@ impl Looks {
 
     fn set_bounds(&self) {
         let cells = &self.watched.cells;
-        let slots: Vec<_> = self
-            .watched
-            .slots
-            .iter()
-            .map(|slot| (slot.weight, cells.load(slot.index).load, slot.in_service))
-            .collect();
+        let slots: Vec<_> =
+            self.watched.slots.iter().map(|slot| (slot.weight, cells.load(slot.index).load, slot.in_service)).collect();
         for (slot, bound) in self.watched.slots.iter().zip(bounds(&slots)) {
             cells.set_bound(slot.index, bound);
         }

@@ -1,0 +1,177 @@
+//! Shards that don't accept: out of service while others are there to serve, back when they accept again, and what waited
+//! for them goes elsewhere after a while. What is found, and when, is `watch`'s business.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    time::Instant,
+};
+
+use sherd_lb::{graft::Holder, sockdiag, stall::Finding};
+use sherd_topology::plan::SlotId;
+
+use super::{
+    Reconciler,
+    group::{Group, SlotRun},
+    publish::watched,
+    view::Service,
+    watch::{Found, Watch, WatchedAddress},
+};
+use crate::runtime::procfs;
+
+/// A shard that doesn't accept.
+#[derive(Debug, Clone)]
+pub(super) struct HungRun {
+    since: Instant,
+    /// The addresses where it doesn't.
+    addresses: BTreeSet<SocketAddr>,
+}
+
+impl HungRun {
+    /// For the status.
+    pub(super) fn cause(&self) -> String {
+        format!("it has not accepted for {:.1} s", self.since.elapsed().as_secs_f64())
+    }
+}
+
+impl Reconciler {
+    /// Tells the watch what there is to look at, if that has changed.
+    pub(super) fn direct_watch(&mut self) {
+        let watched: Vec<WatchedAddress> = self.groups.iter().flat_map(|(name, group)| watched(name, group)).collect();
+        let shape: Vec<_> =
+            watched.iter().map(|address| (address.group.clone(), address.address, address.slots.clone())).collect();
+        if self.watched == shape {
+            return;
+        }
+        if self.watch.is_none() {
+            match Watch::start(self.outbox.clone()) {
+                Ok(watch) => self.watch = Some(watch),
+                Err(error) => return tracing::error!("hung shards can't be found: no thread: {error}"),
+            }
+        }
+        self.watched = shape;
+        self.watch.iter().for_each(|watch| watch.look_at(watched.clone()));
+    }
+
+    pub(super) fn on_found(&mut self, found: Found) {
+        let Some(group) = self.groups.get_mut(&found.group) else { return };
+        let index = super::steering_table::index_of(found.slot);
+        let front = group.fronts.front_at(found.address);
+        // What was found is about a listener that may be gone.
+        if front.and_then(|front| front.direct_cookie(index)) != Some(found.listener) {
+            return;
+        }
+        let Some(slot) = group.slots.get_mut(&found.slot) else { return };
+        let (name, id, address) = (found.group.clone(), found.slot, found.address);
+        match found.finding {
+            Finding::Hung => {
+                slot.note_hung(address);
+                self.counters.note_hung(&name, id);
+                tracing::warn!(group = %name, slot = %id, %address, "{name}/{id} doesn't accept: its connections go to others");
+                self.send_event(super::report::slot_event(
+                    &name,
+                    id,
+                    "slot-hung",
+                    "its accept queue doesn't move".into(),
+                ));
+            }
+            Finding::Back(after) => {
+                slot.note_accepting(address);
+                tracing::info!(group = %name, slot = %id, %address, ?after, "{name}/{id} accepts again");
+                let message = format!("it accepts again, after {:.3} s", after.as_secs_f64());
+                self.send_event(super::report::slot_event(&name, id, "slot-accepts", message));
+            }
+            Finding::Move => self.move_queue(found),
+        }
+        if let Some(group) = self.groups.get_mut(&name) {
+            group.settle_hung();
+        }
+    }
+
+    /// What waits for a hung shard goes to the others.
+    fn move_queue(&mut self, found: Found) {
+        let (name, id) = (found.group.clone(), found.slot);
+        let Some(group) = self.groups.get_mut(&name) else { return };
+        // With nobody else there it waits where it is.
+        let result = match group.others_accept(id) {
+            true => group.move_queue(&found),
+            false => Err("no other slot accepts".to_owned()),
+        };
+        match &result {
+            Ok(queued) => {
+                tracing::warn!(group = %name, slot = %id, connections = queued, "{name}/{id} still doesn't accept: what waited for it goes to others");
+            }
+            Err(reason) => tracing::warn!(group = %name, slot = %id, "what waits for {name}/{id} stays: {reason}"),
+        }
+        self.watch.iter().for_each(|watch| watch.moved(found.clone(), result.is_ok()));
+        // A connection of ours, which it accepts when it is back.
+        if let Some(live) = self.slot_mut(&name, id).and_then(|slot| slot.live.as_ref()) {
+            live.nudge.notify_one();
+        }
+    }
+}
+
+impl Group {
+    /// Hung slots that would serve are out, as long as any other is in: else those that wait would wait for nobody.
+    pub(super) fn settle_hung(&mut self) {
+        let serving: Vec<(SlotId, bool)> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.service() == Service::In)
+            .map(|(id, slot)| (*id, slot.hung.is_some()))
+            .collect();
+        let all_hung = serving.iter().all(|(_, hung)| *hung);
+        for (id, hung) in serving {
+            let is_in = all_hung || !hung;
+            if self.fronts.is_in(id) != is_in
+                && let Err(error) = self.fronts.set_in(id, is_in)
+            {
+                tracing::error!(group = %self.spec.name, slot = %id, "its service can't be changed: {}", super::chain(&error));
+            }
+        }
+    }
+
+    fn others_accept(&self, id: SlotId) -> bool {
+        self.slots.iter().any(|(other, slot)| *other != id && slot.service() == Service::In && slot.hung.is_none())
+    }
+
+    /// How many there were.
+    fn move_queue(&mut self, found: &Found) -> Result<u32, String> {
+        let index = super::steering_table::index_of(found.slot);
+        let slot = self.slots.get(&found.slot).ok_or("there is no such slot")?;
+        let listening = sockdiag::listeners(found.address.port()).map_err(|error| error.to_string())?;
+        let listening = listening.iter().find(|listening| listening.cookie == found.listener);
+        let listening = listening.ok_or("its listener is closed")?;
+        let listener = slot.listener(listening).ok_or("no process of it is found to have its listener")?;
+        let backlog = i32::try_from(listening.backlog).unwrap_or(i32::MAX);
+        let front = self.fronts.front_at_mut(found.address).ok_or("its address is no longer published")?;
+        front.move_queue(index, listener.as_fd(), backlog).map_err(|error| super::chain(&error))?;
+        Ok(listening.queued)
+    }
+}
+
+impl SlotRun {
+    fn note_hung(&mut self, address: SocketAddr) {
+        let hung = self.hung.get_or_insert_with(|| HungRun { since: Instant::now(), addresses: BTreeSet::new() });
+        hung.addresses.insert(address);
+    }
+
+    fn note_accepting(&mut self, address: SocketAddr) {
+        if let Some(hung) = &mut self.hung {
+            hung.addresses.remove(&address);
+        }
+        self.hung.take_if(|hung| hung.addresses.is_empty());
+    }
+
+    /// A copy of the shard's listener: where it was put, or wherever it is now (dup'ed, forked, passed on).
+    fn listener(&self, listening: &sockdiag::Listening) -> Option<OwnedFd> {
+        let known = self.direct.iter().flat_map(|direct| &direct.grafts).filter_map(super::direct::Graft::holder);
+        let known = known.filter(|holder| holder.is_of(listening.cookie));
+        let pid = self.live.as_ref()?.pid;
+        known.filter_map(Holder::listener).next().or_else(|| {
+            let processes = procfs::descendants(pid).into_iter().chain([pid]);
+            Holder::find(processes, listening.inode)?.listener()
+        })
+    }
+}
