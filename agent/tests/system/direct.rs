@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// An image of the Go server, which listens on `[::]` for both families.
-fn go_image(world: &World, engine: Engine) -> String {
+pub(crate) fn go_image(world: &World, engine: Engine) -> String {
     let image = format!("sherd-test-direct-{}:latest", world.instance());
     let root = world.dir().join("go");
     fs::create_dir_all(&root).expect("a directory");
@@ -24,7 +24,7 @@ fn go_image(world: &World, engine: Engine) -> String {
     image
 }
 
-fn run(world: &World, image: &str, more: &[&str]) {
+pub(crate) fn run(world: &World, image: &str, more: &[&str]) {
     let mut line = vec!["run", "-g", "web", "-p", "8080:80", "-u", "pu", "--path", "direct"];
     line.extend(more);
     line.push(image);
@@ -109,7 +109,7 @@ fn check_go(engine: Engine) {
 }
 
 /// `stop --purge` and the agent's end leave nothing.
-fn check_end(world: &mut World, engine: Engine, image: &str) {
+pub(crate) fn check_end(world: &mut World, engine: Engine, image: &str) {
     let _ = world.try_sherd(&["stop", "-g", "web", "--purge"]);
     assert_eq!(world.slots("web"), Vec::<Value>::new());
     std::net::TcpListener::bind(address()).expect("the port is free");

@@ -7,6 +7,7 @@ mod containers;
 mod crash_points;
 mod direct;
 mod explaining;
+mod hung;
 mod images;
 mod kills;
 mod leaks;
