@@ -79,6 +79,7 @@ fn check_go(engine: Engine) {
         world.wait_for_api();
         check_direct(&world);
     }
+    check_inner_doors(&world);
     // A changed specification replaces the shards one by one.
     run(&world, &image, &["-e", "TURN=2"]);
     let (connections, failures) = load.finish();

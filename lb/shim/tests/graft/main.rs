@@ -8,3 +8,4 @@ mod exchange;
 mod programs;
 mod rig;
 mod storm;
+mod taking_over;

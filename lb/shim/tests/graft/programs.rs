@@ -29,7 +29,11 @@ def serve(connection, peer):
     connection.close()
 ";
 
-fn script(body: &str) -> String {
+pub(crate) fn needed(test: &str) -> bool {
+    needs(test, &NEEDS)
+}
+
+pub(crate) fn script(body: &str) -> String {
     format!("import os, select, socket, struct, sys, threading, time\n{SERVE}\n{body}")
 }
 
