@@ -53,19 +53,21 @@ pub(crate) fn remove(engine: Engine, name: &str) {
 /// A static Go server that answers with what the agent told it, and with what its kernel says.
 pub(crate) fn go_server() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let directory = std::env::temp_dir().join(format!("sherd-go-{}", std::process::id()));
-        fs::create_dir_all(&directory).expect("a directory");
-        fs::write(directory.join("server.go"), include_str!("server.go")).expect("its source");
-        let server = directory.join("server");
-        run(Command::new("go")
-            .current_dir(&directory)
-            .envs([("CGO_ENABLED", "0"), ("GO111MODULE", "off"), ("GOFLAGS", "")])
-            .args(["build", "-ldflags", "-s -w", "-o"])
-            .arg(&server)
-            .arg("server.go"));
-        server
-    })
+    BUILT.get_or_init(|| go_program("server", include_str!("server.go")))
+}
+
+/// A static program, built from one file.
+pub(crate) fn go_program(name: &str, source: &str) -> PathBuf {
+    let directory = std::env::temp_dir().join(format!("sherd-go-{}", std::process::id()));
+    fs::create_dir_all(&directory).expect("a directory");
+    let (file, program) = (directory.join(format!("{name}.go")), directory.join(name));
+    fs::write(&file, source).expect("its source");
+    run(Command::new("go")
+        .current_dir(&directory)
+        .envs([("CGO_ENABLED", "0"), ("GO111MODULE", "off"), ("GOFLAGS", "")])
+        .args(["build", "-ldflags", "-s -w", "-o"])
+        .args([&program, &file]));
+    program
 }
 
 /// A root with busybox.

@@ -6,6 +6,7 @@ mod bad_input;
 mod containers;
 mod crash_points;
 mod direct;
+mod direct_kills;
 mod explaining;
 mod hung;
 mod images;

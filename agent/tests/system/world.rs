@@ -284,6 +284,7 @@ impl Json for Output {
 
 /// Sends a signal to a process that may be gone.
 pub(crate) fn signal(pid: u32, signal: Signal) {
+    assert!(pid > 0, "that would be this test's own process group");
     let _ = kill(Pid::from_raw(i32::try_from(pid).expect("a pid")), signal);
 }
 
