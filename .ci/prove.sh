@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The long forms of the tests, built for speed and one at a time, so that they don't disturb each other's figures; then the benchmark.
+# The long forms of the tests, built for speed and one at a time, so that they don't disturb each other's figures; then the benchmarks.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -7,3 +7,4 @@ export SHERD_PROVE=1
 cargo test --workspace --locked --release --no-fail-fast -- --test-threads=1 --nocapture
 cargo build --workspace --locked --release
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" relay
+"${CARGO_TARGET_DIR:-target}/release/sherd-bench" direct
