@@ -28,6 +28,8 @@ pub(super) struct Door {
     pub(super) role: Role,
     pub(super) account: Option<Arc<Account>>,
     listener: OwnedFd,
+    /// It was shut down: nothing comes from it any more.
+    ended: bool,
     /// In epoll. Taken out rather than masked while it is closed: epoll reports EPOLLHUP whatever the mask.
     open: bool,
     /// How many to take at a time: as many as came last, so that the accept that finds nothing is rare.
@@ -46,6 +48,8 @@ struct Stopping {
 pub(super) enum Accepted {
     /// No more for now, or others' turn.
     Enough,
+    /// No more at all.
+    Ended,
     /// No descriptor or no socket memory is left.
     Exhausted,
     /// Another error; it may persist.
@@ -67,7 +71,7 @@ impl Door {
 
 impl Doors {
     pub(super) fn insert(&mut self, port: PortKey, role: Role, listener: OwnedFd, account: Option<Arc<Account>>) {
-        let door = Door { port, role, account, listener, open: false, burst: 1, stopping: None };
+        let door = Door { port, role, account, listener, ended: false, open: false, burst: 1, stopping: None };
         match self.places.iter_mut().find(|place| place.is_none()) {
             Some(place) => *place = Some(door),
             None => self.places.push(Some(door)),
@@ -102,6 +106,8 @@ impl Doors {
     /// Opens or closes a door in `epoll`. `true` if that changed anything.
     pub(super) fn set_open(&mut self, epoll: &Epoll, place: u32, open: bool) -> bool {
         let Some(door) = self.places[place as usize].as_mut() else { return false };
+        // An ended one is always readable, and would keep the worker from its other doors.
+        let open = open && !door.ended;
         if door.open == open {
             return false;
         }
@@ -134,6 +140,14 @@ impl Doors {
                         stopping.empty_since.get_or_insert(now);
                     }
                     return Accepted::Enough;
+                }
+                // shutdown(2): somebody else has it too.
+                Err(Errno::EINVAL) => {
+                    door.ended = true;
+                    if let Some(stopping) = &mut door.stopping {
+                        stopping.empty_since.get_or_insert(now);
+                    }
+                    return Accepted::Ended;
                 }
                 // The connection ended before it was taken, or a signal came: the next one may be fine.
                 Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use sherd_lb::relay::{Cause, Limits, Role};
+use sherd_lb::relay::{Cause, Limits, PortKey, Role};
 use sherd_testkit::eventually;
 use socket2::SockRef;
 
@@ -147,5 +147,23 @@ fn a_shard_that_resets_before_a_byte_moved_never_had_the_client() {
             assert_eq!(greeting, "hello");
         }
         assert_eq!(fronts[1].worker.stats().adopted.get(), 10);
+    });
+}
+
+/// A program's own socket is shut down once its shard has ended; the worker's other doors don't notice.
+#[test]
+fn a_listener_that_was_shut_down_holds_up_no_other() {
+    alone("moves::shut_down", || {
+        let front = Front::new(0, Limits::default(), Some(named("one")));
+        let inner = TcpListener::bind("127.0.0.1:0").unwrap();
+        let key = PortKey(PORT.0 + 1);
+        front.worker.serve(key, inner.try_clone().unwrap().into(), Role::Inner).recv_timeout(SOON).unwrap().unwrap();
+        SockRef::from(&inner).shutdown(std::net::Shutdown::Both).unwrap();
+        for _ in 0..50 {
+            assert_eq!(ask(&front.connect()).unwrap(), "one");
+        }
+        front.worker.stop_serving(key, Role::Inner).recv_timeout(SOON).expect("its queue is empty for good");
+        assert_eq!(ask(&front.connect()).unwrap(), "one");
+        assert_eq!(front.worker.stats().errors(Cause::AcceptFailed), 0);
     });
 }

@@ -45,6 +45,7 @@ impl Core {
         self.doors = doors;
         match accepted {
             Accepted::Enough => {}
+            Accepted::Ended => drop(self.doors.set_open(&self.epoll, place, false)),
             Accepted::Exhausted => self.exhausted(),
             Accepted::Failed => {
                 self.stats().count(Cause::AcceptFailed);
