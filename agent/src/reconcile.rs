@@ -142,6 +142,8 @@ pub struct Reconciler {
     watch: Option<watch::Watch>,
     /// What the watch was told to look at.
     watched: Vec<(GroupName, std::net::SocketAddr, Vec<watch::WatchedSlot>)>,
+    /// Connections of shards are being counted.
+    counting_direct: bool,
     relayed_images: RelayedImages,
     counters: Counters,
     started: std::time::SystemTime,
@@ -166,6 +168,7 @@ impl Reconciler {
     /// A loop that has seen nothing yet. [`Reconciler::adopt`] comes next.
     pub fn new(parts: Parts) -> Self {
         let (outbox, inbox) = mpsc::unbounded_channel();
+        let means = direct::Means::new(parts.settings.instance.clone(), parts.keeper.cells().cloned());
         let (events, _) = broadcast::channel(control::EVENT_QUEUE_LEN);
         let kinds = parts.runtimes.kinds();
         let (relayed_images, fault) = parts.store.relayed_images();
@@ -185,10 +188,11 @@ impl Reconciler {
             outbox,
             events,
             doors: BTreeMap::new(),
-            means: direct::Means::default(),
+            means,
             contained_seen: 0,
             watch: None,
             watched: Vec::new(),
+            counting_direct: false,
             relayed_images,
             counters: Counters::default(),
             started: std::time::SystemTime::now(),

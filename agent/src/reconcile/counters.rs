@@ -1,6 +1,10 @@
 //! What the reconcile loop counts about itself.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use sherd_topology::plan::{Change, GroupName, SlotId};
 
@@ -22,6 +26,8 @@ pub struct Counters {
     pub pinning_faults: BTreeMap<(GroupName, SlotId), u64>,
     /// Times that a shard was found not to accept.
     pub hung: BTreeMap<(GroupName, SlotId), u64>,
+    /// Calls of listen(2) that had to wait because their slot made too many.
+    pub delayed_listens: Arc<AtomicU64>,
     /// Connections ended because no shard was ready within the bound.
     pub anchored_overdue: BTreeMap<GroupName, u64>,
 }

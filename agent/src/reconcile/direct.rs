@@ -7,6 +7,7 @@ mod door;
 mod held;
 mod listen;
 mod means;
+mod pace;
 mod relayed;
 mod trial;
 
@@ -15,6 +16,8 @@ use std::{
     io::{self, Write},
     net::{Shutdown, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, atomic::Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -26,13 +29,16 @@ use sherd_lb::{
 use sherd_shim::hello::{Answer, Hello};
 use socket2::SockRef;
 
-use self::held::{call_name, inner_name, notify_name, original_name};
 pub(super) use self::{
     door::{Door, Greeting},
     held::forget_group,
     listen::{ListenCall, ListenerJoin},
     means::Means,
     trial::{Failed, Trial},
+};
+use self::{
+    held::{call_name, inner_name, notify_name, original_name},
+    pace::Pace,
 };
 use super::{
     Reconciler,
@@ -88,6 +94,7 @@ impl Reconciler {
         let directory = door::directory(&self.settings.run_dir, key, generation);
         let door = Door::open(&directory, key.clone(), generation, self.outbox.clone())?;
         self.doors.insert((key.clone(), generation), door);
+        self.means.prepare();
         Ok(ShimOrder { programs, door: directory, except })
     }
 
@@ -185,7 +192,20 @@ impl Reconciler {
     ) -> io::Result<Broker> {
         let (asking, telling) = (self.outbox.clone(), self.outbox.clone());
         let (asked, told) = (key.clone(), key.clone());
-        let decide = move |trapped: &_| listen::ask(&asking, &asked, generation, trapped);
+        let (mut pace, delayed) = (Pace::new(Instant::now()), Arc::clone(&self.counters.delayed_listens));
+        let mut said = false;
+        let decide = move |trapped: &_| {
+            // Else a program that listens and closes all the time would keep the loop from all others.
+            let wait = pace.take(Instant::now());
+            if !wait.is_zero() {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::warn!(shard = %asked, "its programs call listen(2) all the time: what is too much waits");
+                }
+                delayed.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(wait);
+            }
+            listen::ask(&asking, &asked, generation, trapped)
+        };
         let tell = move |report| {
             fault::point("graft.placed");
             if let Report::Grafted(grafted) = &report {
@@ -254,20 +274,44 @@ impl Reconciler {
         }
     }
 
-    /// Counts what the shards that are being emptied have accepted themselves.
+    /// Has counted what the shards that are being emptied have accepted themselves: off the loop, one count at a time.
     pub(super) fn count_direct(&mut self, now: Instant) {
-        for group in self.groups.values_mut() {
+        let mut due = Vec::new();
+        for (name, group) in &mut self.groups {
             let ports = group.fronts.addresses();
-            for slot in group.slots.values_mut() {
+            for (id, slot) in &mut group.slots {
                 let drains = matches!(slot.service(), Service::Draining { .. }) && slot.direct.is_some();
-                if drains && slot.direct_counted_from.is_some_and(|from| now < from) {
-                    continue;
-                }
                 let Some(live) = slot.live.as_ref().filter(|_| drains) else {
                     slot.direct_open = 0;
                     continue;
                 };
-                slot.direct_open = accepted_by(live.pid, &ports);
+                if slot.direct_counted_from.is_none_or(|from| from <= now) {
+                    due.push((ShardKey { group: name.clone(), slot: *id }, live.pid, ports.clone()));
+                }
+            }
+        }
+        if self.counting_direct || due.is_empty() {
+            return;
+        }
+        self.counting_direct = true;
+        let outbox = self.outbox.clone();
+        tokio::task::spawn_blocking(move || {
+            let count = |(key, pid, ports): (ShardKey, u32, Vec<SocketAddr>)| (key, pid, accepted_by(pid, &ports));
+            let counts = due.into_iter().map(count).collect();
+            // The loop has ended: nobody drains any more.
+            let _ = outbox.send(Message::DirectCounted { began: now, counts });
+        });
+    }
+
+    /// What was counted, unless it was before the slot was drained.
+    pub(super) fn on_direct_counted(&mut self, began: Instant, counts: Vec<(ShardKey, u32, u64)>) {
+        self.counting_direct = false;
+        for (key, pid, open) in counts {
+            let Some(slot) = self.slot_mut(&key.group, key.slot) else { continue };
+            let is_live = slot.live.as_ref().is_some_and(|live| live.pid == pid);
+            let drains = matches!(slot.service(), Service::Draining { .. });
+            if is_live && drains && slot.direct_counted_from.is_none_or(|from| from <= began) {
+                slot.direct_open = open;
             }
         }
     }
@@ -307,18 +351,16 @@ fn runs(shards: &[crate::runtime::ObservedShard], generation: Generation) -> boo
         .any(|shard| shard.generation == generation && matches!(shard.state, Created | Running { .. } | Paused { .. }))
 }
 
-/// Connections to the addresses that a process or its descendants have open, or have yet to accept.
+/// Connections to the addresses that a process or its descendants have open, or have yet to accept. Queues are looked at
+/// before connections, and those before whose they are: one that is accepted meanwhile is counted at one place at least.
 fn accepted_by(pid: u32, addresses: &[SocketAddr]) -> u64 {
-    let sockets = procfs::sockets(pid);
     let ports: BTreeSet<u16> = addresses.iter().map(SocketAddr::port).collect();
-    let of_port = |port| {
-        let open = sockdiag::connections(port).unwrap_or_default();
-        let open = open.into_iter().filter(|inode| sockets.contains(inode)).count() as u64;
-        let listeners = sockdiag::listeners(port).unwrap_or_default();
-        let own = listeners.iter().filter(|listener| sockets.contains(&listener.inode));
-        open + own.map(|listener| u64::from(listener.queued)).sum::<u64>()
-    };
-    ports.into_iter().map(of_port).sum()
+    let listeners: Vec<_> = ports.iter().flat_map(|port| sockdiag::listeners(*port).unwrap_or_default()).collect();
+    let open: Vec<_> = ports.iter().flat_map(|port| sockdiag::connections(*port).unwrap_or_default()).collect();
+    let sockets = procfs::sockets(pid);
+    let own = listeners.iter().filter(|listener| sockets.contains(&listener.inode));
+    let queued: u64 = own.map(|listener| u64::from(listener.queued)).sum();
+    queued + open.iter().filter(|inode| sockets.contains(inode)).count() as u64
 }
 
 /// The program's own socket listens in its namespace, from before its call returns: its neighbours there, and whoever has

@@ -75,6 +75,8 @@ pub(super) enum Message {
     Grafted { key: ShardKey, generation: Generation, report: Report },
     /// A shard was seen to accept no more, or again.
     Found(Found),
+    /// Connections that shards have accepted themselves, by pid.
+    DirectCounted { began: Instant, counts: Vec<(ShardKey, u32, u64)> },
     /// A shard of no group is gone, or isn't.
     OrphanRemoved { runtime: &'static str, id: ShardId, result: Result<(), RuntimeError> },
 }

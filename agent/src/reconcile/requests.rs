@@ -48,10 +48,11 @@ impl Reconciler {
             Message::Prepared { spec, text, result, reply } => self.on_prepared(*spec, text, result, reply),
             Message::Progress { group, line } => self.send_event(super::report::progress(&group, line)),
             Message::ShimCame { key, generation, greeting } => self.on_shim(&key, generation, greeting),
-            Message::ListenCalled { key, generation, call } => self.on_listen(&key, generation, &call),
+            Message::ListenCalled { key, generation, call } => self.on_listen(&key, generation, call),
             Message::ListenerJoins { key, generation, join } => self.on_listener_joins(&key, generation, &join),
             Message::Found(found) => self.on_found(found),
             Message::Grafted { key, generation, report } => self.on_graft_report(&key, generation, report),
+            Message::DirectCounted { began, counts } => self.on_direct_counted(began, counts),
             Message::OrphanRemoved { runtime, id, result } => {
                 self.orphans.remove(&id);
                 if let Err(error) = result {

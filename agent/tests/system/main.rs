@@ -12,6 +12,7 @@ mod hung;
 mod images;
 mod kills;
 mod leaks;
+mod listen_storm;
 mod metrics;
 mod programs;
 mod refused_listeners;

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use sherd_lb::graft::{Holder, Listener, State, Trapped, Verdict};
+use sherd_lb::graft::{Holder, Listener, Report, State, Trapped, Verdict};
 use tokio::sync::mpsc;
 
 use super::{Generation, held::original_name};
@@ -66,16 +66,21 @@ pub(super) fn ask(
     answer.recv_timeout(DECISION_TIMEOUT).unwrap_or(Verdict::Leave)
 }
 
+/// What the loop can say of a call.
+enum Decision {
+    Now(Verdict),
+    /// A listener for this published address takes the place of the program's socket, once it is made.
+    Graft(SocketAddr),
+}
+
 impl Reconciler {
-    pub(in crate::reconcile) fn on_listen(&mut self, key: &ShardKey, generation: Generation, call: &ListenCall) {
-        let verdict = match self.decide_listen(key, generation, call) {
-            Ok(verdict) => verdict,
+    pub(in crate::reconcile) fn on_listen(&mut self, key: &ShardKey, generation: Generation, call: ListenCall) {
+        let verdict = match self.decide_listen(key, generation, &call) {
+            Ok(Decision::Now(verdict)) => verdict,
+            Ok(Decision::Graft(address)) => return self.order_listener(key, generation, address, call),
             Err(reason) => {
-                tracing::warn!(shard = %key, address = %call.address, "{key} is served by its worker: {reason}");
-                let slot = self.slot_mut(&key.group, key.slot);
-                if let Some(direct) = slot.and_then(|slot| slot.direct.as_mut()) {
-                    direct.reason = Some(reason);
-                }
+                let report = Report::NotGrafted { address: call.address, reason };
+                self.on_graft_report(key, generation, report);
                 Verdict::Leave
             }
         };
@@ -83,14 +88,15 @@ impl Reconciler {
         let _ = call.reply.send(verdict);
     }
 
-    fn decide_listen(&mut self, key: &ShardKey, generation: Generation, call: &ListenCall) -> Result<Verdict, String> {
-        let Some(group) = self.groups.get_mut(&key.group) else { return Ok(Verdict::Leave) };
+    fn decide_listen(&mut self, key: &ShardKey, generation: Generation, call: &ListenCall) -> Result<Decision, String> {
+        let leave = Ok(Decision::Now(Verdict::Leave));
+        let Some(group) = self.groups.get_mut(&key.group) else { return leave };
         let container = ContainerPort(call.address.port());
         let Some(port) = group.spec.ports.iter().find(|port| port.container == container).cloned() else {
-            return Ok(Verdict::Leave);
+            return leave;
         };
         let direct = group.slots.get(&key.slot).and_then(|slot| slot.direct.as_ref());
-        let Some(direct) = direct.filter(|direct| direct.generation == generation) else { return Ok(Verdict::Leave) };
+        let Some(direct) = direct.filter(|direct| direct.generation == generation) else { return leave };
         let graft = direct.grafts.iter().find(|graft| graft.container == container);
         let held = graft.and_then(super::Graft::holder).and_then(Holder::listener);
         let family = ProgramFamily::of(call.address, call.v6only);
@@ -104,16 +110,33 @@ impl Reconciler {
         let index = super::super::steering_table::index_of(key.slot);
         let present = front.direct_cookie(index);
         if present == Some(call.cookie) {
-            return Ok(Verdict::Ours);
+            return Ok(Decision::Now(Verdict::Ours));
         }
         if let Some(listener) = held.filter(|_| present.is_some()) {
-            return Ok(Verdict::Share(listener));
+            return Ok(Decision::Now(Verdict::Share(listener)));
         }
-        let (address, v6only) = (front.address(), front.is_v6only());
-        let cell = front.cells().and_then(|cells| cells.number(index));
-        let cells = self.keeper.cells().map(|cells| &**cells);
-        let socket = self.means.listener(&self.settings.instance, address, v6only, cells, cell)?;
-        self.graft(key, generation, address, socket)
+        Ok(Decision::Graft(address))
+    }
+
+    /// Has a listener made, off the loop; the broker waits for it.
+    fn order_listener(&mut self, key: &ShardKey, generation: Generation, published: SocketAddr, call: ListenCall) {
+        let group = self.groups.get(&key.group);
+        let Some(front) = group.and_then(|group| group.fronts.front_at(published)) else { return };
+        let (bind, v6only) = (front.address(), front.is_v6only());
+        let cell = front.cells().and_then(|cells| cells.number(super::super::steering_table::index_of(key.slot)));
+        let (outbox, key) = (self.outbox.clone(), key.clone());
+        let take = move |made: Result<OwnedFd, String>| {
+            let ListenCall { address, reply, .. } = call;
+            let made = made.and_then(|socket| graft(&outbox, &key, generation, published, socket));
+            let verdict = made.unwrap_or_else(|reason| {
+                let report = Report::NotGrafted { address, reason };
+                // The loop ends: nobody asks for the reason any more.
+                let _ = outbox.send(Message::Grafted { key, generation, report });
+                Verdict::Leave
+            });
+            let _ = reply.send(verdict);
+        };
+        self.means.listener((bind, v6only), cell, Box::new(take));
     }
 
     /// The front that the program's socket fits; one for IPv4 is opened where the program takes nothing else.
@@ -127,25 +150,6 @@ impl Reconciler {
         let opened = group.fronts.open_for_family(&spec, host, &slots, port, family, keeper)?;
         group.equip_new_fronts(keeper);
         Ok(opened)
-    }
-
-    fn graft(
-        &self,
-        key: &ShardKey,
-        generation: Generation,
-        address: SocketAddr,
-        socket: OwnedFd,
-    ) -> Result<Verdict, String> {
-        let copy = socket.try_clone().map_err(|error| error.to_string())?;
-        let (outbox, key) = (self.outbox.clone(), key.clone());
-        let listen = move |backlog, original: BorrowedFd<'_>| {
-            let (reply, answer) = sync_channel(1);
-            let original = original.try_clone_to_owned().map_err(|error| error.to_string())?;
-            let join = ListenerJoin { address, socket: copy, original, backlog, reply };
-            outbox.send(Message::ListenerJoins { key, generation, join }).map_err(|_| "the agent ends".to_owned())?;
-            answer.recv_timeout(DECISION_TIMEOUT).unwrap_or_else(|_| Err("the agent does not answer".to_owned()))
-        };
-        Ok(Verdict::Graft(Listener { socket, listen: Box::new(listen) }))
     }
 
     pub(in crate::reconcile) fn on_listener_joins(
@@ -169,4 +173,24 @@ impl Reconciler {
         // The broker has given up waiting; the listener ends with its last descriptor.
         let _ = join.reply.send(joined);
     }
+}
+
+/// The listener joins its group when the broker has set the program's options on it.
+fn graft(
+    outbox: &mpsc::UnboundedSender<Message>,
+    key: &ShardKey,
+    generation: Generation,
+    address: SocketAddr,
+    socket: OwnedFd,
+) -> Result<Verdict, String> {
+    let copy = socket.try_clone().map_err(|error| error.to_string())?;
+    let (outbox, key) = (outbox.clone(), key.clone());
+    let listen = move |backlog, original: BorrowedFd<'_>| {
+        let (reply, answer) = sync_channel(1);
+        let original = original.try_clone_to_owned().map_err(|error| error.to_string())?;
+        let join = ListenerJoin { address, socket: copy, original, backlog, reply };
+        outbox.send(Message::ListenerJoins { key, generation, join }).map_err(|_| "the agent ends".to_owned())?;
+        answer.recv_timeout(DECISION_TIMEOUT).unwrap_or_else(|_| Err("the agent does not answer".to_owned()))
+    };
+    Ok(Verdict::Graft(Listener { socket, listen: Box::new(listen) }))
 }

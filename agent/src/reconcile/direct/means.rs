@@ -7,6 +7,11 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -23,23 +28,37 @@ const PREFIX: &str = "guard.";
 /// When what was not possible is tried again, if somebody asks.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// See the module.
-#[derive(Default)]
-pub(in crate::reconcile) enum Means {
-    #[default]
-    Untried,
-    Ready {
-        guard: Guard,
-        maker: Maker,
-    },
-    Impossible {
-        reason: String,
-        /// It may have been a passing want of something.
-        retry_after: Instant,
+/// Orders that may wait. Each broker waits for its own, and gives up after a while.
+const MAX_ORDERS: usize = 4096;
+
+/// Gets the listener, on the thread that made it.
+pub(super) type Take = Box<dyn FnOnce(Result<OwnedFd, String>) + Send>;
+
+/// See the module. What it does blocks, so a thread of its own does it, one thing after the other.
+pub(in crate::reconcile) struct Means {
+    instance: String,
+    /// Where what its listeners accept is counted.
+    cells: Option<Arc<Cells>>,
+    thread: Option<(SyncSender<Order>, JoinHandle<()>)>,
+}
+
+enum Order {
+    /// Somebody is going to want a listener.
+    Prepare,
+    Listener {
+        address: SocketAddr,
+        v6only: bool,
+        cell: Option<u32>,
+        take: Take,
     },
 }
 
 impl Means {
+    /// Nothing is tried yet.
+    pub(in crate::reconcile) fn new(instance: String, cells: Option<Arc<Cells>>) -> Self {
+        Self { instance, cells, thread: None }
+    }
+
     /// Removes what agents left that could not end in order. Their sockets stay guarded; see `sherd_lb::guard`.
     pub(in crate::reconcile) fn remove_former(instance: &str) {
         let Ok(parent) = parent(instance) else { return };
@@ -52,34 +71,100 @@ impl Means {
         remove_parents(&parent);
     }
 
-    /// A listener for the address that has been shown to be guarded. Blocks: a millisecond, at the first call up to
-    /// seconds.
-    /// Its connections are counted in the cell of that number.
-    pub(super) fn listener(
-        &mut self,
-        instance: &str,
-        address: SocketAddr,
-        v6only: bool,
-        cells: Option<&Cells>,
-        cell: Option<u32>,
-    ) -> Result<OwnedFd, String> {
+    /// Finds out whether there are means, so that the first listener doesn't wait for that.
+    pub(super) fn prepare(&mut self) {
+        // It does so later where this is refused.
+        let _ = self.order(Order::Prepare);
+    }
+
+    /// A listener for the address that has been shown to be guarded. Its connections are counted in the cell of that number.
+    pub(super) fn listener(&mut self, (address, v6only): (SocketAddr, bool), cell: Option<u32>, take: Take) {
+        if let Err((order, reason)) = self.order(Order::Listener { address, v6only, cell, take })
+            && let Order::Listener { take, .. } = order
+        {
+            take(Err(reason));
+        }
+    }
+
+    fn order(&mut self, order: Order) -> Result<(), (Order, String)> {
+        if self.thread.is_none() {
+            let (orders, inbox) = sync_channel(MAX_ORDERS);
+            let (instance, cells) = (self.instance.clone(), self.cells.clone());
+            let thread = thread::Builder::new().name("sherd-means".into());
+            match thread.spawn(move || serve(&instance, cells.as_deref(), &inbox)) {
+                Ok(thread) => self.thread = Some((orders, thread)),
+                Err(error) => return Err((order, format!("no thread to make listeners: {error}"))),
+            }
+        }
+        let Some((orders, _)) = &self.thread else { unreachable!("it was started just now") };
+        orders.try_send(order).map_err(|refused| match refused {
+            TrySendError::Full(order) => (order, format!("more than {MAX_ORDERS} listeners are being made")),
+            TrySendError::Disconnected(order) => (order, "the thread that makes listeners ended".to_owned()),
+        })
+    }
+}
+
+impl Drop for Means {
+    fn drop(&mut self) {
+        let Some((orders, thread)) = self.thread.take() else { return };
+        drop(orders);
+        if thread.join().is_err() {
+            tracing::error!("the thread that makes listeners panicked: please report this");
+        }
+    }
+}
+
+fn serve(instance: &str, cells: Option<&Cells>, orders: &Receiver<Order>) {
+    let mut found = Found::Untried;
+    while let Ok(order) = orders.recv() {
+        match order {
+            Order::Prepare => found.try_if_due(instance, cells),
+            Order::Listener { address, v6only, cell, take } => {
+                found.try_if_due(instance, cells);
+                take(found.listener(address, v6only, cell));
+            }
+        }
+    }
+}
+
+/// What was found out about this host.
+enum Found {
+    Untried,
+    Ready {
+        guard: Guard,
+        maker: Maker,
+    },
+    Impossible {
+        reason: String,
+        /// It may have been a passing want of something.
+        retry_after: Instant,
+    },
+}
+
+impl Found {
+    /// Blocks for up to seconds where that is due, which it rarely is.
+    fn try_if_due(&mut self, instance: &str, cells: Option<&Cells>) {
         let due = match self {
             Self::Untried => true,
             Self::Ready { .. } => false,
             Self::Impossible { retry_after, .. } => *retry_after <= Instant::now(),
         };
-        if due {
-            *self = match establish(instance, cells) {
-                Ok((guard, maker)) => {
-                    tracing::info!(cgroup = %guard.cgroup().display(), "the guard holds: shards may accept themselves");
-                    Self::Ready { guard, maker }
-                }
-                Err(reason) => {
-                    tracing::warn!("shards can't accept their connections themselves, they are relayed: {reason}");
-                    Self::Impossible { reason, retry_after: Instant::now() + RETRY_AFTER }
-                }
-            };
+        if !due {
+            return;
         }
+        *self = match establish(instance, cells) {
+            Ok((guard, maker)) => {
+                tracing::info!(cgroup = %guard.cgroup().display(), "the guard holds: shards may accept themselves");
+                Self::Ready { guard, maker }
+            }
+            Err(reason) => {
+                tracing::warn!("shards can't accept their connections themselves, they are relayed: {reason}");
+                Self::Impossible { reason, retry_after: Instant::now() + RETRY_AFTER }
+            }
+        };
+    }
+
+    fn listener(&mut self, address: SocketAddr, v6only: bool, cell: Option<u32>) -> Result<OwnedFd, String> {
         let made = match self {
             Self::Ready { guard, maker } => maker.listener(address, v6only).map(|socket| (guard, socket)),
             Self::Impossible { reason, .. } => return Err(reason.clone()),
@@ -102,7 +187,7 @@ impl Means {
     }
 }
 
-impl Drop for Means {
+impl Drop for Found {
     fn drop(&mut self) {
         let Self::Ready { guard, maker } = self else { return };
         maker.end();
