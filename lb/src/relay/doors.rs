@@ -12,6 +12,8 @@ use nix::{
     sys::epoll::{Epoll, EpollEvent, EpollFlags},
 };
 
+use socket2::SockRef;
+
 use super::{PortKey, Role, connection::Source, socket};
 use crate::cells::Account;
 
@@ -70,7 +72,13 @@ impl Door {
 }
 
 impl Doors {
+    /// A second descriptor of a listener that has its door changes nothing: one stop ends it.
     pub(super) fn insert(&mut self, port: PortKey, role: Role, listener: OwnedFd, account: Option<Arc<Account>>) {
+        let cookie = |listener: &OwnedFd| SockRef::from(listener).cookie().ok();
+        let known = self.find(port, role).and_then(|place| self.get(place));
+        if known.is_some_and(|door| !door.ended && cookie(&door.listener) == cookie(&listener)) {
+            return;
+        }
         let door = Door { port, role, account, listener, ended: false, open: false, burst: 1, stopping: None };
         match self.places.iter_mut().find(|place| place.is_none()) {
             Some(place) => *place = Some(door),

@@ -167,3 +167,16 @@ fn a_listener_that_was_shut_down_holds_up_no_other() {
         assert_eq!(front.worker.stats().errors(Cause::AcceptFailed), 0);
     });
 }
+
+/// Whoever serves an address again when another one is new must not have to stop it twice.
+#[test]
+fn a_listener_that_is_served_twice_is_stopped_once() {
+    alone("moves::twice", || {
+        let Front { worker, listener, address } = Front::new(0, Limits::default(), Some(named("one")));
+        worker.serve(PORT, listener.try_clone().unwrap().into(), Role::Slot).recv_timeout(SOON).unwrap().unwrap();
+        assert_eq!(ask(&connect(address)).unwrap(), "one");
+        worker.stop_serving(PORT, Role::Slot).recv_timeout(SOON).unwrap();
+        drop(listener);
+        TcpListener::bind(address).expect("nobody has it any more");
+    });
+}
