@@ -59,6 +59,8 @@ pub use counters::Counters;
 const TICK: Duration = Duration::from_millis(250);
 /// The same while every slot serves.
 const QUIET_TICK: Duration = Duration::from_secs(1);
+/// How often steering is asked whether it met a closed listener, where shards accept themselves.
+const LOOK_FOR_MISSES: Duration = Duration::from_millis(100);
 /// How often the runtimes are asked for everything, whatever they reported.
 const OBSERVE_EVERY: Duration = Duration::from_secs(30);
 /// Passes over a group's slots before the loop turns to messages again. A slot takes about ten steps from nothing to
@@ -202,7 +204,7 @@ impl Reconciler {
 
     /// Runs until `shutdown` fires; then drains what is relayed, and leaves shards and listeners as they are.
     pub async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut shutdown: oneshot::Receiver<()>) {
-        let mut next_tick = Instant::now();
+        let (mut next_tick, mut next_look) = (Instant::now(), Instant::now());
         let mut quiet = true;
         self.watch_runtimes();
         loop {
@@ -219,6 +221,12 @@ impl Reconciler {
                     self.on_tick();
                     next_tick = Instant::now() + QUIET_TICK;
                     extent = Extent::Unsettled;
+                }
+                () = tokio::time::sleep_until(next_look.into()), if self.any_direct() => {
+                    next_look = Instant::now() + LOOK_FOR_MISSES;
+                    if !self.look_for_misses() {
+                        continue;
+                    }
                 }
                 _ = &mut shutdown => break,
             }
@@ -256,6 +264,7 @@ impl Reconciler {
         self.count_direct(now);
         self.bury_workers();
         self.publish_missing(now);
+        self.finish_leaving();
         self.age_anchors(now);
     }
 

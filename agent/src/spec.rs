@@ -81,8 +81,8 @@ impl GroupSpec {
 }
 
 /// Hash of the part of a specification that a running shard cannot be given without a restart: image, command,
-/// environment, engine options, whether the shim is in front, and, for processes, the container ports. Not policies,
-/// weights, readiness or deadlines.
+/// environment, engine options, with the shim in front what is published where, and for processes the container ports. Not
+/// policies, weights, readiness or deadlines.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SpecHash(pub String);
 

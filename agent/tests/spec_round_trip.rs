@@ -255,7 +255,14 @@ fn the_hash_is_of_what_needs_a_restart() {
     check_hash("B = 2", "B = 3", false);
     check_hash("[[ports]]", "memory = \"1GiB\"\n[[ports]]", false);
     check_hash("A = 1, HostConfig = { B = 2 }", "HostConfig = { B = 2 }, A = 1", true);
-    check_hash("8080:80", "8081:81", true);
+    // A listener in a shard's hands stays where it is; a worker's doesn't.
+    check_hash("8080:80", "8081:80", false);
+    check_hash("8080:80", "8080:81", false);
+    check_hash("8080:80", "8080:80\"\npolicy = \"client", true);
+    check_hash("name = \"web\"", "path = \"relay\"\nname = \"web\"", false);
+    let relayed = SAMPLE.replace("name = \"web\"", "path = \"relay\"\nname = \"web\"");
+    let hash = |text: &str| GroupSpec::parse("f", text).unwrap_or_else(|faults| panic!("{faults}\n{text}")).hash();
+    assert_eq!(hash(&relayed), hash(&relayed.replace("8080:80", "8081:81")));
     check_hash("[environment]", "policy = \"local\"\n[environment]", true);
     check_hash("[[ports]]", "pull = \"always\"\nread_only = false\n[[ports]]", true);
     check_hash("[environment]", "[readiness]\nrise = 3\n[backoff]\nfirst = \"5s\"\n[environment]", true);

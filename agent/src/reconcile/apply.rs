@@ -14,7 +14,7 @@ use crate::{
     control::ApplyError,
     fault,
     runtime::{Progress, RuntimeError},
-    spec::{GroupSpec, PortSpec, RuntimeSpec},
+    spec::{GroupSpec, RuntimeSpec},
     status::PlanReport,
     store::StoreError,
 };
@@ -71,8 +71,9 @@ impl Reconciler {
         let name = spec.name.clone();
         let layout = plan.layouts.iter().find(|layout| layout.group == name).cloned();
         let slots = layout.as_ref().map_or(&[][..], |layout| &layout.slots);
-        let had = self.groups.get(&name).map(|group| group.fronts.addresses()).unwrap_or_default();
-        let opened = Fronts::open(&spec, &self.host, slots, &had, &self.keeper)?;
+        let none = Fronts::none(&name);
+        let present = self.groups.get(&name).map_or(&none, |group| &group.fronts);
+        let opened = present.open_new(&spec, &self.host, slots, &self.keeper)?;
         // From here on a restarted agent runs this specification.
         self.store.put(&name, &text).map_err(ApplyError::from)?;
         fault::point("apply.stored");
@@ -102,7 +103,6 @@ impl Reconciler {
                 return Err(ApplyError::PortOfGroup { address: port.host.addresses()[0], other: other.clone() });
             }
         }
-        self.check_direct(spec)?;
         let plan = self.plan_with(std::slice::from_ref(spec));
         let unplaced: Vec<_> = plan
             .faults
@@ -119,26 +119,6 @@ impl Reconciler {
         let slots = plan.layouts.iter().find(|layout| layout.group == spec.name).map_or(0, |layout| layout.slots.len());
         check_slots(spec, slots)?;
         Ok(plan)
-    }
-
-    /// A listener in a shard's hands stays at its address: who accepts, and where, can't change under running shards.
-    fn check_direct(&self, spec: &GroupSpec) -> Result<(), ApplyError> {
-        let Some(group) = self.groups.get(&spec.name).filter(|group| group.has_living_shard()) else { return Ok(()) };
-        let places = |spec: &GroupSpec| {
-            let place = |port: &PortSpec| (port.host.addresses(), port.container);
-            spec.ports.iter().map(place).collect::<Vec<_>>()
-        };
-        let (was, will) = (group.spec.is_behind_shim(), spec.is_behind_shim());
-        if was == will && (!will || places(&group.spec) == places(spec)) {
-            return Ok(());
-        }
-        let what = if was == will { "its published ports" } else { "its path" };
-        let reason = format!(
-            "{what} can't change while shards of it run that accept, or are to accept, their connections themselves: \
-             `sherd stop -g {}` first",
-            spec.name
-        );
-        Err(ApplyError::Refused { group: spec.name.clone(), reason })
     }
 
     /// The plan as if these specifications were applied too.

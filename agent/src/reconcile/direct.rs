@@ -316,6 +316,21 @@ impl Reconciler {
         }
     }
 
+    /// Whether some shard accepts its connections itself.
+    pub(super) fn any_direct(&self) -> bool {
+        self.groups.values().any(|group| group.fronts.any_direct())
+    }
+
+    /// Steering tries again where a shard has closed its listener, and counts that: one number for each address is looked
+    /// at often, instead of every listener. As long as nobody connects, nobody has to know before the next tick.
+    pub(super) fn look_for_misses(&mut self) -> bool {
+        let missed = self.groups.values_mut().map(|group| group.fronts.take_misses()).filter(|missed| *missed).count();
+        if missed > 0 {
+            self.note_closed_listeners();
+        }
+        missed > 0
+    }
+
     /// A shard that has closed its listener is reached no more: it is looked at anew.
     pub(super) fn note_closed_listeners(&mut self) {
         let mut lost = Vec::new();

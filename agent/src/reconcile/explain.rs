@@ -112,7 +112,7 @@ fn published_for<'a>(group: &'a Group, question: &ExplainQuestion) -> Result<&'a
 }
 
 fn takes(published: &Published, question: &ExplainQuestion) -> bool {
-    let Ok(front) = &published.front else { return false };
+    let Some(front) = published.front.as_ref().ok().filter(|_| !published.leaving) else { return false };
     let family = match (question.client.is_ipv4(), published.address.is_ipv4()) {
         (true, true) | (false, false) => true,
         (true, false) => !front.is_v6only(),

@@ -78,6 +78,9 @@ impl Reconciler {
             }
             Finding::Back(after) => {
                 slot.note_accepting(address);
+                if slot.hung.is_none() {
+                    group.take_back(id);
+                }
                 tracing::info!(group = %name, slot = %id, %address, ?after, "{name}/{id} accepts again");
                 let message = format!("it accepts again, after {:.3} s", after.as_secs_f64());
                 self.send_event(super::report::slot_event(&name, id, "slot-accepts", message));
@@ -115,20 +118,25 @@ impl Reconciler {
 impl Group {
     /// Hung slots that would serve are out, as long as any other is in: else those that wait would wait for nobody.
     pub(super) fn settle_hung(&mut self) {
-        let serving: Vec<(SlotId, bool)> = self
-            .slots
-            .iter()
-            .filter(|(_, slot)| slot.service() == Service::In)
-            .map(|(id, slot)| (*id, slot.hung.is_some()))
-            .collect();
-        let all_hung = serving.iter().all(|(_, hung)| *hung);
-        for (id, hung) in serving {
-            let is_in = all_hung || !hung;
-            if self.fronts.is_in(id) != is_in
-                && let Err(error) = self.fronts.set_in(id, is_in)
-            {
-                tracing::error!(group = %self.spec.name, slot = %id, "its service can't be changed: {}", super::chain(&error));
+        let serving = self.slots.iter().filter(|(_, slot)| slot.service() == Service::In);
+        let (hung, others): (Vec<_>, Vec<_>) = serving.partition(|(_, slot)| slot.hung.is_some());
+        let (alone, hung): (bool, Vec<SlotId>) = (others.is_empty(), hung.into_iter().map(|(id, _)| *id).collect());
+        for id in hung {
+            if alone {
+                self.take_back(id);
+            } else if let Err(error) = self.fronts.take_out(id) {
+                tracing::error!(group = %self.spec.name, slot = %id, "not taken out: {}", super::chain(&error));
             }
+        }
+    }
+
+    /// A slot that would serve does.
+    fn take_back(&mut self, id: SlotId) {
+        let Some(slot) = self.slots.get(&id).filter(|slot| slot.service() == Service::In) else { return };
+        // Of one whose shard isn't known yet nothing was taken.
+        let Some(reach) = slot.live.as_ref().and_then(|live| live.reach.as_ref()) else { return };
+        if let Err(error) = self.fronts.take_in(id, &reach.ports) {
+            tracing::error!(group = %self.spec.name, slot = %id, "not taken in again: {}", super::chain(&error));
         }
     }
 

@@ -45,6 +45,8 @@ pub(super) struct Question {
     pub(super) direct: Vec<(ContainerPort, Target)>,
     /// The shard has shown before that it accepts what comes to those listeners.
     pub(super) proven: bool,
+    /// It was made from a former specification, and is going to be replaced: until then it serves what it can.
+    pub(super) former: bool,
     pub(super) check: Check,
     /// The only port that is probed; absent: as the check has it.
     pub(super) only: Option<ContainerPort>,
@@ -123,7 +125,8 @@ impl Question {
         let same = |a: &Netns, b: &Netns| Ok(a.id()? == b.id()?);
         let is_own = same(&netns, &own).map_err(Unreached::Namespace)?;
         let listeners = netns.with(sockdiag::all_listeners).and_then(|found| found).map_err(Unreached::Namespace)?;
-        let mut ports = Vec::with_capacity(self.ports.len());
+        let mut ports: Vec<(ContainerPort, Target)> = Vec::with_capacity(self.ports.len());
+        let mut missing = None;
         for question in &self.ports {
             if let Some(direct) = self.direct.iter().find(|(container, _)| *container == question.container) {
                 ports.push(direct.clone());
@@ -131,8 +134,19 @@ impl Question {
             }
             // In the host's own namespace "elsewhere" would list everybody's ports.
             let own_address = |family, loopback| netns.service_address(family, loopback).ok();
-            let address = choose(&listeners, *question, !is_own, own_address)?;
-            ports.push((question.container, address.into()));
+            match choose(&listeners, *question, !is_own, own_address) {
+                Ok(address) => ports.push((question.container, address.into())),
+                Err(fault) if self.former => missing = Some(fault),
+                Err(fault) => return Err(fault),
+            }
+        }
+        if self.former {
+            let is_new = |(container, _): &&(ContainerPort, Target)| !ports.iter().any(|(known, _)| known == container);
+            let others: Vec<_> = self.direct.iter().filter(is_new).cloned().collect();
+            ports.extend(others);
+        }
+        if let Some(fault) = missing.filter(|_| ports.is_empty()) {
+            return Err(fault);
         }
         Ok(Reach { netns: (!is_own).then(|| Arc::new(netns)), ports })
     }

@@ -143,6 +143,7 @@ impl Reconciler {
                 (Some((shard, pid, started)), _) => {
                     let question = Question {
                         direct: fronts.direct_targets(*id),
+                        former: shard.spec != *hash,
                         proven: is_adopted(slot),
                         ..question_for(spec, shard, pid)
                     };
@@ -295,6 +296,7 @@ pub(super) fn question_for(spec: &GroupSpec, shard: &ObservedShard, pid: u32) ->
         ports: ports.collect(),
         direct: Vec::new(),
         proven: false,
+        former: false,
         check: spec.readiness.check.clone(),
         only: spec.readiness.port,
         timeout: spec.readiness.timeout,

@@ -4,42 +4,45 @@
 //! A descriptor is in the holder before the kernel can queue a connection to it, and leaves the holder only after
 //! nothing can be queued any more: whenever the agent dies, no connection dies with it.
 
+mod addresses;
+mod anchors;
 mod direct;
+mod leaving;
+mod listeners;
 
 use std::{
     collections::BTreeMap,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::SocketAddr,
     os::fd::{BorrowedFd, OwnedFd},
-    sync::{Arc, mpsc::Receiver},
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{setsockopt, sockopt};
 use sherd_lb::{
-    front::{Front, FrontConfig, OpenError, SlotError, SteeringMode},
-    relay::{Limits, PortKey, Role, Target, Worker},
-    table::{MAX_SLOTS, SlotIndex},
+    front::{Front, SlotError, SteeringMode},
+    relay::PortKey,
+    table::SlotIndex,
 };
 use sherd_topology::{
     model::Host,
     plan::{GroupName, Slot, SlotId},
 };
 
-pub(super) use self::direct::{ProgramFamily, host_address, watched};
-use super::{
-    anchor_age::AnchorAge,
-    keeper::Keeper,
-    steering_table::{self, PortChoice, index_of},
+use self::{
+    addresses::{addresses_of, config, not_open, prefix},
+    leaving::leaving_prefix,
 };
+pub(super) use self::{
+    addresses::{by_address, limits, table},
+    direct::{ProgramFamily, host_address, watched},
+};
+use super::{anchor_age::AnchorAge, keeper::Keeper, steering_table::index_of};
 use crate::{
     control::ApplyError,
     fault,
-    spec::{ContainerPort, GroupSpec, PortSpec, Unready},
+    spec::{GroupSpec, PortSpec},
 };
 
-/// Slots that a front has room for beyond those it starts with: its sockarray can't grow.
-const SPARE_SLOTS: usize = 64;
 /// When an address that couldn't be published is tried again.
 const REPUBLISH_AFTER: Duration = Duration::from_secs(5);
 
@@ -60,7 +63,11 @@ pub(super) struct Published {
     pub(super) address: SocketAddr,
     pub(super) port: PortSpec,
     pub(super) front: Result<Front, String>,
+    /// The specification has it no longer; see [`leaving`].
+    pub(super) leaving: bool,
     age: AnchorAge,
+    /// How often steering had met an empty place when it was last asked.
+    misses: u64,
     retry_after: Instant,
 }
 
@@ -78,18 +85,26 @@ impl Fronts {
         Self { group: group.clone(), list: Vec::new(), next_key: 0, anchor_server: None }
     }
 
-    /// Binds every address of a specification that isn't in `had`. None of them serves anybody yet.
-    pub(super) fn open(
+    /// Binds every address of a specification that it doesn't have. None of them serves anybody yet.
+    pub(super) fn open_new(
+        &self,
         spec: &GroupSpec,
         host: &Host,
         slots: &[Slot],
-        had: &[SocketAddr],
         keeper: &Keeper,
     ) -> Result<Vec<(PortSpec, SocketAddr, Front)>, ApplyError> {
+        if let Some(address) = self.in_the_way(spec) {
+            let reason = format!(
+                "{address} can't be published while the group's present addresses are, which overlap with it: \
+                 `sherd stop -g {}` first",
+                spec.name
+            );
+            return Err(ApplyError::Refused { group: spec.name.clone(), reason });
+        }
         let mut opened = Vec::new();
         for (port, address) in addresses_of(spec) {
-            if !had.contains(&address) {
-                let config = config(spec, address, host, slots.len(), keeper);
+            if !self.covers(address) {
+                let config = config(spec, address, (host.online().len(), slots.len()), keeper.cells());
                 let front =
                     Front::open(&config, &table(host, slots, port)).map_err(|error| not_open(address, error))?;
                 opened.push((port.clone(), address, front));
@@ -108,7 +123,7 @@ impl Fronts {
     ) -> Self {
         let mut fronts = Self::none(&spec.name);
         for (port, address) in addresses_of(spec) {
-            let config = config(spec, address, host, slots.len(), keeper);
+            let config = config(spec, address, (host.online().len(), slots.len()), keeper.cells());
             let adopted =
                 kept.remove(&address).map(|descriptors| Front::adopt(descriptors, &config, &table(host, slots, port)));
             let front = match adopted {
@@ -129,9 +144,12 @@ impl Fronts {
             }
             fronts.push(port.clone(), address, front);
         }
-        for (address, descriptors) in kept {
+        let (beside, others) = kept.into_iter().partition(|(address, _)| fronts.has_beside(*address));
+        let beside: BTreeMap<_, _> = beside;
+        for (address, descriptors) in beside {
             fronts.adopt_beside(spec, host, slots, address, descriptors, keeper);
         }
+        fronts.adopt_leaving(spec, host, slots, others, keeper);
         fronts.forget_unplanned(slots, keeper);
         // Also what the holder has: some of it may be made anew.
         fronts.descriptors().into_iter().for_each(|(name, descriptor)| keeper.put(&name, descriptor));
@@ -148,7 +166,8 @@ impl Fronts {
         }
     }
 
-    /// Adds new addresses and gives up those that `spec` no longer has; returns the keys of the latter.
+    /// Adds new addresses and gives up those that `spec` no longer has, unless shards still listen there; returns the keys of
+    /// those that are gone.
     pub(super) fn merge(
         &mut self,
         opened: Vec<(PortSpec, SocketAddr, Front)>,
@@ -156,14 +175,16 @@ impl Fronts {
         keeper: &mut Keeper,
     ) -> Vec<PortKey> {
         let wanted: Vec<(&PortSpec, SocketAddr)> = addresses_of(spec).collect();
-        let (kept, gone): (Vec<_>, Vec<_>) =
+        let (kept, unwanted): (Vec<_>, Vec<_>) =
             self.list.drain(..).partition(|published| wanted.iter().any(|(_, wanted)| published.serves(*wanted)));
         self.list = kept;
+        self.stay(keeper);
         for published in &mut self.list {
-            if let Some((port, _)) = wanted.iter().find(|(_, address)| *address == published.address) {
+            if let Some((port, _)) = wanted.iter().find(|(_, address)| published.serves(*address)) {
                 published.port = (*port).clone();
             }
         }
+        let gone = self.begin_leaving(unwanted, keeper);
         for (port, address, front) in opened {
             match self.list.iter_mut().find(|published| published.address == address) {
                 Some(published) => published.front = Ok(front),
@@ -184,7 +205,16 @@ impl Fronts {
             tracing::warn!(group = %self.group, %address, "{address} is steered by classic BPF, which can't refuse, count or migrate: {reason}");
         }
         let retry_after = Instant::now() + REPUBLISH_AFTER;
-        self.list.push(Published { key, address, port, front, age: AnchorAge::default(), retry_after });
+        self.list.push(Published {
+            key,
+            address,
+            port,
+            front,
+            leaving: false,
+            age: AnchorAge::default(),
+            misses: 0,
+            retry_after,
+        });
     }
 
     /// Tries again to bind what is not bound, where that is due; true if something new is published.
@@ -201,7 +231,7 @@ impl Fronts {
             self.list.iter_mut().filter(|published| published.front.is_err() && published.retry_after <= now)
         {
             published.retry_after = now + REPUBLISH_AFTER;
-            let config = config(spec, published.address, host, slots.len(), keeper);
+            let config = config(spec, published.address, (host.online().len(), slots.len()), keeper.cells());
             match Front::open(&config, &table(host, slots, &published.port)) {
                 Ok(front) => {
                     published.front = Ok(front);
@@ -232,73 +262,6 @@ impl Fronts {
         self.list.iter().filter_map(|published| published.front.as_ref().ok())
     }
 
-    /// Makes the slot's listeners, or takes those that are there, and lets its worker accept from them.
-    pub(super) fn equip(
-        &mut self,
-        slot: SlotId,
-        worker: &Worker,
-        keeper: &mut Keeper,
-    ) -> Result<Vec<Receiver<io::Result<()>>>, EquipError> {
-        let group = self.group.clone();
-        let mut served = Vec::new();
-        for (key, address, front) in self.open_fronts() {
-            let index = index_of(slot);
-            if front.listener(index).is_none() {
-                // A former agent may have come as far as preparing it.
-                if !front.slots().any(|slot| slot == index) {
-                    let (name, listener) = front.prepare_slot(index)?;
-                    fault::point("equip.prepared");
-                    keeper.put(&format!("{}{name}", prefix(&group, address)), listener);
-                    fault::point("equip.kept");
-                }
-                front.add_slot(index)?;
-            }
-            if let Some(listener) = front.listener(index) {
-                let listener = listener.try_clone_to_owned().map_err(EquipError::Descriptor)?;
-                let account = front.cells().map(|cells| cells.account(index));
-                served.push(worker.serve_slot(key, listener, account));
-            }
-        }
-        Ok(served)
-    }
-
-    /// Lets the worker empty the slot's queues, which nothing new comes into, and give up its listeners.
-    pub(super) fn stop_serving(&self, slot: SlotId, worker: &Worker) -> Vec<Receiver<()>> {
-        let served = self
-            .list
-            .iter()
-            .filter(|published| published.front.as_ref().is_ok_and(|front| front.listener(index_of(slot)).is_some()));
-        served.map(|published| worker.stop_serving(published.key, Role::Slot)).collect()
-    }
-
-    /// Ends the slot's listeners.
-    pub(super) fn retire(&mut self, slot: SlotId, keeper: &mut Keeper) {
-        let group = self.group.clone();
-        for (_, address, front) in self.open_fronts() {
-            let index = index_of(slot);
-            if !front.slots().any(|slot| slot == index) {
-                continue;
-            }
-            if let Err(error) = front.remove_slot(index) {
-                tracing::error!(%group, %slot, %address, "its listener can't be removed: {}", super::chain(&error));
-            }
-            keeper.remove(&format!("{}{}", prefix(&group, address), Front::listener_name(index)));
-        }
-        if self.anchor_server == Some(slot) {
-            self.anchor_server = None;
-        }
-    }
-
-    pub(super) fn set_in(&mut self, slot: SlotId, is_in: bool) -> Result<(), SlotError> {
-        self.open_fronts().try_for_each(|(_, _, front)| front.set_in(index_of(slot), is_in))
-    }
-
-    /// Whether every bound address names the slot.
-    pub(super) fn is_in(&self, slot: SlotId) -> bool {
-        let mut bound = self.bound().peekable();
-        bound.peek().is_some() && bound.all(|front| front.is_in(index_of(slot)))
-    }
-
     /// Steers by this layout from the next connection on.
     pub(super) fn set_tables(&mut self, host: &Host, slots: &[Slot]) {
         for published in &mut self.list {
@@ -310,66 +273,6 @@ impl Fronts {
         }
     }
 
-    /// Connections in the slot's queues.
-    pub(super) fn queued(&self, slot: SlotId) -> u64 {
-        let queue = |front: &Front| front.queue_len(Some(index_of(slot))).unwrap_or(0);
-        self.bound().map(|front| u64::from(queue(front))).sum()
-    }
-
-    /// Where a worker connects for each front.
-    pub(super) fn backend_ports(&self, ports: &[(ContainerPort, Target)]) -> Vec<(PortKey, Target)> {
-        let target =
-            |port: ContainerPort| ports.iter().find(|(container, _)| *container == port).map(|(_, at)| at.clone());
-        let fronts = self.list.iter().filter_map(|published| Some((published.key, target(published.port.container)?)));
-        fronts.collect()
-    }
-
-    /// Lets this slot's worker, and no other, serve what waits in the anchors; `None`: nobody does.
-    pub(super) fn serve_anchors(&mut self, server: Option<(SlotId, &Arc<Worker>)>, former: Option<&Arc<Worker>>) {
-        if let Some(former) = former {
-            for published in &self.list {
-                drop(former.stop_serving(published.key, Role::Anchor));
-            }
-        }
-        self.anchor_server = server.map(|(slot, _)| slot);
-        let Some((_, worker)) = server else { return };
-        for published in &mut self.list {
-            published.age.clear();
-            let Ok(front) = &published.front else { continue };
-            match front.anchor().try_clone_to_owned() {
-                // Its result is of no consequence: what waits there ends at its bound.
-                Ok(anchor) => drop(worker.serve(published.key, anchor, Role::Anchor)),
-                Err(error) => {
-                    tracing::error!(group = %self.group, address = %published.address, "the anchor can't be served: {error}");
-                }
-            }
-        }
-    }
-
-    pub(super) fn anchor_server(&self) -> Option<SlotId> {
-        self.anchor_server
-    }
-
-    /// Ends connections that have waited in an anchor for longer than `bound`; returns how many.
-    pub(super) fn end_overdue(&mut self, bound: Duration, now: Instant) -> u64 {
-        let mut ended = 0;
-        for published in &mut self.list {
-            let Ok(front) = &published.front else { continue };
-            let Ok(length) = front.queue_len(None) else { continue };
-            for _ in 0..published.age.overdue(length, bound, now) {
-                match refuse_one(front.anchor()) {
-                    Ok(true) => ended += 1,
-                    Ok(false) => break,
-                    Err(error) => {
-                        tracing::warn!(address = %published.address, "a connection that waited too long can't be ended: {error}");
-                        break;
-                    }
-                }
-            }
-        }
-        ended
-    }
-
     /// Gives up every address.
     pub(super) fn close(&mut self, keeper: &mut Keeper) {
         if self.list.is_empty() {
@@ -377,6 +280,7 @@ impl Fronts {
         }
         fault::point("unpublish.before");
         keeper.remove_prefix(&format!("front/{}/", self.group));
+        keeper.remove_prefix(&leaving_prefix(&self.group));
         self.list.clear();
         fault::point("unpublish.after");
     }
@@ -398,105 +302,5 @@ impl Fronts {
             );
         }
         all
-    }
-}
-
-/// Takes the oldest connection out of a queue and resets it; false if there is none.
-fn refuse_one(anchor: BorrowedFd<'_>) -> io::Result<bool> {
-    let anchor = TcpListener::from(anchor.try_clone_to_owned()?);
-    match anchor.accept() {
-        Ok((stream, _)) => {
-            // A reset, not an end: nobody must take silence for an empty answer.
-            setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
-            Ok(true)
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// The bounds of a worker.
-pub(super) fn limits(spec: &GroupSpec) -> Limits {
-    let relay = &spec.relay;
-    let default = Limits::default();
-    Limits {
-        pending_timeout: match spec.unready {
-            Unready::Wait(bound) => bound,
-            Unready::Refuse => default.pending_timeout,
-        },
-        max_connections: relay.max_connections,
-        max_pending: relay.max_pending,
-        connect_timeout: relay.connect_timeout,
-        idle_timeout: relay.idle_timeout,
-        keepalive: relay.keepalive,
-        retries: relay.retries,
-        ..default
-    }
-}
-
-/// The holder's name of what belongs to an address.
-pub(super) fn prefix(group: &GroupName, address: SocketAddr) -> String {
-    format!("front/{group}/{address}/")
-}
-
-/// Sorts what the holder has of a group by address.
-pub(super) fn by_address(
-    kept: Vec<(String, OwnedFd)>,
-    group: &GroupName,
-) -> BTreeMap<SocketAddr, Vec<(String, OwnedFd)>> {
-    let mut sorted: BTreeMap<SocketAddr, Vec<(String, OwnedFd)>> = BTreeMap::new();
-    let before = format!("front/{group}/");
-    for (name, descriptor) in kept {
-        let rest = name.strip_prefix(&before).and_then(|rest| rest.split_once('/'));
-        match rest.and_then(|(address, name)| Some((address.parse().ok()?, name.to_owned()))) {
-            Some((address, name)) => sorted.entry(address).or_default().push((name, descriptor)),
-            None => tracing::warn!(name, "the holder has something that is not named as we name"),
-        }
-    }
-    sorted
-}
-
-/// "All addresses" are two fronts, of which the one of `[::]` takes no IPv4. Where shards accept themselves it is one
-/// for both: a program's listening socket can be replaced by one listener only, and most listen on `[::]` for both.
-fn addresses_of(spec: &GroupSpec) -> impl Iterator<Item = (&PortSpec, SocketAddr)> {
-    let one_for_both = spec.is_behind_shim();
-    spec.ports.iter().flat_map(move |port| {
-        let addresses = port.host.addresses().into_iter();
-        let kept = addresses.filter(move |address| {
-            !(one_for_both && port.host.ip.is_none() && address.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED))
-        });
-        kept.map(move |address| (port, address))
-    })
-}
-
-pub(super) fn table(host: &Host, slots: &[Slot], port: &PortSpec) -> sherd_lb::table::SteeringTable {
-    let choice = PortChoice { policy: port.policy, weights: port.weights.as_deref(), table_len: port.table_len };
-    steering_table::build(host, slots, choice)
-}
-
-fn config(spec: &GroupSpec, address: SocketAddr, host: &Host, slots: usize, keeper: &Keeper) -> FrontConfig {
-    // One per CPU is the most that an exclusive group can grow to.
-    let room = (2 * slots).max(host.online().len() + SPARE_SLOTS).min(usize::from(MAX_SLOTS));
-    let all = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-    let named = |port: &PortSpec| port.host.ip.is_some() && port.host.addresses().contains(&address);
-    FrontConfig {
-        address,
-        v6only: !(all && spec.is_behind_shim() && !spec.ports.iter().any(named)),
-        allies: Vec::new(),
-        backlog: i32::try_from(spec.relay.backlog).unwrap_or(i32::MAX),
-        max_slots: u16::try_from(room).unwrap_or(MAX_SLOTS),
-        unready: match spec.unready {
-            Unready::Wait(_) => sherd_lb::front::Unready::Wait,
-            Unready::Refuse => sherd_lb::front::Unready::Refuse,
-        },
-        force_classic: false,
-        cells: keeper.cells().cloned(),
-    }
-}
-
-fn not_open(address: SocketAddr, error: OpenError) -> ApplyError {
-    match error {
-        OpenError::PortTaken { by, .. } => ApplyError::PortTaken { address, by: by.to_string() },
-        error => ApplyError::Publish { address, source: Box::new(error) },
     }
 }

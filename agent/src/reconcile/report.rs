@@ -127,7 +127,7 @@ impl Group {
             spec: self.hash.to_string(),
             state,
             message,
-            ports: self.fronts.list.iter().map(port_status).collect(),
+            ports: self.fronts.list.iter().filter(|published| !published.leaving).map(port_status).collect(),
             slots,
         }
     }

@@ -16,7 +16,6 @@ use super::{
     Reconciler,
     group::{Group, Intent, SlotRun},
     keeper::Keeper,
-    publish::EquipError,
     steering_table,
     view::Service,
 };
@@ -56,6 +55,14 @@ impl Reconciler {
             if new {
                 group.equip_new_fronts(&mut self.keeper);
             }
+        }
+    }
+
+    /// Gives up addresses that no specification has any more, once no shard listens there.
+    pub(super) fn finish_leaving(&mut self) {
+        for group in self.groups.values_mut() {
+            let gone = group.fronts.finish_leaving(&mut self.keeper);
+            group.forget_fronts(&gone);
         }
     }
 
@@ -141,16 +148,10 @@ impl Group {
     pub(super) fn equip_new_fronts(&mut self, keeper: &mut Keeper) {
         for (id, slot) in &mut self.slots {
             let Some(worker) = slot.worker.clone() else { continue };
-            let equipped = self.fronts.equip(*id, &worker, keeper);
-            let serving = slot.service() == Service::In;
-            let taken_in = equipped.map(drop).and_then(|()| match serving {
-                true => self.fronts.set_in(*id, true).map_err(EquipError::from),
-                false => Ok(()),
-            });
-            if let Err(error) = taken_in {
+            if let Err(error) = self.fronts.equip(*id, &worker, keeper) {
                 slot.last_error = Some(format!("it can't serve a new address: {}", super::chain(&error)));
             }
-            // The new address needs a target: it is given with the next connect.
+            // The new address needs a target: it is given with the next connect, and then its connections come.
             slot.reconnect = true;
         }
         // Their anchors need a server too.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{GroupSpec, RuntimeSpec, SpecHash};
+use super::{GroupSpec, PortSpec, RuntimeSpec, SpecHash};
 
 /// Hex digits of a hash: 128 bits, short enough for a label that people read.
 const HEX_DIGITS: usize = 32;
@@ -22,7 +22,10 @@ pub(super) fn of(spec: &GroupSpec) -> SpecHash {
     let mut hashed = json!({ "runtime": runtime, "environment": spec.environment });
     // Only where it is so: without it the hash is that of the versions that had no shim.
     if spec.is_behind_shim() {
-        hashed["shim"] = true.into();
+        // A listener in a shard's hands stays at its address.
+        let mut places: Vec<String> = spec.ports.iter().map(PortSpec::publish).collect();
+        places.sort_unstable();
+        hashed["shim"] = places.into();
     }
     let text = canonical(&hashed);
     let digest = Sha256::digest(text.as_bytes());

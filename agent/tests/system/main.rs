@@ -3,9 +3,11 @@
 //! Each test runs an agent of its own, with its own instance, directories and network namespace.
 
 mod bad_input;
+mod closing;
 mod containers;
 mod crash_points;
 mod direct;
+mod direct_changes;
 mod direct_kills;
 mod explaining;
 mod hung;

@@ -18,7 +18,10 @@ use sherd_topology::{
     plan::{GroupName, Slot, SlotId},
 };
 
-use super::{Fronts, Published, config, table};
+use super::{
+    Fronts, Published,
+    addresses::{config, table},
+};
 use crate::{
     reconcile::{
         chain,
@@ -70,9 +73,10 @@ impl Fronts {
         descriptors: Vec<(String, OwnedFd)>,
         keeper: &Keeper,
     ) {
-        let beside = |published: &&Published| published.is_beside(address) && published.is_dual();
+        let beside = |published: &&Published| published.is_beside(address);
         let Some(port) = self.list.iter().find(beside).map(|published| published.port.clone()) else { return };
-        match Front::adopt(descriptors, &config(spec, address, host, slots.len(), keeper), &table(host, slots, &port)) {
+        let config = config(spec, address, (host.online().len(), slots.len()), keeper.cells());
+        match Front::adopt(descriptors, &config, &table(host, slots, &port)) {
             Ok(front) => self.push(port, address, Ok(front)),
             Err(error) => {
                 tracing::error!(group = %spec.name, %address, "what the holder kept can't be taken over: {}", chain(&error));
@@ -80,9 +84,15 @@ impl Fronts {
         }
     }
 
+    /// Whether it is one family of an address whose other one is there.
+    pub(super) fn has_beside(&self, address: SocketAddr) -> bool {
+        self.list.iter().any(|published| published.is_beside(address))
+    }
+
     /// The first bound address of the port that the program's socket fits.
     pub(in crate::reconcile) fn for_family(&self, port: &PortSpec, family: ProgramFamily) -> Option<SocketAddr> {
-        let of_port = self.list.iter().filter(|published| published.port.container == port.container);
+        let of_port = |published: &&Published| published.port.container == port.container && !published.leaving;
+        let of_port = self.list.iter().filter(of_port);
         let mut fitting = of_port.filter(|published| published.front.as_ref().is_ok_and(|front| family.fits(front)));
         fitting.next().map(|published| published.address)
     }
@@ -100,13 +110,14 @@ impl Fronts {
         let unfit = || "its socket is of another address family than the published address".to_owned();
         let dual = self.list.iter().find(|published| {
             let all = published.address.ip() == Ipv6Addr::UNSPECIFIED;
-            all && published.port.container == port.container && published.is_dual()
+            all && published.port.container == port.container && published.is_dual() && !published.leaving
         });
         let (Some(dual), ProgramFamily::V4) = (dual, family) else { return Err(unfit()) };
         let Ok(front) = &dual.front else { return Err(unfit()) };
         let (address, port) = (SocketAddr::from((Ipv4Addr::UNSPECIFIED, dual.address.port())), dual.port.clone());
         let allies = front.inodes().map_err(|error| chain(&error))?;
-        let config = FrontConfig { allies, ..config(spec, address, host, slots.len(), keeper) };
+        let config =
+            FrontConfig { allies, ..config(spec, address, (host.online().len(), slots.len()), keeper.cells()) };
         let front = Front::open(&config, &table(host, slots, &port)).map_err(|error| chain(&error))?;
         self.push(port, address, Ok(front));
         self.keep_all(keeper);
@@ -143,6 +154,24 @@ impl Fronts {
     /// Whether the slot's shard accepts the connections of some address itself.
     pub(in crate::reconcile) fn is_direct(&self, slot: SlotId) -> bool {
         self.bound().any(|front| front.path(index_of(slot)) == Path::Direct)
+    }
+
+    /// Whether that is so of any slot.
+    pub(in crate::reconcile) fn any_direct(&self) -> bool {
+        self.bound().any(|front| front.slots().any(|slot| front.path(slot) == Path::Direct))
+    }
+
+    /// Whether steering has met an empty place since it was last asked.
+    pub(in crate::reconcile) fn take_misses(&mut self) -> bool {
+        let mut missed = false;
+        for published in &mut self.list {
+            let Ok(front) = &published.front else { continue };
+            if front.slots().any(|slot| front.path(slot) == Path::Direct) {
+                let retries = front.totals().retries;
+                missed |= std::mem::replace(&mut published.misses, retries) != retries;
+            }
+        }
+        missed
     }
 
     /// The slot's connections, of the addresses where its shard accepts them itself.
@@ -202,7 +231,7 @@ impl Published {
         both && self.address.port() == other.port() && self.address.is_ipv4() != other.is_ipv4()
     }
 
-    fn is_dual(&self) -> bool {
+    pub(super) fn is_dual(&self) -> bool {
         self.front.as_ref().is_ok_and(|front| front.address().is_ipv6() && !front.is_v6only())
     }
 }

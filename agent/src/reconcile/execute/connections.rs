@@ -1,0 +1,120 @@
+//! A slot's connections: where its worker connects, whether new ones come, and the end of those that are there.
+
+use std::{
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use sherd_lb::relay::Backend;
+use sherd_topology::plan::{GroupName, SlotId};
+
+use super::WORKER_TIMEOUT;
+use crate::{
+    fault,
+    reconcile::{
+        Reconciler, chain,
+        message::Outcome,
+        view::{Service, Step},
+    },
+    runtime::ShardId,
+};
+
+impl Reconciler {
+    pub(super) fn connect(&mut self, name: &GroupName, id: SlotId, shard: ShardId) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let Some(slot) = group.slots.get_mut(&id) else { return };
+        let (Some(worker), Some(reach)) = (&slot.worker, slot.live.as_ref().and_then(|live| live.reach.as_ref()))
+        else {
+            return;
+        };
+        let netns = match reach.netns.as_ref().map(|netns| netns.try_clone()).transpose() {
+            Ok(netns) => netns,
+            Err(error) => {
+                let cause = format!("its namespace can't be kept open: {error}");
+                slot.fail(&group.spec, Duration::ZERO, cause, Instant::now());
+                slot.hold_until_backoff();
+                return;
+            }
+        };
+        let mut ports = group.fronts.backend_ports(&reach.ports);
+        ports.extend(slot.direct.iter().flat_map(|direct| direct.inner_targets(&reach.ports)));
+        let backend = Backend { netns: netns.map(OwnedFd::from), ports };
+        if slot.service() == Service::In {
+            group.fronts.choose_paths(id);
+            if let Err(error) = group.fronts.take_in(id, &reach.ports) {
+                slot.last_error = Some(format!("it can't serve an address: {}", chain(&error)));
+            }
+        }
+        let entered = worker.set_backend(Some(backend));
+        slot.direct.iter_mut().for_each(|direct| direct.serve_inner(worker));
+        (slot.backend, slot.reconnect) = (Some(shard.clone()), false);
+        self.await_worker(name, id, Step::Connect(shard), move || match entered.recv_timeout(WORKER_TIMEOUT) {
+            Ok(Ok(())) => Outcome::Done,
+            Ok(Err(error)) => Outcome::Worker(chain(&error)),
+            Err(error) => Outcome::Worker(error.to_string()),
+        });
+    }
+
+    pub(super) fn set_service(&mut self, name: &GroupName, id: SlotId, service: Service) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let is_in = service == Service::In;
+        if is_in {
+            group.fronts.choose_paths(id);
+        }
+        fault::point(if is_in { "take_in.before" } else { "take_out.before" });
+        let reached = group.slots.get(&id).and_then(|slot| slot.live.as_ref()?.reach.as_ref());
+        let set = match is_in {
+            true => group.fronts.take_in(id, reached.map_or(&[], |reach| &reach.ports)),
+            false => group.fronts.take_out(id),
+        };
+        fault::point(if is_in { "take_in.after" } else { "take_out.after" });
+        let Some(slot) = group.slots.get_mut(&id) else { return };
+        match set {
+            Err(error) if is_in => {
+                slot.fail(&group.spec, Duration::ZERO, chain(&error), Instant::now());
+                slot.hold_until_backoff();
+            }
+            Err(error) => tracing::error!(group = %name, slot = %id, "not taken out: {}", chain(&error)),
+            Ok(()) => {
+                if slot.service.replace(service) != Some(service) {
+                    // Whatever accepts from now on hasn't been found hung yet.
+                    slot.hung = None;
+                }
+                if let Some(live) = slot.live.as_mut().filter(|_| is_in) {
+                    live.served = true;
+                    self.note_path_of_image(name, id);
+                }
+            }
+        }
+        if let Some(group) = self.groups.get_mut(name) {
+            group.settle_hung();
+        }
+    }
+
+    pub(super) fn drain(&mut self, name: &GroupName, id: SlotId) {
+        let Some(drain) = self.groups.get(name).map(|group| group.spec.drain) else { return };
+        self.set_service(name, id, Service::Draining { until: Instant::now() + drain });
+        if let Some(slot) = self.slot_mut(name, id) {
+            slot.expect_direct(Instant::now());
+        }
+    }
+
+    /// The worker turns away from the shard. What it relays to it may go on until the end of the drain, if there is one:
+    /// a connection may have been accepted after the counters were looked at.
+    pub(super) fn disconnect(&mut self, name: &GroupName, id: SlotId) {
+        let Some(slot) = self.slot_mut(name, id) else { return };
+        slot.backend = None;
+        let until = match slot.service() {
+            Service::Draining { until } => until,
+            Service::In | Service::Out => Instant::now(),
+        };
+        let Some(worker) = &slot.worker else { return };
+        let (left, closed) = (worker.set_backend(None), worker.drain_former(until));
+        self.await_worker(name, id, Step::Disconnect, move || {
+            let patience = until.saturating_duration_since(Instant::now()) + WORKER_TIMEOUT;
+            // A worker that is gone has left and closed everything too.
+            let _ = (left.recv_timeout(WORKER_TIMEOUT), closed.recv_timeout(patience));
+            Outcome::Done
+        });
+    }
+}

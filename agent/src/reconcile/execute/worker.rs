@@ -1,0 +1,110 @@
+//! A slot's worker and its listeners: made before the slot's first shard, dismantled after its last.
+
+use std::{
+    sync::{Arc, mpsc::Receiver},
+    time::{Duration, Instant},
+};
+
+use sherd_lb::relay::{Pin, Worker, WorkerConfig};
+use sherd_topology::plan::{GroupName, Slot, SlotId};
+
+use super::WORKER_TIMEOUT;
+use crate::{
+    fault,
+    reconcile::{
+        Reconciler, chain, direct::DirectRun, message::Outcome, publish, steering_table::index_of, view::Step,
+    },
+    spec::GroupSpec,
+};
+
+impl Reconciler {
+    /// The name of a slot's worker thread; the kernel keeps 15 bytes of it.
+    fn worker_name(group: &GroupName, slot: SlotId) -> String {
+        format!("{slot}/{group}").chars().take(15).collect()
+    }
+
+    pub(super) fn equip(&mut self, name: &GroupName, id: SlotId) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let Some(place) = group.place(id).cloned() else { return };
+        let spec = Arc::clone(&group.spec);
+        fault::point("equip.before");
+        let made = spawn_worker(Self::worker_name(name, id), &spec, &place)
+            .map_err(|error| format!("its worker thread can't be started: {error}"))
+            .and_then(|worker| {
+                let served = group.fronts.equip(id, &worker, &mut self.keeper).map_err(|error| chain(&error))?;
+                Ok((worker, served))
+            });
+        fault::point("equip.after");
+        let Some(slot) = group.slots.get_mut(&id) else { return };
+        match made {
+            Ok((worker, served)) => {
+                slot.direct.iter_mut().for_each(DirectRun::forget_inner);
+                slot.worker = Some(Arc::new(worker));
+                let wait = move || match served.iter().find_map(failure) {
+                    Some(cause) => Outcome::Worker(format!("its worker can't accept: {cause}")),
+                    None => Outcome::Done,
+                };
+                self.await_worker(name, id, Step::Equip, wait);
+            }
+            Err(cause) => {
+                slot.fail(&spec, Duration::ZERO, cause, Instant::now());
+                slot.hold_until_backoff();
+            }
+        }
+    }
+
+    /// The slot is out of the table, has no shard and serves nothing: when its worker has emptied the queues, listeners
+    /// and worker end.
+    pub(super) fn retire(&mut self, name: &GroupName, id: SlotId) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let Some(worker) = group.slots.get(&id).and_then(|slot| slot.worker.clone()) else { return };
+        fault::point("retire.before");
+        let emptied = group.fronts.stop_serving(id, &worker);
+        self.await_worker(name, id, Step::Retire, move || {
+            for queue in emptied {
+                // An error means that the worker is gone: what is queued moves on when the listener ends.
+                let _ = queue.recv_timeout(WORKER_TIMEOUT);
+            }
+            Outcome::Done
+        });
+    }
+
+    pub(super) fn on_retired(&mut self, name: &GroupName, id: SlotId) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        group.fronts.retire(id, &mut self.keeper);
+        fault::point("retire.after");
+        group.settled.clear();
+        if let Some(worker) = group.slots.get_mut(&id).and_then(|slot| slot.worker.take()) {
+            // Its end waits for its thread, which may be in the middle of something.
+            tokio::task::spawn_blocking(move || drop(worker));
+        }
+        self.forget_if_gone(name, id);
+    }
+
+    /// A slot that no plan has any more is forgotten when nothing of it is left.
+    fn forget_if_gone(&mut self, name: &GroupName, id: SlotId) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let planned = group.place(id).is_some();
+        if !planned && group.slots.get(&id).is_some_and(|slot| slot.shards.is_empty() && slot.worker.is_none()) {
+            group.slots.remove(&id);
+        }
+    }
+}
+
+/// Why a listener isn't served, if it isn't.
+pub(super) fn failure(served: &Receiver<std::io::Result<()>>) -> Option<String> {
+    match served.recv_timeout(WORKER_TIMEOUT) {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+fn spawn_worker(name: String, spec: &GroupSpec, place: &Slot) -> std::io::Result<Worker> {
+    Worker::spawn(WorkerConfig { slot: index_of(place.id).0, name, pin: pin_to(place), limits: publish::limits(spec) })
+}
+
+pub(super) fn pin_to(place: &Slot) -> Pin {
+    let cpus: Vec<u32> = place.cpus.iter().map(|cpu| cpu.0).collect();
+    Box::new(move || sherd_lb::pinning::set_affinity(&cpus))
+}

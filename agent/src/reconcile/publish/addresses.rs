@@ -1,0 +1,163 @@
+//! From a specification to what is bound for it: addresses, configurations, bounds, and the holder's names of them.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::Arc,
+};
+
+use sherd_lb::{
+    cells::Cells,
+    front::{FrontConfig, OpenError},
+    relay::Limits,
+    table::MAX_SLOTS,
+};
+use sherd_topology::{
+    model::Host,
+    plan::{GroupName, Slot},
+};
+
+use super::{Fronts, Published};
+use crate::{
+    control::ApplyError,
+    reconcile::steering_table::{self, PortChoice},
+    spec::{GroupSpec, PortSpec, RuntimeSpec, Unready},
+};
+
+/// Slots that a front has room for beyond those it starts with: its sockarray can't grow.
+const SPARE_SLOTS: usize = 64;
+
+/// The bounds of a worker.
+pub(in crate::reconcile) fn limits(spec: &GroupSpec) -> Limits {
+    let relay = &spec.relay;
+    let default = Limits::default();
+    Limits {
+        pending_timeout: match spec.unready {
+            Unready::Wait(bound) => bound,
+            Unready::Refuse => default.pending_timeout,
+        },
+        max_connections: relay.max_connections,
+        max_pending: relay.max_pending,
+        connect_timeout: relay.connect_timeout,
+        idle_timeout: relay.idle_timeout,
+        keepalive: relay.keepalive,
+        retries: relay.retries,
+        ..default
+    }
+}
+
+/// The holder's name of what belongs to an address.
+pub(super) fn prefix(group: &GroupName, address: SocketAddr) -> String {
+    format!("front/{group}/{address}/")
+}
+
+/// Sorts what the holder has of a group by address.
+pub(in crate::reconcile) fn by_address(
+    kept: Vec<(String, OwnedFd)>,
+    group: &GroupName,
+) -> BTreeMap<SocketAddr, Vec<(String, OwnedFd)>> {
+    let mut sorted: BTreeMap<SocketAddr, Vec<(String, OwnedFd)>> = BTreeMap::new();
+    let before = format!("front/{group}/");
+    for (name, descriptor) in kept {
+        let rest = name.strip_prefix(&before).and_then(|rest| rest.split_once('/'));
+        match rest.and_then(|(address, name)| Some((address.parse().ok()?, name.to_owned()))) {
+            Some((address, name)) => sorted.entry(address).or_default().push((name, descriptor)),
+            None => tracing::warn!(name, "the holder has something that is not named as we name"),
+        }
+    }
+    sorted
+}
+
+/// Whether "all addresses" are one front for both families. So it is for containers, whichever path they are on: a program's
+/// listening socket can be replaced by one listener only, most listen on `[::]` for both, and a listener stays what it
+/// is when the path changes. Processes have two fronts, of which the one of `[::]` takes no IPv4.
+fn is_one_for_both(spec: &GroupSpec) -> bool {
+    matches!(spec.runtime, RuntimeSpec::Docker(_))
+}
+
+/// What is to be published.
+pub(super) fn addresses_of(spec: &GroupSpec) -> impl Iterator<Item = (&PortSpec, SocketAddr)> {
+    let one_for_both = is_one_for_both(spec);
+    spec.ports.iter().flat_map(move |port| {
+        let addresses = port.host.addresses().into_iter();
+        let kept = addresses.filter(move |address| {
+            !(one_for_both && port.host.ip.is_none() && address.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+        });
+        kept.map(move |address| (port, address))
+    })
+}
+
+pub(in crate::reconcile) fn table(host: &Host, slots: &[Slot], port: &PortSpec) -> sherd_lb::table::SteeringTable {
+    let choice = PortChoice { policy: port.policy, weights: port.weights.as_deref(), table_len: port.table_len };
+    steering_table::build(host, slots, choice)
+}
+
+/// For `slots` on a machine of so many CPUs; their connections are counted in `cells`.
+pub(super) fn config(
+    spec: &GroupSpec,
+    address: SocketAddr,
+    (cpus, slots): (usize, usize),
+    cells: Option<&Arc<Cells>>,
+) -> FrontConfig {
+    // One per CPU is the most that an exclusive group can grow to.
+    let room = (2 * slots).max(cpus + SPARE_SLOTS).min(usize::from(MAX_SLOTS));
+    let all = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    let named = |port: &PortSpec| port.host.ip.is_some() && port.host.addresses().contains(&address);
+    FrontConfig {
+        address,
+        v6only: !(all && is_one_for_both(spec) && !spec.ports.iter().any(named)),
+        allies: Vec::new(),
+        backlog: i32::try_from(spec.relay.backlog).unwrap_or(i32::MAX),
+        max_slots: u16::try_from(room).unwrap_or(MAX_SLOTS),
+        unready: match spec.unready {
+            Unready::Wait(_) => sherd_lb::front::Unready::Wait,
+            Unready::Refuse => sherd_lb::front::Unready::Refuse,
+        },
+        force_classic: false,
+        cells: cells.cloned(),
+    }
+}
+
+pub(super) fn not_open(address: SocketAddr, error: OpenError) -> ApplyError {
+    match error {
+        OpenError::PortTaken { by, .. } => ApplyError::PortTaken { address, by: by.to_string() },
+        error => ApplyError::Publish { address, source: Box::new(error) },
+    }
+}
+
+impl Fronts {
+    /// Whether an address is published already, by itself or by a front for both families.
+    pub(super) fn covers(&self, address: SocketAddr) -> bool {
+        let dual = |published: &Published| {
+            let all = published.address == SocketAddr::from((Ipv6Addr::UNSPECIFIED, address.port()));
+            all && published.is_dual() && address.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        };
+        self.list.iter().any(|published| published.front.is_ok() && (published.address == address || dual(published)))
+    }
+
+    /// An address of the specification that can't be had while what the group publishes stays, as running shards need
+    /// it to: two of its listeners would be meant for one connection, or one for more than is published.
+    pub(super) fn in_the_way(&self, spec: &GroupSpec) -> Option<SocketAddr> {
+        let wanted = addresses_of(spec).map(|(_, address)| address);
+        let mut bound = wanted.filter(|wanted| {
+            self.list.iter().any(|published| {
+                let Ok(front) = &published.front else { return false };
+                let takes_v4 = published.is_dual();
+                match published.address == *wanted {
+                    true => takes_v4 && config(spec, *wanted, (0, 0), None).v6only,
+                    false => !self.covers(*wanted) && overlaps(front.address(), takes_v4, *wanted),
+                }
+            })
+        });
+        bound.next()
+    }
+}
+
+/// Whether a connection to some address could be meant for both.
+fn overlaps(bound: SocketAddr, takes_v4: bool, wanted: SocketAddr) -> bool {
+    let same_family = bound.is_ipv4() == wanted.is_ipv4();
+    let family = same_family || (takes_v4 && wanted.is_ipv4());
+    let any = bound.ip().is_unspecified() || wanted.ip().is_unspecified();
+    bound.port() == wanted.port() && family && (any || bound.ip() == wanted.ip())
+}

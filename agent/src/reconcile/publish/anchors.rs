@@ -1,0 +1,81 @@
+//! What waits in the anchors: who serves it once a slot is in service, and its end when none is for too long.
+
+use std::{
+    io,
+    net::TcpListener,
+    os::fd::BorrowedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use sherd_lb::relay::{Role, Worker};
+use sherd_topology::plan::SlotId;
+
+use super::Fronts;
+
+impl Fronts {
+    /// Lets this slot's worker, and no other, serve what waits in the anchors; `None`: nobody does.
+    pub(in crate::reconcile) fn serve_anchors(
+        &mut self,
+        server: Option<(SlotId, &Arc<Worker>)>,
+        former: Option<&Arc<Worker>>,
+    ) {
+        if let Some(former) = former {
+            for published in &self.list {
+                drop(former.stop_serving(published.key, Role::Anchor));
+            }
+        }
+        self.anchor_server = server.map(|(slot, _)| slot);
+        let Some((_, worker)) = server else { return };
+        for published in &mut self.list {
+            published.age.clear();
+            let Ok(front) = &published.front else { continue };
+            match front.anchor().try_clone_to_owned() {
+                // Its result is of no consequence: what waits there ends at its bound.
+                Ok(anchor) => drop(worker.serve(published.key, anchor, Role::Anchor)),
+                Err(error) => {
+                    tracing::error!(group = %self.group, address = %published.address, "the anchor can't be served: {error}");
+                }
+            }
+        }
+    }
+
+    pub(in crate::reconcile) fn anchor_server(&self) -> Option<SlotId> {
+        self.anchor_server
+    }
+
+    /// Ends connections that have waited in an anchor for longer than `bound`; returns how many.
+    pub(in crate::reconcile) fn end_overdue(&mut self, bound: Duration, now: Instant) -> u64 {
+        let mut ended = 0;
+        for published in &mut self.list {
+            let Ok(front) = &published.front else { continue };
+            let Ok(length) = front.queue_len(None) else { continue };
+            for _ in 0..published.age.overdue(length, bound, now) {
+                match refuse_one(front.anchor()) {
+                    Ok(true) => ended += 1,
+                    Ok(false) => break,
+                    Err(error) => {
+                        tracing::warn!(address = %published.address, "a connection that waited too long can't be ended: {error}");
+                        break;
+                    }
+                }
+            }
+        }
+        ended
+    }
+}
+
+/// Takes the oldest connection out of a queue and resets it; false if there is none.
+fn refuse_one(anchor: BorrowedFd<'_>) -> io::Result<bool> {
+    let anchor = TcpListener::from(anchor.try_clone_to_owned()?);
+    match anchor.accept() {
+        Ok((stream, _)) => {
+            // A reset, not an end: nobody must take silence for an empty answer.
+            setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
+            Ok(true)
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,112 @@
+//! Addresses that the specification no longer has, while shards made before still have listeners there: they are served
+//! until those shards are replaced. Nobody but them listens there for long, so nobody loses a connection by the change.
+
+use std::{collections::BTreeMap, net::SocketAddr, os::fd::OwnedFd};
+
+use sherd_lb::{front::Front, relay::PortKey, table::SlotIndex};
+use sherd_topology::{
+    model::Host,
+    plan::{GroupName, Slot},
+};
+
+use super::{
+    Fronts, Published,
+    addresses::{config, prefix, table},
+};
+use crate::{
+    reconcile::{chain, keeper::Keeper},
+    spec::{ContainerPort, GroupSpec, HostAddress, HostPort, PortSpec},
+};
+
+impl Published {
+    /// Whether a shard has a listener here.
+    fn is_held(&self) -> bool {
+        let Ok(front) = &self.front else { return false };
+        (0..front.max_slots()).any(|slot| front.direct_cookie(SlotIndex(slot)).is_some())
+    }
+
+    /// What the holder knows it by while it leaves: the name has all that a later agent needs.
+    fn leaving_name(&self, group: &GroupName) -> String {
+        format!("{}{}/{}", leaving_prefix(group), self.address, self.port.container)
+    }
+}
+
+impl Fronts {
+    /// Sorts what is no longer wanted: gives back what can go at once.
+    pub(super) fn begin_leaving(&mut self, unwanted: Vec<Published>, keeper: &mut Keeper) -> Vec<Published> {
+        let (held, free): (Vec<_>, Vec<_>) = unwanted.into_iter().partition(Published::is_held);
+        for mut published in held {
+            published.leaving = true;
+            if let Ok(front) = &published.front {
+                keeper.put_once(&published.leaving_name(&self.group), front.anchor());
+            }
+            self.list.push(published);
+        }
+        free
+    }
+
+    /// An address that was leaving is wanted again.
+    pub(super) fn stay(&mut self, keeper: &mut Keeper) {
+        let group = self.group.clone();
+        for published in self.list.iter_mut().filter(|published| published.leaving) {
+            published.leaving = false;
+            keeper.remove(&published.leaving_name(&group));
+        }
+    }
+
+    /// Gives up what no shard listens at any more; the keys of that.
+    pub(in crate::reconcile) fn finish_leaving(&mut self, keeper: &mut Keeper) -> Vec<PortKey> {
+        if !self.list.iter().any(|published| published.leaving) {
+            return Vec::new();
+        }
+        let gone: Vec<Published> =
+            self.list.extract_if(.., |published| published.leaving && !published.is_held()).collect();
+        for published in &gone {
+            tracing::info!(group = %self.group, address = %published.address, "no shard listens there any more: it is given up");
+            keeper.remove(&published.leaving_name(&self.group));
+            keeper.remove_prefix(&prefix(&self.group, published.address));
+        }
+        gone.iter().map(|published| published.key).collect()
+    }
+
+    /// Takes over what a former agent had not given up yet. What the holder has beyond that is let go.
+    pub(super) fn adopt_leaving(
+        &mut self,
+        spec: &GroupSpec,
+        host: &Host,
+        slots: &[Slot],
+        kept: BTreeMap<SocketAddr, Vec<(String, OwnedFd)>>,
+        keeper: &mut Keeper,
+    ) {
+        let names = keeper.names();
+        for (address, descriptors) in kept {
+            let container = names.iter().find_map(|name| {
+                let (found, container) = name.strip_prefix(&leaving_prefix(&spec.name))?.rsplit_once('/')?;
+                (found.parse() == Ok(address)).then(|| container.parse().ok().map(ContainerPort))?
+            });
+            let Some(container) = container else {
+                tracing::warn!(group = %spec.name, %address, "what the holder kept is of no address: it is given up");
+                keeper.remove_prefix(&prefix(&spec.name, address));
+                continue;
+            };
+            let host_address = HostAddress { ip: Some(address.ip()), port: HostPort(address.port()) };
+            let port = PortSpec::new(host_address, container);
+            let config = config(spec, address, (host.online().len(), slots.len()), keeper.cells());
+            match Front::adopt(descriptors, &config, &table(host, slots, &port)) {
+                Ok(front) => {
+                    self.push(port, address, Ok(front));
+                    self.list.iter_mut().rev().take(1).for_each(|published| published.leaving = true);
+                }
+                Err(error) => {
+                    tracing::error!(group = %spec.name, %address, "what the holder kept can't be taken over: {}", chain(&error));
+                    keeper.remove_prefix(&prefix(&spec.name, address));
+                }
+            }
+        }
+    }
+}
+
+/// The holder's names of addresses that leave begin so.
+pub(super) fn leaving_prefix(group: &GroupName) -> String {
+    format!("leaving/{group}/")
+}
