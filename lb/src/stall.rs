@@ -33,8 +33,8 @@ pub struct QueueSample {
     pub queued: u32,
     /// Connections whose handshake was completed so far, these included.
     pub established: u64,
-    /// Its threads had work and waited for a CPU most of the time since the last look: it can't be judged by that time.
-    pub starved: bool,
+    /// How long its threads have had work and waited for a CPU since the last look: it can't be judged by that time.
+    pub starved: Duration,
 }
 
 /// What has to be done about a listener.
@@ -125,8 +125,8 @@ impl AcceptQueue {
     fn observe_moving(&mut self, now: Instant, passed: Duration, moves: bool, sample: QueueSample) -> Option<Finding> {
         if moves || sample.queued == 0 {
             self.standing = Duration::ZERO;
-        } else if !sample.starved {
-            self.standing += passed;
+        } else {
+            self.standing += passed.saturating_sub(sample.starved);
         }
         if self.standing < self.bounds.hung_after * self.patience {
             return None;
@@ -173,6 +173,7 @@ mod tests {
             if due == Some(n) {
                 queue.note_moved(at(n), true);
             }
+            let starved = if starved { Duration::from_millis(STEP_MS) } else { Duration::ZERO };
             let finding = queue.observe(at(n), QueueSample { queued, established, starved })?;
             due = (finding == Finding::Move).then_some(n + 5).or(due);
             Some((n, finding))
@@ -240,7 +241,7 @@ mod tests {
         let mut found = Vec::new();
         for n in 0..250 {
             let now = start + Duration::from_millis(STEP_MS * n);
-            match queue.observe(now, QueueSample { queued: 1, established: 1, starved: false }) {
+            match queue.observe(now, QueueSample { queued: 1, established: 1, starved: Duration::ZERO }) {
                 Some(Finding::Move) => {
                     found.push(n);
                     queue.note_moved(now, false);
@@ -257,7 +258,7 @@ mod tests {
         let mut now = start;
         let mut look = |queued, established| {
             now += Duration::from_millis(STEP_MS);
-            queue.observe(now, QueueSample { queued, established, starved: false })
+            queue.observe(now, QueueSample { queued, established, starved: Duration::ZERO })
         };
         let hung_after = |look: &mut dyn FnMut(u32, u64) -> Option<Finding>| {
             let looks = (1..).find(|_| look(1, 1) == Some(Finding::Hung)).expect("it stands for ever");

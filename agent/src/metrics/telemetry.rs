@@ -44,7 +44,7 @@ pub(super) fn telemetry(families: &mut Families, snapshot: &Snapshot) {
     }
     for (name, help, value) in GAUGES {
         each_slot(families.gauge(name, help), snapshot, |family, labels, kernel| {
-            family.add_count(labels, value(kernel))
+            family.add_count(labels, value(kernel));
         });
     }
     let help = "Bytes of direct connections that have ended; `in` is towards the shard.";

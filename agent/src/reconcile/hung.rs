@@ -54,7 +54,7 @@ impl Reconciler {
         self.watch.iter().for_each(|watch| watch.look_at(watched.clone()));
     }
 
-    pub(super) fn on_found(&mut self, found: Found) {
+    pub(super) fn on_found(&mut self, found: &Found) {
         let Some(group) = self.groups.get_mut(&found.group) else { return };
         let index = super::steering_table::index_of(found.slot);
         let front = group.fronts.front_at(found.address);
@@ -68,7 +68,8 @@ impl Reconciler {
             Finding::Hung => {
                 slot.note_hung(address);
                 self.counters.note_hung(&name, id);
-                tracing::warn!(group = %name, slot = %id, %address, "{name}/{id} doesn't accept: its connections go to others");
+                // It may be slow for a moment: what lasts is a warning.
+                tracing::info!(group = %name, slot = %id, %address, "{name}/{id} doesn't accept: its connections go to others");
                 self.send_event(super::report::slot_event(
                     &name,
                     id,
@@ -93,12 +94,12 @@ impl Reconciler {
     }
 
     /// What waits for a hung shard goes to the others.
-    fn move_queue(&mut self, found: Found) {
+    fn move_queue(&mut self, found: &Found) {
         let (name, id) = (found.group.clone(), found.slot);
         let Some(group) = self.groups.get_mut(&name) else { return };
         // With nobody else there it waits where it is.
         let result = match group.others_accept(id) {
-            true => group.move_queue(&found),
+            true => group.move_queue(found),
             false => Err("no other slot accepts".to_owned()),
         };
         match &result {

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeSet,
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -148,9 +149,12 @@ impl Group {
         slots.len() == cpus() && slots.iter().all(|slot| slot["ready"] == true && slot["path"] == "direct")
     }
 
+    /// Every slot has a shard that accepts itself, and none that was killed: the agent may not know that yet.
     fn wait(&self) {
-        self.world.wait_ready("web", cpus());
-        eventually("every shard accepts itself", Duration::from_secs(60), || self.are_ready().then_some(()));
+        let dead = |slot: &Value| slot["pid"].as_u64().is_none_or(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+        eventually("every shard accepts itself", Duration::from_secs(60), || {
+            (self.are_ready() && !self.world.slots("web").iter().any(dead)).then_some(())
+        });
     }
 
     /// Their containers and processes.

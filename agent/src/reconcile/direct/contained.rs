@@ -25,7 +25,7 @@ impl Reconciler {
                 }
                 // Out of reach it stays.
                 Err(error) => {
-                    tracing::warn!(address = %listener.address, process = owner, "a shard's connection was made to listen on the host: it is out of reach, and can't be ended: {error}")
+                    tracing::warn!(address = %listener.address, process = owner, "a shard's connection was made to listen on the host: it is out of reach, and can't be ended: {error}");
                 }
             }
         }

@@ -38,7 +38,7 @@ struct SlotLooks {
     queue: AcceptQueue,
     queued: u32,
     /// What its threads had waited for a CPU, when its queue was seen to stand.
-    delay: Option<(Instant, Duration)>,
+    delay: Option<Duration>,
 }
 
 impl SlotLooks {
@@ -54,13 +54,12 @@ impl SlotLooks {
             && (counts.established != self.counts.established || self.queued > 0 || self.queue.is_hung())
     }
 
-    /// Whether its threads, having work, waited for a CPU most of the time since the last look.
-    fn is_starved(&mut self, now: Instant, pid: u32) -> bool {
-        let Some(delay) = procfs::run_delay(pid) else { return false };
-        match self.delay.replace((now, delay)) {
-            Some((at, before)) => 2 * delay.saturating_sub(before) > now.duration_since(at),
-            None => false,
-        }
+    /// How long its threads, having work, have waited for a CPU since the last look.
+    fn starved(&mut self, pid: u32) -> Duration {
+        let Some(delay) = procfs::run_delay(pid) else { return Duration::ZERO };
+        let before = self.delay.replace(delay);
+        // Of the time before the first look nothing is known.
+        before.map_or(Duration::MAX, |before| delay.saturating_sub(before))
     }
 }
 
@@ -133,10 +132,14 @@ impl Looks {
             let (Some((cookie, pid)), Some(looks)) = (slot.shard, self.slots.get_mut(&slot.index)) else { continue };
             let Some(listener) = listening.iter().find(|listening| listening.cookie == cookie) else { continue };
             looks.queued = listener.queued;
-            let starved = listener.queued > 0 && (is_late | looks.is_starved(now, pid));
-            if listener.queued == 0 {
-                looks.delay = None;
-            }
+            let starved = match listener.queued {
+                0 => {
+                    looks.delay = None;
+                    Duration::ZERO
+                }
+                _ if is_late => Duration::MAX,
+                _ => looks.starved(pid),
+            };
             let established = looks.counts.established;
             let sample = QueueSample { queued: listener.queued, established, starved };
             if let Some(finding) = looks.queue.observe(now, sample) {
