@@ -52,10 +52,10 @@ pub(super) struct Comparison {
     #[arg(long, value_name = "LIST")]
     load_cpus: Option<String>,
     /// The sherd program [default: the one beside this one].
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = program)]
     sherd: Option<PathBuf>,
     /// HAProxy [default: the installed one].
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = program)]
     pub(super) haproxy: Option<PathBuf>,
     /// Where `sherd-bench install` has put the peers.
     #[arg(long, value_name = "DIR", default_value_os_t = contestant::default_peers())]
@@ -130,6 +130,11 @@ impl Comparison {
         };
         Ok((choose(&self.cpus, lower)?, choose(&self.load_cpus, upper)?))
     }
+}
+
+/// Contestants have another working directory; a name without a slash is looked for on the PATH, wherever that is.
+pub(super) fn program(text: &str) -> io::Result<PathBuf> {
+    if text.contains('/') { std::path::absolute(text) } else { Ok(text.into()) }
 }
 
 /// As typed, and from what it was built, as far as is known.

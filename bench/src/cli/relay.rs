@@ -10,7 +10,7 @@ use sherd_bench::{
     scenario::relay,
 };
 
-use super::comparison::{Comparison, check_answer, check_connections, check_names, origin};
+use super::comparison::{Comparison, check_answer, check_connections, check_names, origin, program};
 
 /// Compares sherd's relay path, HAProxy (TCP mode, splice), nginx (stream) and no balancer, in front of the same shards.
 ///
@@ -39,7 +39,7 @@ pub(crate) struct Relay {
     )]
     contestants: Vec<Choice>,
     /// nginx with its stream module [default: the installed one].
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = program)]
     nginx: Option<PathBuf>,
 }
 
