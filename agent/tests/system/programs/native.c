@@ -2,6 +2,7 @@
 // through io_uring ("uring"), which no seccomp filter sees.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <linux/io_uring.h>
 #include <signal.h>
 #include <stdio.h>
@@ -37,12 +38,14 @@ static void answer(int client, const struct sockaddr_in *from) {
     close(client);
 }
 
-static void accept_from(int listener) {
+// Whether there was a client.
+static int accept_from(int listener) {
     struct sockaddr_in from;
     socklen_t len = sizeof from;
     int client = accept(listener, (struct sockaddr *) &from, &len);
     if (client >= 0)
         answer(client, &from);
+    return client >= 0;
 }
 
 static void listen_by_uring(int listener) {
@@ -84,10 +87,11 @@ int main(int count, char **words) {
     }
     struct epoll_event event = { .events = EPOLLIN | EPOLLET, .data.u64 = 0x5eed00000000 };
     int loop = epoll_create1(0);
+    fcntl(listener, F_SETFL, O_NONBLOCK);
     if (epoll_ctl(loop, EPOLL_CTL_ADD, listener, &event) || listen(listener, 128))
         fail("listen");
     while (epoll_wait(loop, &event, 1, -1) == 1)
-        if (event.data.u64 == 0x5eed00000000)
-            accept_from(listener);
+        while (event.data.u64 == 0x5eed00000000 && accept_from(listener)) {
+        }
     fail("epoll_wait");
 }
