@@ -2,9 +2,12 @@
 //! shards' hands. Which path a slot's connections take is set when the slot is taken in; a slot whose program could not
 //! be grafted goes on over its worker.
 
+mod closed;
 mod contained;
+mod counting;
 mod door;
 mod held;
+mod inner;
 mod listen;
 mod means;
 mod pace;
@@ -14,20 +17,14 @@ mod trial;
 use std::{
     collections::BTreeSet,
     io::{self, Write},
-    net::{Shutdown, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, atomic::Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use sherd_lb::{
-    graft::{Broker, Grafted, Holder, Journal, Report},
-    relay::{PortKey, Role, Target, Worker},
-    sockdiag,
-};
+use sherd_lb::graft::{Broker, Journal, Report};
 use sherd_shim::hello::{Answer, Hello};
-use socket2::SockRef;
 
 pub(super) use self::{
     door::{Door, Greeting},
@@ -38,22 +35,19 @@ pub(super) use self::{
 };
 use self::{
     held::{call_name, inner_name, notify_name, original_name},
+    inner::{Graft, keep_listening, note_graft},
     pace::Pace,
 };
 use super::{
     Reconciler,
     group::{Group, SlotRun},
     message::Message,
-    view::Service,
 };
 use crate::{
     fault,
-    runtime::{ImageId, ShardKey, ShimOrder, procfs},
+    runtime::{ImageId, ShardKey, ShimOrder},
     spec::ContainerPort,
 };
-
-/// How long the handshake of a connection that was steered already may take, on a network that loses no packet of it.
-const HANDSHAKE: Duration = Duration::from_millis(500);
 
 /// Tells the shards of a slot apart, as [`crate::runtime::ShardOrder::generation`].
 pub(super) type Generation = u64;
@@ -66,18 +60,6 @@ pub(super) struct DirectRun {
     /// Why its connections don't reach it directly, as far as that is known.
     pub(super) reason: Option<String>,
     pub(super) grafts: Vec<Graft>,
-}
-
-/// A listener in the shard's hands, and the program's own socket.
-pub(super) struct Graft {
-    pub(super) container: ContainerPort,
-    /// The inner door's, in the slot's worker.
-    pub(super) key: PortKey,
-    original: OwnedFd,
-    /// Absent after a restart of the agent.
-    holder: Option<Holder>,
-    /// The slot's worker accepts from the program's own socket.
-    inner_served: bool,
 }
 
 impl Reconciler {
@@ -263,7 +245,7 @@ impl Reconciler {
                 let key = ShardKey { group: name.clone(), slot: *id };
                 fronts.leave_direct(*id);
                 for graft in &direct.grafts {
-                    close_inner(slot.worker.as_deref(), graft);
+                    graft.close_inner(slot.worker.as_deref());
                     self.keeper.remove(&inner_name(&key, direct.generation, graft.container));
                 }
                 let generation = direct.generation;
@@ -271,90 +253,6 @@ impl Reconciler {
                     self.keeper.remove(&name(&key, generation));
                 }
             }
-        }
-    }
-
-    /// Has counted what the shards that are being emptied have accepted themselves: off the loop, one count at a time.
-    pub(super) fn count_direct(&mut self, now: Instant) {
-        let mut due = Vec::new();
-        for (name, group) in &mut self.groups {
-            let ports = group.fronts.addresses();
-            for (id, slot) in &mut group.slots {
-                let drains = matches!(slot.service(), Service::Draining { .. }) && slot.direct.is_some();
-                let Some(live) = slot.live.as_ref().filter(|_| drains) else {
-                    slot.direct_open = 0;
-                    continue;
-                };
-                if slot.direct_counted_from.is_none_or(|from| from <= now) {
-                    due.push((ShardKey { group: name.clone(), slot: *id }, live.pid, ports.clone()));
-                }
-            }
-        }
-        if self.counting_direct || due.is_empty() {
-            return;
-        }
-        self.counting_direct = true;
-        let outbox = self.outbox.clone();
-        tokio::task::spawn_blocking(move || {
-            let count = |(key, pid, ports): (ShardKey, u32, Vec<SocketAddr>)| (key, pid, accepted_by(pid, &ports));
-            let counts = due.into_iter().map(count).collect();
-            // The loop has ended: nobody drains any more.
-            let _ = outbox.send(Message::DirectCounted { began: now, counts });
-        });
-    }
-
-    /// What was counted, unless it was before the slot was drained.
-    pub(super) fn on_direct_counted(&mut self, began: Instant, counts: Vec<(ShardKey, u32, u64)>) {
-        self.counting_direct = false;
-        for (key, pid, open) in counts {
-            let Some(slot) = self.slot_mut(&key.group, key.slot) else { continue };
-            let is_live = slot.live.as_ref().is_some_and(|live| live.pid == pid);
-            let drains = matches!(slot.service(), Service::Draining { .. });
-            if is_live && drains && slot.direct_counted_from.is_none_or(|from| from <= began) {
-                slot.direct_open = open;
-            }
-        }
-    }
-
-    /// Whether some shard accepts its connections itself.
-    pub(super) fn any_direct(&self) -> bool {
-        self.groups.values().any(|group| group.fronts.any_direct())
-    }
-
-    /// Steering tries again where a shard has closed its listener, and counts that: one number for each address is looked
-    /// at often, instead of every listener. As long as nobody connects, nobody has to know before the next tick.
-    pub(super) fn look_for_misses(&mut self) -> bool {
-        let missed = self.groups.values_mut().map(|group| group.fronts.take_misses()).filter(|missed| *missed).count();
-        if missed > 0 {
-            self.note_closed_listeners();
-        }
-        missed > 0
-    }
-
-    /// A shard that has closed its listener is reached no more: it is looked at anew.
-    pub(super) fn note_closed_listeners(&mut self) {
-        let mut lost = Vec::new();
-        for (name, group) in &mut self.groups {
-            let Group { slots, fronts, .. } = group;
-            for (id, slot) in slots {
-                if slot.live.is_some() && fronts.lost_direct(*id) {
-                    fronts.leave_direct(*id);
-                    let key = ShardKey { group: name.clone(), slot: *id };
-                    if let Some(direct) = &mut slot.direct {
-                        let generation = direct.generation;
-                        for graft in direct.grafts.drain(..) {
-                            close_inner(slot.worker.as_deref(), &graft);
-                            self.keeper.remove(&inner_name(&key, generation, graft.container));
-                        }
-                    }
-                    slot.look_again();
-                    lost.push((name.clone(), *id));
-                }
-            }
-        }
-        for (name, slot) in lost {
-            tracing::warn!(group = %name, %slot, "{name}/{slot} has closed its listener");
-            self.follow_live(&name);
         }
     }
 }
@@ -366,133 +264,11 @@ fn runs(shards: &[crate::runtime::ObservedShard], generation: Generation) -> boo
         .any(|shard| shard.generation == generation && matches!(shard.state, Created | Running { .. } | Paused { .. }))
 }
 
-/// Connections to the addresses that a process or its descendants have open, or have yet to accept. Queues are looked at
-/// before connections, and those before whose they are: one that is accepted meanwhile is counted at one place at least.
-fn accepted_by(pid: u32, addresses: &[SocketAddr]) -> u64 {
-    let ports: BTreeSet<u16> = addresses.iter().map(SocketAddr::port).collect();
-    let listeners: Vec<_> = ports.iter().flat_map(|port| sockdiag::listeners(*port).unwrap_or_default()).collect();
-    let open: Vec<_> = ports.iter().flat_map(|port| sockdiag::connections(*port).unwrap_or_default()).collect();
-    let sockets = procfs::sockets(pid);
-    let own = listeners.iter().filter(|listener| sockets.contains(&listener.inode));
-    let queued: u64 = own.map(|listener| u64::from(listener.queued)).sum();
-    queued + open.iter().filter(|inode| sockets.contains(inode)).count() as u64
-}
-
-/// The program's own socket listens in its namespace, from before its call returns: its neighbours there, and whoever has
-/// another descriptor of it, find nothing changed.
-fn keep_listening(grafted: &Grafted) {
-    if let Err(error) = SockRef::from(&grafted.original).listen(grafted.backlog) {
-        tracing::warn!("what listens inside the shard's namespace can't be kept: {error}");
-    }
-}
-
-/// Keeps what was grafted; gives it back when its original socket is a new inner door.
-fn note_graft<'a>(
-    direct: &'a mut DirectRun,
-    worker: Option<&Worker>,
-    container: ContainerPort,
-    grafted: Grafted,
-    new_key: impl FnOnce() -> PortKey,
-) -> Option<&'a Graft> {
-    match direct.grafts.iter().position(|graft| graft.container == container) {
-        // A second process of the shard: its own socket ends here, the first one's is the inner door.
-        Some(at) if direct.grafts[at].shares(&grafted) => {
-            direct.grafts[at].holder = Some(grafted.holder);
-            None
-        }
-        // A former agent kept it, and was killed before it could answer the program.
-        Some(at) if is_same_socket(&direct.grafts[at].original, &grafted.original) => {
-            direct.grafts[at].holder = Some(grafted.holder);
-            None
-        }
-        Some(at) => {
-            close_inner(worker, &direct.grafts[at]);
-            direct.grafts[at].original = grafted.original;
-            direct.grafts[at].holder = Some(grafted.holder);
-            direct.grafts[at].inner_served = false;
-            Some(&direct.grafts[at])
-        }
-        None => {
-            let (original, holder) = (grafted.original, Some(grafted.holder));
-            direct.grafts.push(Graft { container, key: new_key(), original, holder, inner_served: false });
-            direct.grafts.last()
-        }
-    }
-}
-
-fn is_same_socket(one: &OwnedFd, other: &OwnedFd) -> bool {
-    let cookie = |socket| SockRef::from(socket).cookie().ok();
-    cookie(one).is_some() && cookie(one) == cookie(other)
-}
-
-impl DirectRun {
-    /// Where connections of the inner doors go.
-    pub(super) fn inner_targets(&self, reach: &[(ContainerPort, Target)]) -> Vec<(PortKey, Target)> {
-        let target = |graft: &Graft| {
-            let (_, target) = reach.iter().find(|(container, _)| *container == graft.container)?;
-            target.force.is_some().then(|| (graft.key, target.clone()))
-        };
-        self.grafts.iter().filter_map(target).collect()
-    }
-
-    /// The program has shown that it accepts from its listener: what comes to its own socket is relayed there. Before
-    /// that the program alone may accept from its own socket: one that has a second descriptor of it does, and expects it
-    /// to block as it made it.
-    pub(super) fn serve_inner(&mut self, worker: &Worker) {
-        for graft in self.grafts.iter_mut().filter(|graft| !graft.inner_served) {
-            match graft.original.try_clone() {
-                Ok(listener) => {
-                    drop(worker.serve(graft.key, listener, Role::Inner));
-                    graft.inner_served = true;
-                }
-                Err(error) => tracing::warn!("no descriptor for an inner door: {error}"),
-            }
-        }
-    }
-
-    /// Its worker is another one.
-    pub(super) fn forget_inner(&mut self) {
-        self.grafts.iter_mut().for_each(|graft| graft.inner_served = false);
-    }
-}
-
-impl Graft {
-    fn shares(&self, grafted: &Grafted) -> bool {
-        self.holder.is_some_and(|holder| holder.is_same_listener(&grafted.holder))
-    }
-
-    pub(super) fn holder(&self) -> Option<&Holder> {
-        self.holder.as_ref()
-    }
-}
-
-/// The program's own socket listens no longer, so that the program can bind its port again.
-fn close_inner(worker: Option<&Worker>, graft: &Graft) {
-    if let Some(worker) = worker.filter(|_| graft.inner_served) {
-        drop(worker.stop_serving(graft.key, Role::Inner));
-    }
-    // Copies of it are in the worker, for a moment, and in the holder.
-    let _ = SockRef::from(&graft.original).shutdown(Shutdown::Both);
-}
-
 impl SlotRun {
     /// Whether a shard of this generation is there or being made.
     fn may_have(&self, generation: Generation) -> bool {
         let changing = self.generation == generation && (self.step.is_some() || self.stale);
         changing || self.shards.iter().any(|shard| shard.generation == generation)
-    }
-
-    /// The slot has just been taken out of the table: what was steered to its shard may still be in a handshake.
-    pub(super) fn expect_direct(&mut self, now: Instant) {
-        if self.direct.is_some() {
-            (self.direct_open, self.direct_counted_from) = (1, Some(now + HANDSHAKE));
-        }
-    }
-
-    /// Whether connections reach the shard is to be found out anew.
-    fn look_again(&mut self) {
-        self.live = None;
-        self.reconnect = true;
     }
 
     /// Everything that the holder must have of this slot.

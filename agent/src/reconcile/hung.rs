@@ -175,7 +175,7 @@ impl SlotRun {
 
     /// A copy of the shard's listener: where it was put, or wherever it is now (dup'ed, forked, passed on).
     fn listener(&self, listening: &sockdiag::Listening) -> Option<OwnedFd> {
-        let known = self.direct.iter().flat_map(|direct| &direct.grafts).filter_map(super::direct::Graft::holder);
+        let known = self.direct.iter().flat_map(|direct| &direct.grafts).filter_map(|graft| graft.holder());
         let known = known.filter(|holder| holder.is_of(listening.cookie));
         let pid = self.live.as_ref()?.pid;
         known.filter_map(Holder::listener).next().or_else(|| {

@@ -66,6 +66,8 @@ pub(super) struct Published {
     /// The specification has it no longer; see [`leaving`].
     pub(super) leaving: bool,
     age: AnchorAge,
+    /// A worker serves what waited in its anchor.
+    anchor_served: bool,
     /// How often steering had met an empty place when it was last asked.
     misses: u64,
     retry_after: Instant,
@@ -212,6 +214,7 @@ impl Fronts {
             front,
             leaving: false,
             age: AnchorAge::default(),
+            anchor_served: false,
             misses: 0,
             retry_after,
         });

@@ -96,6 +96,7 @@ impl Reconciler {
                 tracing::error!(group = %name, slot = %id, reason, "a relay worker ended: starting another; please report this");
                 slot.last_error = Some(format!("its relay worker ended: {reason}"));
                 slot.backend = None;
+                group.fronts.forget_anchor_server(*id);
                 group.settled.clear();
             }
         }
@@ -119,7 +120,7 @@ impl Group {
 
     fn settle(&mut self, host: &Host) {
         let serving = self.in_service();
-        if serving == self.settled {
+        if serving == self.settled && !self.fronts.any_anchor_is_due() {
             return;
         }
         let worker_of = |id: &SlotId| self.slots.get(id).and_then(|slot| slot.worker.as_ref());
@@ -131,11 +132,9 @@ impl Group {
         }
         let former = self.fronts.anchor_server();
         let server = serving.first().copied();
-        if former != server {
-            let former = former.and_then(|id| worker_of(&id).cloned());
-            let worker = server.and_then(|id| Some((id, worker_of(&id)?.clone())));
-            self.fronts.serve_anchors(worker.as_ref().map(|(id, worker)| (*id, worker)), former.as_ref());
-        }
+        let former = former.and_then(|id| worker_of(&id).cloned());
+        let worker = server.and_then(|id| Some((id, worker_of(&id)?.clone())));
+        self.fronts.serve_anchors(worker.as_ref().map(|(id, worker)| (*id, worker)), former.as_ref());
         self.unready_since = match (serving.is_empty(), self.unready_since) {
             (true, None) => Some(Instant::now()),
             (true, since) => since,
@@ -153,11 +152,6 @@ impl Group {
             }
             // The new address needs a target: it is given with the next connect, and then its connections come.
             slot.reconnect = true;
-        }
-        // Their anchors need a server too.
-        let server = self.fronts.anchor_server();
-        if let Some((id, worker)) = server.and_then(|id| Some((id, self.slots.get(&id)?.worker.clone()?))) {
-            self.fronts.serve_anchors(Some((id, &worker)), None);
         }
     }
 

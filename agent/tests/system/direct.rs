@@ -51,6 +51,16 @@ fn check_answers(count: usize) {
     assert!(answered.iter().all(|count| *count > 0), "{answered:?}");
 }
 
+/// `sherd explain` names the slot that answers, and its path.
+fn check_explained(world: &World) {
+    for _ in 0..10 {
+        let mut connection = Connection::open(address()).expect("it is published");
+        let (slot, _) = connection.who().expect("an answer");
+        let said = world.sherd(&["explain", &connection.local_addr().to_string(), "web"]);
+        assert!(said.contains(&format!("goes to slot {slot}, directly")), "{said}");
+    }
+}
+
 fn kill_shard(world: &World, engine: Engine, slot: usize) {
     let shard = world.slots("web")[slot]["shard"].as_str().expect("a shard").to_owned();
     kill_container(engine, &shard);
@@ -66,6 +76,7 @@ fn check_go(engine: Engine) {
     let image = go_image(&world, engine);
     run(&world, &image, &[]);
     check_answers(200);
+    check_explained(&world);
 
     // The agent is killed and comes back, again and again: nobody notices.
     let load = Load::start(address(), 8, usize::MAX);

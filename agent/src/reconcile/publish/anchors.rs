@@ -12,32 +12,50 @@ use nix::sys::socket::{setsockopt, sockopt};
 use sherd_lb::relay::{Role, Worker};
 use sherd_topology::plan::SlotId;
 
-use super::Fronts;
+use super::{Fronts, Published};
 
 impl Fronts {
-    /// Lets this slot's worker, and no other, serve what waits in the anchors; `None`: nobody does.
+    /// Lets this slot's worker, and no other, serve what waits in the anchors; `None`: nobody does. An address that no slot
+    /// serves yet, because it is new and no shard has its port, keeps its connections.
     pub(in crate::reconcile) fn serve_anchors(
         &mut self,
         server: Option<(SlotId, &Arc<Worker>)>,
         former: Option<&Arc<Worker>>,
     ) {
-        if let Some(former) = former {
-            for published in &self.list {
-                drop(former.stop_serving(published.key, Role::Anchor));
+        if self.anchor_server != server.map(|(slot, _)| slot) {
+            for published in &mut self.list {
+                published.anchor_served = false;
+                former.iter().for_each(|former| drop(former.stop_serving(published.key, Role::Anchor)));
             }
         }
         self.anchor_server = server.map(|(slot, _)| slot);
         let Some((_, worker)) = server else { return };
-        for published in &mut self.list {
+        for published in self.list.iter_mut().filter(|published| published.anchor_is_due()) {
             published.age.clear();
             let Ok(front) = &published.front else { continue };
             match front.anchor().try_clone_to_owned() {
                 // Its result is of no consequence: what waits there ends at its bound.
-                Ok(anchor) => drop(worker.serve(published.key, anchor, Role::Anchor)),
+                Ok(anchor) => {
+                    drop(worker.serve(published.key, anchor, Role::Anchor));
+                    published.anchor_served = true;
+                }
                 Err(error) => {
                     tracing::error!(group = %self.group, address = %published.address, "the anchor can't be served: {error}");
                 }
             }
+        }
+    }
+
+    /// Whether an anchor that can be served isn't.
+    pub(in crate::reconcile) fn any_anchor_is_due(&self) -> bool {
+        self.anchor_server.is_some() && self.list.iter().any(Published::anchor_is_due)
+    }
+
+    /// The slot's worker is gone: if it served the anchors, nobody does.
+    pub(in crate::reconcile) fn forget_anchor_server(&mut self, slot: SlotId) {
+        if self.anchor_server == Some(slot) {
+            self.anchor_server = None;
+            self.list.iter_mut().for_each(|published| published.anchor_served = false);
         }
     }
 
@@ -63,6 +81,13 @@ impl Fronts {
             }
         }
         ended
+    }
+}
+
+impl Published {
+    /// Its anchor isn't served, although some slot serves the address.
+    fn anchor_is_due(&self) -> bool {
+        !self.anchor_served && self.front.as_ref().is_ok_and(|front| !front.in_service().is_empty())
     }
 }
 

@@ -69,9 +69,7 @@ impl Fronts {
             }
             keeper.remove(&format!("{}{}", prefix(&group, address), Front::listener_name(index)));
         }
-        if self.anchor_server == Some(slot) {
-            self.anchor_server = None;
-        }
+        self.forget_anchor_server(slot);
     }
 
     /// Has the slot's connections come in, at those addresses whose container port its shard is reached at: a shard of a

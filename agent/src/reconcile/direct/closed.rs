@@ -1,0 +1,62 @@
+//! Shards that have closed their listener and live on: how soon that is noticed, and that they are looked at anew.
+
+use super::held::inner_name;
+use crate::{
+    reconcile::{
+        Reconciler,
+        group::{Group, SlotRun},
+    },
+    runtime::ShardKey,
+};
+
+impl Reconciler {
+    /// Whether some shard accepts its connections itself.
+    pub(in crate::reconcile) fn any_direct(&self) -> bool {
+        self.groups.values().any(|group| group.fronts.any_direct())
+    }
+
+    /// Steering tries again where a shard has closed its listener, and counts that: one number for each address is looked
+    /// at often, instead of every listener. As long as nobody connects, nobody has to know before the next tick.
+    pub(in crate::reconcile) fn look_for_misses(&mut self) -> bool {
+        let missed = self.groups.values_mut().map(|group| group.fronts.take_misses()).filter(|missed| *missed).count();
+        if missed > 0 {
+            self.note_closed_listeners();
+        }
+        missed > 0
+    }
+
+    /// A shard that has closed its listener is reached no more: it is looked at anew.
+    pub(in crate::reconcile) fn note_closed_listeners(&mut self) {
+        let mut lost = Vec::new();
+        for (name, group) in &mut self.groups {
+            let Group { slots, fronts, .. } = group;
+            for (id, slot) in slots {
+                if slot.live.is_some() && fronts.lost_direct(*id) {
+                    fronts.leave_direct(*id);
+                    let key = ShardKey { group: name.clone(), slot: *id };
+                    if let Some(direct) = &mut slot.direct {
+                        let generation = direct.generation;
+                        for graft in direct.grafts.drain(..) {
+                            graft.close_inner(slot.worker.as_deref());
+                            self.keeper.remove(&inner_name(&key, generation, graft.container));
+                        }
+                    }
+                    slot.look_again();
+                    lost.push((name.clone(), *id));
+                }
+            }
+        }
+        for (name, slot) in lost {
+            tracing::warn!(group = %name, %slot, "{name}/{slot} has closed its listener");
+            self.follow_live(&name);
+        }
+    }
+}
+
+impl SlotRun {
+    /// Whether connections reach the shard is to be found out anew.
+    pub(super) fn look_again(&mut self) {
+        self.live = None;
+        self.reconnect = true;
+    }
+}

@@ -1,0 +1,83 @@
+//! Connections that shards have accepted themselves, counted while their slots are emptied: the kernel knows them, the
+//! agent has none of them.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use sherd_lb::sockdiag;
+
+use crate::{
+    reconcile::{Reconciler, group::SlotRun, message::Message, view::Service},
+    runtime::{ShardKey, procfs},
+};
+
+/// How long the handshake of a connection that was steered already may take, on a network that loses no packet of it.
+const HANDSHAKE: Duration = Duration::from_millis(500);
+
+impl Reconciler {
+    /// Has counted what the shards that are being emptied have accepted themselves: off the loop, one count at a time.
+    pub(in crate::reconcile) fn count_direct(&mut self, now: Instant) {
+        let mut due = Vec::new();
+        for (name, group) in &mut self.groups {
+            let ports = group.fronts.addresses();
+            for (id, slot) in &mut group.slots {
+                let drains = matches!(slot.service(), Service::Draining { .. }) && slot.direct.is_some();
+                let Some(live) = slot.live.as_ref().filter(|_| drains) else {
+                    slot.direct_open = 0;
+                    continue;
+                };
+                if slot.direct_counted_from.is_none_or(|from| from <= now) {
+                    due.push((ShardKey { group: name.clone(), slot: *id }, live.pid, ports.clone()));
+                }
+            }
+        }
+        if self.counting_direct || due.is_empty() {
+            return;
+        }
+        self.counting_direct = true;
+        let outbox = self.outbox.clone();
+        tokio::task::spawn_blocking(move || {
+            let count = |(key, pid, ports): (ShardKey, u32, Vec<SocketAddr>)| (key, pid, accepted_by(pid, &ports));
+            let counts = due.into_iter().map(count).collect();
+            // The loop has ended: nobody drains any more.
+            let _ = outbox.send(Message::DirectCounted { began: now, counts });
+        });
+    }
+
+    /// What was counted, unless it was before the slot was drained.
+    pub(in crate::reconcile) fn on_direct_counted(&mut self, began: Instant, counts: Vec<(ShardKey, u32, u64)>) {
+        self.counting_direct = false;
+        for (key, pid, open) in counts {
+            let Some(slot) = self.slot_mut(&key.group, key.slot) else { continue };
+            let is_live = slot.live.as_ref().is_some_and(|live| live.pid == pid);
+            let drains = matches!(slot.service(), Service::Draining { .. });
+            if is_live && drains && slot.direct_counted_from.is_none_or(|from| from <= began) {
+                slot.direct_open = open;
+            }
+        }
+    }
+}
+
+impl SlotRun {
+    /// The slot has just been taken out of the table: what was steered to its shard may still be in a handshake.
+    pub(in crate::reconcile) fn expect_direct(&mut self, now: Instant) {
+        if self.direct.is_some() {
+            (self.direct_open, self.direct_counted_from) = (1, Some(now + HANDSHAKE));
+        }
+    }
+}
+
+/// Connections to the addresses that a process or its descendants have open, or have yet to accept. Queues are looked at
+/// before connections, and those before whose they are: one that is accepted meanwhile is counted at one place at least.
+fn accepted_by(pid: u32, addresses: &[SocketAddr]) -> u64 {
+    let ports: BTreeSet<u16> = addresses.iter().map(SocketAddr::port).collect();
+    let listeners: Vec<_> = ports.iter().flat_map(|port| sockdiag::listeners(*port).unwrap_or_default()).collect();
+    let open: Vec<_> = ports.iter().flat_map(|port| sockdiag::connections(*port).unwrap_or_default()).collect();
+    let sockets = procfs::sockets(pid);
+    let own = listeners.iter().filter(|listener| sockets.contains(&listener.inode));
+    let queued: u64 = own.map(|listener| u64::from(listener.queued)).sum();
+    queued + open.iter().filter(|inode| sockets.contains(inode)).count() as u64
+}
