@@ -236,6 +236,8 @@ pub(super) struct SlotRun {
     /// When the last step that changed the engine ended.
     pub(super) changed: Option<Instant>,
     pub(super) live: Option<Live>,
+    /// Counts the probers of its shards: the last one is the present one.
+    pub(super) probers: u64,
     pub(super) backoff: Backoff,
     pub(super) service: Option<Service>,
     pub(super) backend: Option<ShardId>,

@@ -54,8 +54,8 @@ pub(super) enum Message {
     Version { runtime: &'static str, version: String },
     /// A step ended.
     Stepped { group: GroupName, slot: SlotId, step: Step, outcome: Outcome, last_lines: Vec<String> },
-    /// A shard was probed.
-    Probed { group: GroupName, slot: SlotId, shard: ShardId, result: Result<Reach, Unreached> },
+    /// A shard was probed, by the slot's prober of that number.
+    Probed { group: GroupName, slot: SlotId, prober: u64, shard: ShardId, result: Result<Reach, Unreached> },
     /// What a group needs is there, or isn't.
     Prepared {
         spec: Box<GroupSpec>,

@@ -148,7 +148,9 @@ impl Reconciler {
                         ..question_for(spec, shard, pid)
                     };
                     let nudge = Arc::new(Notify::new());
+                    slot.probers += 1;
                     let prober = Prober {
+                        number: slot.probers,
                         outbox: self.outbox.clone(),
                         group: name.clone(),
                         slot: *id,
@@ -181,11 +183,15 @@ impl Reconciler {
         &mut self,
         group: &GroupName,
         slot: SlotId,
-        shard: &ShardId,
+        (prober, shard): (u64, &ShardId),
         result: Result<Reach, Unreached>,
     ) -> Consequence {
         let Some(run) = self.slot_mut(group, slot) else { return Consequence::None };
-        let Some(live) = run.live.as_mut().filter(|live| live.id == *shard) else { return Consequence::None };
+        // A former prober asked otherwise: of the same shard, before it was given a listener.
+        let is_present = prober == run.probers;
+        let Some(live) = run.live.as_mut().filter(|live| is_present && live.id == *shard) else {
+            return Consequence::None;
+        };
         let before = live.readiness.verdict();
         let known = live.reach.is_some();
         let after = live.readiness.note(result.is_ok());
@@ -305,6 +311,7 @@ pub(super) fn question_for(spec: &GroupSpec, shard: &ObservedShard, pid: u32) ->
 
 /// Probes one shard for as long as it runs: the loop ends this task with it.
 struct Prober {
+    number: u64,
     outbox: mpsc::UnboundedSender<Message>,
     group: GroupName,
     slot: SlotId,
@@ -325,7 +332,8 @@ impl Prober {
             proven |= result.is_ok();
             let wait = pace.after(result.is_ok());
             let (group, shard) = (self.group.clone(), self.shard.clone());
-            if self.outbox.send(Message::Probed { group, slot: self.slot, shard, result }).is_err() {
+            let probed = Message::Probed { group, slot: self.slot, prober: self.number, shard, result };
+            if self.outbox.send(probed).is_err() {
                 return;
             }
             tokio::select! {

@@ -44,7 +44,9 @@ impl Reconciler {
             Message::Stepped { group, slot, step, outcome, last_lines } => {
                 self.on_stepped(&group, slot, &step, outcome, last_lines);
             }
-            Message::Probed { group, slot, shard, result } => return self.on_probed(&group, slot, &shard, result),
+            Message::Probed { group, slot, prober, shard, result } => {
+                return self.on_probed(&group, slot, (prober, &shard), result);
+            }
             Message::Prepared { spec, text, result, reply } => self.on_prepared(*spec, text, result, reply),
             Message::Progress { group, line } => self.send_event(super::report::progress(&group, line)),
             Message::ShimCame { key, generation, greeting } => self.on_shim(&key, generation, greeting),

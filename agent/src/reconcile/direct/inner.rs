@@ -83,9 +83,10 @@ impl DirectRun {
 
     /// The program has shown that it accepts from its listener: what comes to its own socket is relayed there. Before
     /// that the program alone may accept from its own socket: one that has a second descriptor of it does, and expects it
-    /// to block as it made it.
-    pub(in crate::reconcile) fn serve_inner(&mut self, worker: &Worker) {
-        for graft in self.grafts.iter_mut().filter(|graft| !graft.inner_served) {
+    /// to block as it made it. `reached` are the doors whose listener is.
+    pub(in crate::reconcile) fn serve_inner(&mut self, worker: &Worker, reached: &[PortKey]) {
+        let due = |graft: &&mut Graft| !graft.inner_served && reached.contains(&graft.key);
+        for graft in self.grafts.iter_mut().filter(due) {
             match graft.original.try_clone() {
                 Ok(listener) => {
                     drop(worker.serve(graft.key, listener, Role::Inner));

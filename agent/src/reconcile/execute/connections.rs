@@ -37,7 +37,9 @@ impl Reconciler {
             }
         };
         let mut ports = group.fronts.backend_ports(&reach.ports);
-        ports.extend(slot.direct.iter().flat_map(|direct| direct.inner_targets(&reach.ports)));
+        let inner: Vec<_> = slot.direct.iter().flat_map(|direct| direct.inner_targets(&reach.ports)).collect();
+        let inner_keys: Vec<_> = inner.iter().map(|(key, _)| *key).collect();
+        ports.extend(inner);
         let backend = Backend { netns: netns.map(OwnedFd::from), ports };
         if slot.service() == Service::In {
             group.fronts.choose_paths(id);
@@ -46,7 +48,7 @@ impl Reconciler {
             }
         }
         let entered = worker.set_backend(Some(backend));
-        slot.direct.iter_mut().for_each(|direct| direct.serve_inner(worker));
+        slot.direct.iter_mut().for_each(|direct| direct.serve_inner(worker, &inner_keys));
         (slot.backend, slot.reconnect) = (Some(shard.clone()), false);
         self.await_worker(name, id, Step::Connect(shard), move || match entered.recv_timeout(WORKER_TIMEOUT) {
             Ok(Ok(())) => Outcome::Done,
