@@ -243,6 +243,9 @@ impl Reconciler {
                     continue;
                 }
                 let key = ShardKey { group: name.clone(), slot: *id };
+                if let Err(error) = fronts.take_out(*id) {
+                    tracing::error!(group = %name, slot = %id, "not taken out: {}", super::chain(&error));
+                }
                 fronts.leave_direct(*id);
                 for graft in &direct.grafts {
                     graft.close_inner(slot.worker.as_deref());

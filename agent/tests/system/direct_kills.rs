@@ -22,6 +22,7 @@ use crate::{
     containers::{address, cpus, is_there},
     direct::check_end,
     images::{self, Engine},
+    metrics::{scrape, sum},
     world::{World, scaled, signal, tail},
 };
 
@@ -191,11 +192,26 @@ impl Group {
             failures.len() - others.len(),
             others.len()
         );
+        eprintln!(
+            "{}; relayed: {}",
+            kernel_counters(),
+            sum(&scrape().expect("metrics"), "sherd_connections_accepted_total", "")
+        );
         assert_eq!(failures.iter().filter(alive).count(), 0, "{failures:?}\n{}", tail(&self.world.log(), 60));
         assert!(others.len() <= self.kills.div_ceil(100), "{others:?}\n{}", tail(&self.world.log(), 60));
         assert!(self.kills > 0 || failures.is_empty(), "{failures:?}");
         check_end(&mut self.world, Engine::Docker, &self.image);
     }
+}
+
+/// What the kernel says of listeners that closed, in this network namespace.
+fn kernel_counters() -> String {
+    let text = std::fs::read_to_string("/proc/thread-self/net/netstat").expect("/proc");
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let wanted = ["TCPMigrateReqSuccess", "TCPMigrateReqFailure", "ListenOverflows", "ListenDrops", "TCPAbortOnClose"];
+    let found = names.split(' ').zip(values.split(' ')).filter(|(name, _)| wanted.contains(name));
+    found.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", ")
 }
 
 /// Until so many connections have been made, and `least` turns.

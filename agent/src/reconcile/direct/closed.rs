@@ -3,8 +3,9 @@
 use super::held::inner_name;
 use crate::{
     reconcile::{
-        Reconciler,
+        Reconciler, chain,
         group::{Group, SlotRun},
+        view::Service,
     },
     runtime::ShardKey,
 };
@@ -25,13 +26,19 @@ impl Reconciler {
         missed > 0
     }
 
-    /// A shard that has closed its listener is reached no more: it is looked at anew.
+    /// A shard that has closed its listener is reached no more: its slot is out until it is shown to accept again. Most have
+    /// died, and their worker must not get what comes meanwhile: it would relay that, for want of a shard, to others.
     pub(in crate::reconcile) fn note_closed_listeners(&mut self) {
         let mut lost = Vec::new();
         for (name, group) in &mut self.groups {
             let Group { slots, fronts, .. } = group;
             for (id, slot) in slots {
                 if slot.live.is_some() && fronts.lost_direct(*id) {
+                    if let Err(error) = fronts.take_out(*id) {
+                        tracing::error!(group = %name, slot = %id, "not taken out: {}", chain(&error));
+                    } else if slot.service() == Service::In {
+                        (slot.service, slot.hung) = (Some(Service::Out), None);
+                    }
                     fronts.leave_direct(*id);
                     let key = ShardKey { group: name.clone(), slot: *id };
                     if let Some(direct) = &mut slot.direct {
