@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub plan_changes: Vec<(&'static str, u64)>,
     /// Descriptors that the holder keeps; absent when it doesn't answer.
     pub held_descriptors: Option<u64>,
+    /// Calls of listen(2) that had to wait because their shard makes too many.
+    pub delayed_listens: u64,
     /// Connections of shards that somebody made listen on the host; absent where the kernel doesn't count.
     pub contained: Option<u64>,
 }

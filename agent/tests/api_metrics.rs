@@ -74,6 +74,16 @@ fn values_are_where_they_belong() {
         "sherd_plan_changes_total{kind=\"added\"} 2",
         "sherd_reconcile_duration_seconds_count 6",
         "sherd_unready_ended_total{group=\"api\"} 1",
+        "sherd_slot_connections_steered_total{group=\"web\",slot=\"0\"} 1",
+        "sherd_slot_connections_open{group=\"web\",slot=\"0\"} 1",
+        "sherd_slot_load{group=\"web\",slot=\"0\"} 5",
+        "sherd_slot_hung{group=\"web\",slot=\"0\"} 1",
+        "sherd_slot_hung_total{group=\"web\",slot=\"0\"} 2",
+        "sherd_direct_bytes_total{group=\"web\",slot=\"0\",direction=\"in\"} 7",
+        "sherd_direct_rtt_seconds_sum{group=\"web\",slot=\"0\"} 4.5",
+        "sherd_steering_deflected_total{group=\"web\",address=\"[::]:8080\"} 5",
+        "sherd_delayed_listens_total 3",
+        "sherd_contained_listeners_total 1",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }

@@ -65,6 +65,8 @@ pub(super) fn telemetry(families: &mut Families, snapshot: &Snapshot) {
         },
     );
     hung(families, snapshot);
+    let help = "Calls of listen(2) that had to wait because their shard makes too many.";
+    families.counter("sherd_delayed_listens_total", help).add_count(&[], snapshot.delayed_listens);
     if let Some(contained) = snapshot.contained {
         let help = "Connections of shards that somebody made listen on the host; contained, and ended.";
         families.counter("sherd_contained_listeners_total", help).add_count(&[], contained);

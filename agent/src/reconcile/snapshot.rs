@@ -1,5 +1,7 @@
 //! The numbers of one moment for the metrics: read from workers, fronts and the loop's own counters.
 
+use std::sync::atomic::Ordering;
+
 use sherd_lb::{
     cells::{CellReading, DURATION_BOUNDS_MICROS, RTT_BOUNDS_MICROS},
     relay::{Cause, LATENCY_BOUNDS_MICROS, WorkerStats},
@@ -53,6 +55,7 @@ impl Reconciler {
             reconcile_unsettled: counters.unsettled,
             plan_changes: counters.plan_changes.iter().map(|(kind, count)| (*kind, *count)).collect(),
             held_descriptors: self.keeper.held(),
+            delayed_listens: counters.delayed_listens.load(Ordering::Relaxed),
             contained: self.keeper.cells().map(|cells| cells.contained()),
         }
     }

@@ -255,6 +255,7 @@ pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
         reconcile_unsettled: 0,
         plan_changes: vec![("added", 2)],
         held_descriptors: Some(9),
+        delayed_listens: 3,
         contained: Some(1),
     }
 }

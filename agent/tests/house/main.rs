@@ -20,7 +20,7 @@ const EDGES: [(&str, &[&str], &[&str]); 6] = [
 
 /// Vendor crates, the crate of ours that may name them in its manifest, and the only files that may name them at all.
 const HOMES: [(&str, &str, &[&str]); 3] = [
-    ("aya", "sherd-lb", &["lb/src/front", "lb/src/guard/programs", "lb/src/steering"]),
+    ("aya", "sherd-lb", &["lb/src/front", "lb/src/guard/marks", "lb/src/guard/programs", "lb/src/lent"]),
     ("bollard", "sherd", &["agent/src/runtime/docker"]),
     ("hwlocality", "sherd-topology", &["topology/src/discover"]),
 ];
