@@ -121,7 +121,7 @@ pub struct PortStatus {
     pub address: std::net::SocketAddr,
     /// Where the shard listens.
     pub container_port: u16,
-    /// `connection`, `client` or `local`.
+    /// `connection`, `client`, `local` or `balanced`.
     pub policy: String,
     /// Who chooses the listener of a new connection.
     pub steering: Steering,

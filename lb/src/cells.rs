@@ -56,8 +56,21 @@ pub struct Cells {
     id: u32,
     /// Cell 0, which no slot has: what is counted for all of them.
     common: SharedMap,
-    /// The first cell of each range, and how many there are.
-    taken: Mutex<BTreeMap<u32, u32>>,
+    taken: Mutex<Taken>,
+}
+
+/// Ranges, each by its first cell and how many there are.
+#[derive(Debug)]
+struct Taken {
+    used: BTreeMap<u32, u32>,
+    /// Of addresses of a former agent that have not been taken over yet.
+    reserved: BTreeMap<u32, u32>,
+}
+
+impl Taken {
+    fn all(&self) -> BTreeMap<u32, u32> {
+        self.used.iter().chain(&self.reserved).map(|(first, count)| (*first, *count)).collect()
+    }
 }
 
 impl PartialEq for Cells {
@@ -96,8 +109,8 @@ impl Cells {
 
     fn open(map: OwnedFd) -> io::Result<Self> {
         let (id, common) = (bpf::info(map.as_fd())?.id, SharedMap::new(map.as_fd(), CELL_SIZE)?);
-        let reserved = BTreeMap::from([(0, CELLS_OF_A_PAGE)]);
-        Ok(Self { map, id, common, taken: Mutex::new(reserved) })
+        let taken = Taken { used: BTreeMap::from([(0, CELLS_OF_A_PAGE)]), reserved: BTreeMap::new() };
+        Ok(Self { map, id, common, taken: Mutex::new(taken) })
     }
 
     /// For the holder.
@@ -119,10 +132,10 @@ impl Cells {
     /// Room for an address. `None`: there is no more.
     pub(crate) fn take(self: &Arc<Self>, slots: u32) -> io::Result<Option<Arc<SlotCells>>> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(base) = gap(&taken, slots) else { return Ok(None) };
+        let Some(base) = gap(&taken.all(), slots) else { return Ok(None) };
         let range = SlotCells::map(self, base, slots)?;
         range.clear();
-        taken.insert(base, slots);
+        taken.used.insert(base, slots);
         Ok(Some(Arc::new(range)))
     }
 
@@ -131,12 +144,25 @@ impl Cells {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = base..base.saturating_add(slots);
         let fits = wanted.end <= CELLS && base.is_multiple_of(CELLS_OF_A_PAGE);
-        if !fits || taken.iter().any(|(first, count)| overlap(&(*first..first + count), &wanted)) {
+        taken.reserved.remove(&base);
+        if !fits || taken.all().iter().any(|(first, count)| overlap(&(*first..first + count), &wanted)) {
             return Ok(None);
         }
         let range = SlotCells::map(self, base, slots)?;
-        taken.insert(base, slots);
+        taken.used.insert(base, slots);
         Ok(Some(Arc::new(range)))
+    }
+
+    /// Keeps the room of an address that will be taken over from others.
+    pub(crate) fn reserve(&self, base: u32, slots: u32) {
+        if base != NO_CELL && base.checked_add(slots).is_some_and(|end| end <= CELLS) {
+            self.taken.lock().unwrap_or_else(PoisonError::into_inner).reserved.insert(base, slots);
+        }
+    }
+
+    /// Every address has been taken over: what is still reserved is nobody's.
+    pub fn end_reservations(&self) {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).reserved.clear();
     }
 }
 
@@ -261,7 +287,7 @@ impl SlotCells {
 
 impl Drop for SlotCells {
     fn drop(&mut self) {
-        self.cells.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.base);
+        self.cells.taken.lock().unwrap_or_else(PoisonError::into_inner).used.remove(&self.base);
     }
 }
 

@@ -105,6 +105,11 @@ impl AcceptQueue {
         }
     }
 
+    /// Whether something was accepted since the last sample, or nothing is known.
+    pub fn moves(&self, established: u64, queued: u32) -> bool {
+        self.last.is_none_or(|last| established.cast_signed() - i64::from(queued) > last.accepted)
+    }
+
     /// Takes a sample in.
     pub fn observe(&mut self, now: Instant, sample: QueueSample) -> Option<Finding> {
         let accepted = sample.established.cast_signed() - i64::from(sample.queued);
@@ -149,7 +154,13 @@ impl AcceptQueue {
             }
             return Some(Finding::Back(passed));
         }
-        if hung.phase != Phase::Standing || now.duration_since(hung.began) < self.bounds.move_after {
+        // After a move one connection of ours waits there, which is not worth another.
+        let stands = queued > u32::from(hung.phase == Phase::Moved) && hung.phase != Phase::Moving;
+        if !stands {
+            self.hung = Some(Hung { began: if hung.phase == Phase::Moved { now } else { hung.began }, ..hung });
+            return None;
+        }
+        if now.duration_since(hung.began) < self.bounds.move_after {
             return None;
         }
         self.hung = Some(Hung { phase: Phase::Moving, began: now, ..hung });
@@ -233,6 +244,17 @@ mod tests {
         });
         let back = Finding::Back(Duration::from_millis(STEP_MS * (160 - 3)));
         check(samples, &[(3, Finding::Hung), (103, Finding::Move), (160, back)]);
+    }
+
+    #[test]
+    fn what_comes_after_a_move_is_moved_too() {
+        // Connections come again at the look 150, because nobody else was there for a while.
+        let samples = (0..300).map(|n| match n {
+            0..=106 => (3, 10, false),
+            107..150 => (1, 11, false),
+            _ => (5, 15, false),
+        });
+        check(samples, &[(3, Finding::Hung), (103, Finding::Move), (249, Finding::Move)]);
     }
 
     #[test]

@@ -96,7 +96,7 @@ fn outcome(destination: &Destination) -> String {
     };
     let level = match destination.level {
         None | Some(Level::First) => "",
-        Some(Level::Lighter) => ", which has less to do than its first choice",
+        Some(Level::Lighter) => ", whose first choice is out or has more to do",
         Some(Level::L3) => ", the fail-over in the same L3",
         Some(Level::Node) => ", the fail-over on the same NUMA node",
         Some(Level::Package) => ", the fail-over in the same package",

@@ -51,7 +51,7 @@ pub(super) struct SpecFlags {
     /// where that can be had.
     #[arg(long, value_name = "PATH", help_heading = "Connections")]
     path: Option<String>,
-    /// How a connection finds its slot: connection, client or local.
+    /// How a connection finds its slot: connection, client, local or balanced.
     #[arg(long, value_name = "POLICY", help_heading = "Connections")]
     policy: Option<String>,
     /// Publish shards that listen on loopback only: they see every client as a local one.

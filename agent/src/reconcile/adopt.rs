@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     time::Duration,
 };
 
+use sherd_lb::front::Front;
 use sherd_topology::plan::{GroupName, Layout, MemoryBinding, Slot, SlotId};
 
 use super::{
@@ -50,7 +51,8 @@ impl Reconciler {
         self.adopt_direct();
         for group in self.groups.values_mut() {
             for (id, slot) in &mut group.slots {
-                if group.fronts.is_in(*id) {
+                // One that was out because its shard didn't accept is in again: it has served, and is found again if it must be.
+                if group.fronts.is_in(*id) || group.fronts.readmit(*id) {
                     slot.service = Some(Service::In);
                 }
             }
@@ -108,6 +110,14 @@ impl Reconciler {
             tracing::info!(group, "no specification of this group: its addresses are given up");
             self.keeper.remove_prefix(&format!("front/{group}/"));
         }
+        let states = names.iter().filter(|name| {
+            name.starts_with("front/") && name.rsplit_once('/').is_some_and(|(_, name)| name == Front::STATE)
+        });
+        for name in states {
+            if let (Some(state), Some(cells)) = (self.keeper.take(name), self.keeper.cells()) {
+                Front::reserve_cells(cells, state.as_fd());
+            }
+        }
         for (name, group) in &mut self.groups {
             if !matches!(group.intent, Intent::Run) {
                 continue;
@@ -121,5 +131,6 @@ impl Reconciler {
             group.fronts = Fronts::adopt(&group.spec, &self.host, &slots, kept, &mut self.keeper);
             group.fronts.set_tables(&self.host, &slots);
         }
+        self.keeper.cells().into_iter().for_each(|cells| cells.end_reservations());
     }
 }

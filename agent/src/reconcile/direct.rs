@@ -233,7 +233,7 @@ impl Reconciler {
     /// After a listing of the runtime: lets go of what the agent has of its shards that have ended.
     pub(super) fn bury_direct(&mut self, kind: &str) {
         for (name, group) in self.groups.iter_mut().filter(|(_, group)| group.spec.runtime.kind() == kind) {
-            let Group { slots, fronts, .. } = group;
+            let Group { slots, fronts, .. } = &mut *group;
             for (id, slot) in slots {
                 let Some(direct) = slot.direct.take_if(|direct| !runs(&slot.shards, direct.generation)) else {
                     continue;
@@ -256,6 +256,7 @@ impl Reconciler {
                     self.keeper.remove(&name(&key, generation));
                 }
             }
+            group.settle_hung();
         }
     }
 }

@@ -188,12 +188,15 @@ impl SlotRun {
     /// A shard that is stopped because it was never ready in time has failed.
     fn note_overdue(&mut self, spec: &GroupSpec, shard: &ShardId) {
         let Some(live) = self.live.as_ref().filter(|live| live.id == *shard && !live.was_ready) else { return };
-        let ran = live.seen.elapsed();
+        let (ran, silent) = (live.seen.elapsed(), live.silent);
         if ran > spec.readiness.start_timeout {
             let why = self.cause.as_deref().unwrap_or("no probe succeeded");
             let cause = format!("not ready within {:?}: {why}", spec.readiness.start_timeout);
             self.restarts += 1;
-            self.note_never_ready(spec, shard, Failed::TimedOut, &cause);
+            // One that answers, if only that it isn't ready, has accepted: its listener is not to blame.
+            if silent {
+                self.note_never_ready(spec, shard, Failed::TimedOut, &cause);
+            }
             self.fail(spec, ran, cause, Instant::now());
         }
     }

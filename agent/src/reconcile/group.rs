@@ -208,6 +208,8 @@ pub(super) struct Live {
     pub(super) readiness: Readiness,
     /// It has been ready at least once.
     pub(super) was_ready: bool,
+    /// Its last probe was taken by its kernel alone, as far as one can tell.
+    pub(super) silent: bool,
     /// It has been in service at least once.
     pub(super) served: bool,
     pub(super) pinning: Pinning,

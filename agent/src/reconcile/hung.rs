@@ -2,7 +2,7 @@
 //! for them goes elsewhere after a while. What is found, and when, is `watch`'s business.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
     time::Instant,
@@ -20,12 +20,15 @@ use super::{
 };
 use crate::runtime::procfs;
 
+/// Processes of a shard that are looked at to find its listener.
+const MAX_LOOKED_AT: usize = 64;
+
 /// A shard that doesn't accept.
 #[derive(Debug, Clone)]
 pub(super) struct HungRun {
     since: Instant,
-    /// The addresses where it doesn't.
-    addresses: BTreeSet<SocketAddr>,
+    /// The addresses where it doesn't, and its listeners there by their SO_COOKIE.
+    listeners: BTreeMap<SocketAddr, u64>,
 }
 
 impl HungRun {
@@ -66,7 +69,7 @@ impl Reconciler {
         let (name, id, address) = (found.group.clone(), found.slot, found.address);
         match found.finding {
             Finding::Hung => {
-                slot.note_hung(address);
+                slot.note_hung(address, found.listener);
                 self.counters.note_hung(&name, id);
                 // It may be slow for a moment: what lasts is a warning.
                 tracing::info!(group = %name, slot = %id, %address, "{name}/{id} doesn't accept: its connections go to others");
@@ -106,7 +109,8 @@ impl Reconciler {
             Ok(queued) => {
                 tracing::warn!(group = %name, slot = %id, connections = queued, "{name}/{id} still doesn't accept: what waited for it goes to others");
             }
-            Err(reason) => tracing::warn!(group = %name, slot = %id, "what waits for {name}/{id} stays: {reason}"),
+            // Found again every two seconds.
+            Err(reason) => tracing::info!(group = %name, slot = %id, "what waits for {name}/{id} stays: {reason}"),
         }
         self.watch.iter().for_each(|watch| watch.moved(found.clone(), result.is_ok()));
         // A connection of ours, which it accepts when it is back.
@@ -119,6 +123,7 @@ impl Reconciler {
 impl Group {
     /// Hung slots that would serve are out, as long as any other is in: else those that wait would wait for nobody.
     pub(super) fn settle_hung(&mut self) {
+        self.forget_former_listeners();
         let serving = self.slots.iter().filter(|(_, slot)| slot.service() == Service::In);
         let (hung, others): (Vec<_>, Vec<_>) = serving.partition(|(_, slot)| slot.hung.is_some());
         let (alone, hung): (bool, Vec<SlotId>) = (others.is_empty(), hung.into_iter().map(|(id, _)| *id).collect());
@@ -128,6 +133,17 @@ impl Group {
             } else if let Err(error) = self.fronts.take_out(id) {
                 tracing::error!(group = %self.spec.name, slot = %id, "not taken out: {}", super::chain(&error));
             }
+        }
+    }
+
+    /// What was found of a listener says nothing of the one that took its place.
+    fn forget_former_listeners(&mut self) {
+        for (id, slot) in &mut self.slots {
+            let Some(hung) = &mut slot.hung else { continue };
+            let index = super::steering_table::index_of(*id);
+            let present = |address| self.fronts.front_at(address)?.direct_cookie(index);
+            hung.listeners.retain(|address, listener| present(*address) == Some(*listener));
+            slot.hung.take_if(|hung| hung.listeners.is_empty());
         }
     }
 
@@ -161,16 +177,16 @@ impl Group {
 }
 
 impl SlotRun {
-    fn note_hung(&mut self, address: SocketAddr) {
-        let hung = self.hung.get_or_insert_with(|| HungRun { since: Instant::now(), addresses: BTreeSet::new() });
-        hung.addresses.insert(address);
+    fn note_hung(&mut self, address: SocketAddr, listener: u64) {
+        let hung = self.hung.get_or_insert_with(|| HungRun { since: Instant::now(), listeners: BTreeMap::new() });
+        hung.listeners.insert(address, listener);
     }
 
     fn note_accepting(&mut self, address: SocketAddr) {
         if let Some(hung) = &mut self.hung {
-            hung.addresses.remove(&address);
+            hung.listeners.remove(&address);
         }
-        self.hung.take_if(|hung| hung.addresses.is_empty());
+        self.hung.take_if(|hung| hung.listeners.is_empty());
     }
 
     /// A copy of the shard's listener: where it was put, or wherever it is now (dup'ed, forked, passed on).
@@ -179,7 +195,8 @@ impl SlotRun {
         let known = known.filter(|holder| holder.is_of(listening.cookie));
         let pid = self.live.as_ref()?.pid;
         known.filter_map(Holder::listener).next().or_else(|| {
-            let processes = procfs::descendants(pid).into_iter().chain([pid]);
+            // A hostile one may have any number, and the loop waits.
+            let processes = procfs::descendants(pid).into_iter().chain([pid]).take(MAX_LOOKED_AT);
             Holder::find(processes, listening.inode)?.listener()
         })
     }

@@ -73,6 +73,13 @@ pub(super) enum Unreached {
     Probe(#[from] ready::ProbeError),
 }
 
+impl Unreached {
+    /// Nobody said anything: as from a program that doesn't accept.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self, Self::Probe(ready::ProbeError::NotAccepted { .. } | ready::ProbeError::TimedOut { .. }))
+    }
+}
+
 fn elsewhere(others: &[u16]) -> String {
     let ports: Vec<String> = others.iter().take(8).map(u16::to_string).collect();
     if ports.is_empty() { String::new() } else { format!(" (it listens on {})", ports.join(", ")) }

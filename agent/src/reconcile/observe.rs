@@ -207,12 +207,16 @@ impl Reconciler {
                 }
             }
             Err(unreached) => {
+                live.silent = unreached.is_silence();
                 let text = super::chain(&unreached);
                 if before == Verdict::Ready {
                     run.last_error = Some(text.clone());
                     tracing::info!(%group, %slot, "{group}/{slot} fails a probe: {text}");
                 }
-                run.cause = Some(text);
+                // Its namespace goes with it: why it ended is known, or will be.
+                if run.cause.is_none() || !matches!(unreached, Unreached::Namespace(_)) {
+                    run.cause = Some(text);
+                }
             }
         }
         if known && before == after { Consequence::None } else { Consequence::Plan }
@@ -238,6 +242,7 @@ fn live_shard(
         readiness: if adopted { Readiness::adopted(thresholds) } else { Readiness::new(thresholds) },
         was_ready: adopted,
         served: adopted,
+        silent: false,
         pinning: Pinning::Unknown,
         reach: None,
         prober,
@@ -263,7 +268,8 @@ fn note_end(slot: &mut SlotRun, spec: &GroupSpec, now: Instant) {
         Some(ShardState::Removing) | None => "somebody removed it".to_owned(),
     };
     if slot.stopping.as_ref() != Some(&live.id) {
-        let ran = now.duration_since(live.seen);
+        // Whatever this agent saw of it: it may have been looked at anew since.
+        let ran = live.started.elapsed().unwrap_or_else(|_| now.duration_since(live.seen));
         let (id, was_ready) = (live.id.clone(), live.was_ready);
         if !was_ready {
             slot.note_never_ready(spec, &id, Failed::Exited, &cause);

@@ -153,8 +153,14 @@ impl Fronts {
         }
         fronts.adopt_leaving(spec, host, slots, others, keeper);
         fronts.forget_unplanned(slots, keeper);
-        // Also what the holder has: some of it may be made anew.
-        fronts.descriptors().into_iter().for_each(|(name, descriptor)| keeper.put(&name, descriptor));
+        // Also what the holder has: some of it may be made anew. By the state the next agent tells whose the rest is, so
+        // that comes last: until then it takes over once more.
+        let (states, others): (Vec<_>, Vec<_>) =
+            fronts.descriptors().into_iter().partition(|(name, _)| name.ends_with(Front::STATE));
+        for (name, descriptor) in others.into_iter().chain(states) {
+            keeper.put(&name, descriptor);
+            fault::point("adopt.kept");
+        }
         fronts
     }
 
@@ -205,6 +211,12 @@ impl Fronts {
         self.next_key += 1;
         if let Ok(SteeringMode::Classic { reason }) = front.as_ref().map(Front::mode) {
             tracing::warn!(group = %self.group, %address, "{address} is steered by classic BPF, which can't refuse, count or migrate: {reason}");
+        }
+        if let Ok(front) = front.as_ref()
+            && front.mode() == SteeringMode::Ebpf
+            && front.cells().is_none()
+        {
+            tracing::warn!(group = %self.group, %address, "{address}: connections are not counted and hung shards not found: there are too many addresses, or bpf(2) is not permitted");
         }
         let retry_after = Instant::now() + REPUBLISH_AFTER;
         self.list.push(Published {

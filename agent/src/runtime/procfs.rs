@@ -80,20 +80,31 @@ pub(crate) fn sockets(ancestor: u32) -> BTreeSet<u32> {
     descriptors.take(MAX_LOOKED_AT).filter_map(inode).collect()
 }
 
-/// Threads whose waiting is added up.
+/// Threads whose waiting is looked at.
 const MAX_THREADS: usize = 4096;
 
-/// How long the threads of a process and of its descendants have had work and waited for a CPU, all together
-/// (`/proc/PID/task/TID/schedstat`, the second number). `None` where the kernel doesn't tell (CONFIG_SCHED_INFO).
-pub(crate) fn run_delay(ancestor: u32) -> Option<Duration> {
-    let processes = descendants(ancestor).into_iter().chain([ancestor]);
-    let all = processes.flat_map(|pid| threads(pid).unwrap_or_default().into_iter().map(move |tid| (pid, tid)));
-    let waited = |(pid, tid): (u32, u32)| -> Option<u64> {
-        let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
-        text.split_whitespace().nth(1)?.parse().ok()
+/// How long each thread of a process and of its descendants has had work and waited for a CPU
+/// (`/proc/PID/task/TID/schedstat`, the second number). Empty where the kernel doesn't tell (CONFIG_SCHED_INFO).
+pub(crate) fn run_delays(ancestor: u32) -> BTreeMap<u32, Duration> {
+    let waited = |tid: u32| -> Option<(u32, Duration)> {
+        let text = fs::read_to_string(format!("/proc/{tid}/schedstat")).ok()?;
+        Some((tid, Duration::from_nanos(text.split_whitespace().nth(1)?.parse().ok()?)))
     };
-    let waits: Vec<u64> = all.take(MAX_THREADS).filter_map(waited).collect();
-    (!waits.is_empty()).then(|| Duration::from_nanos(waits.iter().sum()))
+    family(ancestor).into_iter().filter_map(waited).collect()
+}
+
+/// The threads of a process and of its descendants, at most [`MAX_THREADS`], found by its threads' children: cheaper than
+/// to look at every process of the host (CONFIG_PROC_CHILDREN).
+fn family(ancestor: u32) -> Vec<u32> {
+    let (mut found, mut pending) = (Vec::new(), vec![ancestor]);
+    while let Some(pid) = pending.pop().filter(|_| found.len() < MAX_THREADS) {
+        for tid in threads(pid).unwrap_or_default() {
+            found.push(tid);
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+            pending.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        }
+    }
+    found
 }
 
 /// Processes that were started with this variable and have not been given another environment since.
@@ -136,7 +147,11 @@ mod tests {
         assert!(is_alive(me, stat.start_ticks));
         assert!(!is_alive(me, stat.start_ticks + 1));
         assert!(threads(me).unwrap().contains(&me));
-        assert!(run_delay(me).unwrap() >= Duration::from_nanos(1) && run_delay(u32::MAX).is_none());
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(family(me).contains(&me) && family(me).contains(&child.id()));
+        assert!(run_delays(me).contains_key(&child.id()) && run_delays(u32::MAX).is_empty());
+        child.kill().unwrap();
+        child.wait().unwrap();
         assert!(descendants(stat.parent).contains(&me));
         assert!(thread_status(me, me).unwrap().contains_key("Cpus_allowed_list"));
         assert!(is_gone(&super::stat(u32::MAX).unwrap_err()));

@@ -25,7 +25,7 @@ pub struct Explanation {
     /// The published address that takes it.
     #[schema(value_type = String, example = "[::]:8080")]
     pub published: SocketAddr,
-    /// `connection`, `client` or `local`.
+    /// `connection`, `client`, `local` or `balanced`.
     pub policy: String,
     /// Who chooses.
     pub steering: Steering,

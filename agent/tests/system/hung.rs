@@ -72,9 +72,19 @@ fn a_shard_that_stops_accepting_is_out_until_it_accepts_again() {
             steered > 0.0 && steered < f64::from(u32::try_from(connections).expect("few")) / 2.0,
             "{steered} of {connections}"
         );
+        // The next agent doesn't take it for one that never worked: its shard goes on when it goes on.
+        let shards: Vec<_> = world.slots("web").iter().map(|slot| slot["shard"].clone()).collect();
+        world.kill_agent();
+        world.start(&[]);
+        world.wait_for_api();
+        eventually("the next agent finds it too", Duration::from_secs(20), || {
+            let _ = std::net::TcpStream::connect(address());
+            (scrape().is_some() && is_hung(0)).then_some(())
+        });
         drop(stopped);
         eventually("it is back", Duration::from_secs(10), || (!is_hung(0)).then_some(()));
         eventually("it serves", Duration::from_secs(10), || (ask(address()).ok()?.0 == 0).then_some(()));
+        assert_eq!(world.slots("web").iter().map(|slot| slot["shard"].clone()).collect::<Vec<_>>(), shards);
         assert_eq!(metric("sherd_slot_hung_total", 0), 1.0);
         assert_eq!(metric("sherd_slot_hung_total", 1), 0.0);
 

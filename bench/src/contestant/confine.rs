@@ -27,37 +27,43 @@ const NATIVE: u32 = 0xc000_00b7;
 
 /// What the shim refuses: 32-bit calls, and x32's.
 #[cfg(target_arch = "x86_64")]
-const REFUSED: Refused = Refused { foreign: [366, 102, 425], native: [X32 | 541, X32 | 425] };
+const REFUSED: Refused = Refused { foreign: [366, 102, 425], native: [X32 | 541, X32 | 425, X32 | 50] };
 #[cfg(target_arch = "aarch64")]
-const REFUSED: Refused = Refused { foreign: [294, 294, 425], native: [u32::MAX, u32::MAX] };
+const REFUSED: Refused = Refused { foreign: [294, 294, 425], native: [u32::MAX; 3] };
 
 #[cfg(target_arch = "x86_64")]
 const X32: u32 = 0x4000_0000;
 
 struct Refused {
     foreign: [u32; 3],
-    native: [u32; 2],
+    native: [u32; 3],
 }
 
 const LISTEN: u32 = SYS_listen as u32;
+#[cfg(target_arch = "x86_64")]
+const FOREIGN_LISTEN: u32 = 363;
+#[cfg(target_arch = "aarch64")]
+const FOREIGN_LISTEN: u32 = 284;
 const LOAD: u16 = (BPF_LD | BPF_W | BPF_ABS) as u16;
 const JUMP_IF_EQUAL: u16 = (BPF_JMP | BPF_JEQ | BPF_K) as u16;
 const RETURN: u16 = (BPF_RET | BPF_K) as u16;
 const NOT_THERE: u32 = SECCOMP_RET_ERRNO | ENOSYS as u32;
 
 /// The shim's program step by step, with ALLOW in the place of USER_NOTIF.
-const PROGRAM: [sock_filter; 14] = [
+const PROGRAM: [sock_filter; 16] = [
     step(LOAD, std::mem::offset_of!(seccomp_data, arch) as u32, 0, 0),
-    step(JUMP_IF_EQUAL, NATIVE, 0, 5),
+    step(JUMP_IF_EQUAL, NATIVE, 0, 6),
     step(LOAD, std::mem::offset_of!(seccomp_data, nr) as u32, 0, 0),
-    step(JUMP_IF_EQUAL, LISTEN, 8, 0),
-    step(JUMP_IF_EQUAL, REFUSED.native[0], 8, 0),
-    step(JUMP_IF_EQUAL, REFUSED.native[1], 7, 0),
+    step(JUMP_IF_EQUAL, LISTEN, 10, 0),
+    step(JUMP_IF_EQUAL, REFUSED.native[0], 10, 0),
+    step(JUMP_IF_EQUAL, REFUSED.native[1], 9, 0),
+    step(JUMP_IF_EQUAL, REFUSED.native[2], 8, 0),
     step(RETURN, SECCOMP_RET_ALLOW, 0, 0),
     step(LOAD, std::mem::offset_of!(seccomp_data, nr) as u32, 0, 0),
-    step(JUMP_IF_EQUAL, REFUSED.foreign[0], 4, 0),
-    step(JUMP_IF_EQUAL, REFUSED.foreign[1], 3, 0),
-    step(JUMP_IF_EQUAL, REFUSED.foreign[2], 2, 0),
+    step(JUMP_IF_EQUAL, REFUSED.foreign[0], 5, 0),
+    step(JUMP_IF_EQUAL, REFUSED.foreign[1], 4, 0),
+    step(JUMP_IF_EQUAL, REFUSED.foreign[2], 3, 0),
+    step(JUMP_IF_EQUAL, FOREIGN_LISTEN, 1, 0),
     step(RETURN, SECCOMP_RET_ALLOW, 0, 0),
     step(RETURN, SECCOMP_RET_ALLOW, 0, 0),
     step(RETURN, NOT_THERE, 0, 0),

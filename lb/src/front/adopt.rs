@@ -15,6 +15,7 @@ use super::{
     steering::Steering,
 };
 use crate::{
+    cells::Cells,
     sockdiag,
     table::{SlotIndex, SteeringTable},
 };
@@ -62,6 +63,19 @@ impl Front {
         let (backlog, unready) = (config.backlog, config.unready);
         let guests = guests(&steering, address).map_err(|source| AdoptError::Io { name: "sockets".into(), source })?;
         Ok(Self { address, v6only, backlog, max_slots, unready, anchor, slots, guests, steering })
+    }
+}
+
+impl Front {
+    /// What the cells of an address are called among its descriptors.
+    pub const STATE: &str = maps::NAMES[0];
+
+    /// Before the first address is taken over or opened: keeps the room that one of a former process has in the cells.
+    /// `state` is its descriptor of the name [`Front::STATE`]; another keeps nothing.
+    pub fn reserve_cells(cells: &Cells, state: BorrowedFd<'_>) {
+        if let Ok(was) = Inheritance::read(state) {
+            was.reserve(cells);
+        }
     }
 }
 

@@ -46,9 +46,9 @@ impl Ebpf {
         cells: Option<&Arc<Cells>>,
     ) -> Result<Self, Box<dyn Error>> {
         let shape = Shape::new(max_slots, table.table_len)?;
-        let cells = take_cells(cells, shape.max_slots)?;
-        let (program, maps) = load_object(&shape, cells.as_deref(), None)?;
-        let maps = Maps::initialize(maps, shape, seed, cells)?;
+        let room = take_cells(cells, shape.max_slots)?;
+        let (program, maps) = load_object(&shape, room.as_deref(), None)?;
+        let maps = Maps::initialize(maps, shape, seed, (cells.map(|cells| &**cells), room))?;
         maps.put_table(&CompiledTable::new(table))?;
         Ok(Self { program, maps })
     }
@@ -68,9 +68,9 @@ impl Ebpf {
     ) -> Result<Self, Box<dyn Error>> {
         let max_slots = u16::try_from(from.max_slots)?;
         let shape = Shape::new(max_slots, table.table_len)?;
-        let cells = take_cells(cells, shape.max_slots)?;
-        let (program, maps) = load_object(&shape, cells.as_deref(), Some(sockets))?;
-        let maps = Maps::initialize(maps, shape, from.seed, cells)?;
+        let room = take_cells(cells, shape.max_slots)?;
+        let (program, maps) = load_object(&shape, room.as_deref(), Some(sockets))?;
+        let maps = Maps::initialize(maps, shape, from.seed, (cells.map(|cells| &**cells), room))?;
         maps.inherit(from);
         maps.put_table(&CompiledTable::new(table))?;
         Ok(Self { program, maps })

@@ -136,6 +136,7 @@ pub(super) struct Inheritance {
     pub(super) seed: Seed,
     pub(super) max_slots: u32,
     cells_id: u32,
+    cell_base: u32,
     in_service: SlotMask,
     index_of: Vec<u16>,
 }
@@ -162,9 +163,17 @@ impl Inheritance {
             seed: Seed([shared.load_u64(state::SEED), shared.load_u64(state::SEED + 8)]),
             max_slots,
             cells_id: if size == state::SIZE { shared.load_u32(state::CELLS_ID) } else { 0 },
+            cell_base: if size == state::SIZE { shared.load_u32(state::CELL_BASE) } else { NO_CELL },
             in_service: SlotMask::from_words(std::array::from_fn(|word| shared.load_u64(state::IN + word * 8))),
             index_of: index_of.collect(),
         })
+    }
+
+    /// Keeps its room in the cells, if it has any there.
+    pub(super) fn reserve(&self, cells: &Cells) {
+        if self.is_ours(Some(cells)) {
+            cells.reserve(self.cell_base, self.max_slots);
+        }
     }
 
     /// Whether its maps and its program can be gone on with as they are, in an agent with this array of cells.
@@ -179,12 +188,12 @@ impl Maps {
         fds: Vec<OwnedFd>,
         shape: Shape,
         seed: Seed,
-        cells: Option<Arc<SlotCells>>,
+        (array, cells): (Option<&Cells>, Option<Arc<SlotCells>>),
     ) -> io::Result<Self> {
         let maps = open(fds)?;
         let state = SharedMap::new(maps[0].as_fd(), state::SIZE)?;
         state.store_u32(state::CELL_BASE, cells.as_ref().map_or(NO_CELL, |cells| cells.base()));
-        state.store_u32(state::CELLS_ID, cells.as_ref().map_or(0, |cells| cells.array().id()));
+        state.store_u32(state::CELLS_ID, array.map_or(0, Cells::id));
         state.store_u64s(state::SEED, &seed.0);
         state.store_u32(state::MAX_SLOTS, shape.max_slots);
         state.store_u32(state::CPUS, shape.cpus);
@@ -236,6 +245,9 @@ impl Maps {
             Some(cells) => cells.take_again(base, shape.max_slots).map_err(io("cells"))?,
             None => None,
         };
+        if cells.is_none() {
+            state.store_u32(state::CELL_BASE, NO_CELL);
+        }
         Ok(Self { shape, maps, state, cells })
     }
 

@@ -55,6 +55,7 @@ impl Reconciler {
         }
         for (name, slot) in lost {
             tracing::warn!(group = %name, %slot, "{name}/{slot} has closed its listener");
+            self.groups.get_mut(&name).into_iter().for_each(Group::settle_hung);
             self.follow_live(&name);
         }
     }

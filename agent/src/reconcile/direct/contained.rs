@@ -5,6 +5,9 @@ use sherd_lb::sockdiag;
 
 use crate::reconcile::Reconciler;
 
+/// Sockets that are ended in one tick.
+const MAX_ENDED: usize = 256;
+
 impl Reconciler {
     /// Ends what was contained since the last look, and before this agent.
     pub(in crate::reconcile) fn end_contained(&mut self) {
@@ -16,9 +19,12 @@ impl Reconciler {
             Ok(listening) => listening,
             Err(error) => return tracing::warn!("sockets that were made to listen can't be looked for: {error}"),
         };
-        self.contained_seen = contained;
-        for listener in listening {
-            let owner = sockdiag::owner(listener.inode).map_or_else(|| "nobody".to_owned(), |owner| owner.comm);
+        // It is counted before it listens: with nothing to be seen there is another look.
+        self.contained_seen = if listening.is_empty() { self.contained_seen + 1 } else { contained };
+        for (nth, listener) in listening.into_iter().take(MAX_ENDED).enumerate() {
+            // To find whose it is costs a look at every process.
+            let owner = if nth == 0 { sockdiag::owner(listener.inode) } else { None };
+            let owner = owner.map_or_else(|| "unknown".to_owned(), |owner| owner.comm);
             match sockdiag::destroy(&listener) {
                 Ok(()) => {
                     tracing::warn!(address = %listener.address, process = owner, "a shard's connection was made to listen on the host: it was out of reach, and was ended");

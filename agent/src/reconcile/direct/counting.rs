@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -40,8 +41,15 @@ impl Reconciler {
         self.counting_direct = true;
         let outbox = self.outbox.clone();
         tokio::task::spawn_blocking(move || {
-            let count = |(key, pid, ports): (ShardKey, u32, Vec<SocketAddr>)| (key, pid, accepted_by(pid, &ports));
-            let counts = due.into_iter().map(count).collect();
+            let count = |(key, pid, ports): (ShardKey, u32, Vec<SocketAddr>)| match accepted_by(pid, &ports) {
+                Ok(open) => Some((key, pid, open)),
+                Err(error) => {
+                    // As many as before, until the kernel says.
+                    tracing::warn!(shard = %key, "its connections can't be counted: {error}");
+                    None
+                }
+            };
+            let counts = due.into_iter().filter_map(count).collect();
             // The loop has ended: nobody drains any more.
             let _ = outbox.send(Message::DirectCounted { began: now, counts });
         });
@@ -72,12 +80,17 @@ impl SlotRun {
 
 /// Connections to the addresses that a process or its descendants have open, or have yet to accept. Queues are looked at
 /// before connections, and those before whose they are: one that is accepted meanwhile is counted at one place at least.
-fn accepted_by(pid: u32, addresses: &[SocketAddr]) -> u64 {
+fn accepted_by(pid: u32, addresses: &[SocketAddr]) -> io::Result<u64> {
     let ports: BTreeSet<u16> = addresses.iter().map(SocketAddr::port).collect();
-    let listeners: Vec<_> = ports.iter().flat_map(|port| sockdiag::listeners(*port).unwrap_or_default()).collect();
-    let open: Vec<_> = ports.iter().flat_map(|port| sockdiag::connections(*port).unwrap_or_default()).collect();
+    let (mut listeners, mut open) = (Vec::new(), Vec::new());
+    for port in &ports {
+        listeners.extend(sockdiag::listeners(*port)?);
+    }
+    for port in &ports {
+        open.extend(sockdiag::connections(*port)?);
+    }
     let sockets = procfs::sockets(pid);
     let own = listeners.iter().filter(|listener| sockets.contains(&listener.inode));
     let queued: u64 = own.map(|listener| u64::from(listener.queued)).sum();
-    queued + open.iter().filter(|inode| sockets.contains(inode)).count() as u64
+    Ok(queued + open.iter().filter(|inode| sockets.contains(inode)).count() as u64)
 }

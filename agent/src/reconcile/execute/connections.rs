@@ -50,6 +50,7 @@ impl Reconciler {
         let entered = worker.set_backend(Some(backend));
         slot.direct.iter_mut().for_each(|direct| direct.serve_inner(worker, &inner_keys));
         (slot.backend, slot.reconnect) = (Some(shard.clone()), false);
+        group.settle_hung();
         self.await_worker(name, id, Step::Connect(shard), move || match entered.recv_timeout(WORKER_TIMEOUT) {
             Ok(Ok(())) => Outcome::Done,
             Ok(Err(error)) => Outcome::Worker(chain(&error)),

@@ -174,6 +174,21 @@ impl Fronts {
         missed
     }
 
+    /// Has a slot in service that is out although its shard still has the listener that it served on; whether it is one.
+    pub(in crate::reconcile) fn readmit(&mut self, slot: SlotId) -> bool {
+        let index = index_of(slot);
+        let mut is_in = false;
+        for (_, address, front) in self.open_fronts() {
+            if front.path(index) == Path::Direct && front.direct_cookie(index).is_some() {
+                match front.set_in(index, true) {
+                    Ok(()) => is_in = true,
+                    Err(error) => tracing::error!(%address, %slot, "not taken in again: {}", chain(&error)),
+                }
+            }
+        }
+        is_in
+    }
+
     /// The slot's connections, of the addresses where its shard accepts them itself.
     pub(in crate::reconcile) fn direct_counts(&self, slot: SlotId) -> Option<Counts> {
         let index = index_of(slot);

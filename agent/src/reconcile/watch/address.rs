@@ -37,29 +37,36 @@ struct SlotLooks {
     lost: LostConnections,
     queue: AcceptQueue,
     queued: u32,
-    /// What its threads had waited for a CPU, when its queue was seen to stand.
-    delay: Option<Duration>,
+    /// Its queue is to be looked at, and could not be.
+    due: bool,
+    /// What each of its threads had waited for a CPU when its queue was last seen to stand.
+    delays: BTreeMap<u32, Duration>,
 }
 
 impl SlotLooks {
     fn new(listener: Option<u64>) -> Self {
         let queue = AcceptQueue::new(StallBounds::default());
         let (counts, lost) = (Counts::default(), LostConnections::default());
-        Self { listener, counts, lost, queue, queued: 0, delay: None }
+        Self { listener, counts, lost, queue, queued: 0, due: false, delays: BTreeMap::new() }
     }
 
     /// Whether its accept queue can have anything in it.
     fn is_due(&self, counts: Counts) -> bool {
         self.listener.is_some()
-            && (counts.established != self.counts.established || self.queued > 0 || self.queue.is_hung())
+            && (self.due || counts.established != self.counts.established || self.queued > 0 || self.queue.is_hung())
     }
 
-    /// How long its threads, having work, have waited for a CPU since the last look.
+    /// How long that thread of its which waited longest, having work, has waited for a CPU since the last look. One that
+    /// accepts may be another; but where one waits there is not enough for all.
     fn starved(&mut self, pid: u32) -> Duration {
-        let Some(delay) = procfs::run_delay(pid) else { return Duration::ZERO };
-        let before = self.delay.replace(delay);
-        // Of the time before the first look nothing is known.
-        before.map_or(Duration::MAX, |before| delay.saturating_sub(before))
+        let delays = procfs::run_delays(pid);
+        let before = std::mem::replace(&mut self.delays, delays);
+        if before.is_empty() && !self.delays.is_empty() {
+            // Of the time before the first look nothing is known.
+            return Duration::MAX;
+        }
+        let waited = |(tid, delay): (&u32, &Duration)| delay.saturating_sub(*before.get(tid).unwrap_or(delay));
+        self.delays.iter().map(waited).max().unwrap_or_default()
     }
 }
 
@@ -112,7 +119,8 @@ impl Looks {
             if let Some(lost) = looks.lost.observe(now, counts.pending()) {
                 self.watched.cells.add_lost(slot.index, lost);
             }
-            due |= looks.is_due(counts);
+            looks.due = looks.is_due(counts);
+            due |= looks.due;
             moves |= counts.picked != looks.counts.picked;
             looks.counts = counts;
         }
@@ -131,16 +139,18 @@ impl Looks {
         for slot in &self.watched.slots {
             let (Some((cookie, pid)), Some(looks)) = (slot.shard, self.slots.get_mut(&slot.index)) else { continue };
             let Some(listener) = listening.iter().find(|listening| listening.cookie == cookie) else { continue };
-            looks.queued = listener.queued;
+            let established = looks.counts.established;
             let starved = match listener.queued {
                 0 => {
-                    looks.delay = None;
+                    looks.delays.clear();
                     Duration::ZERO
                 }
                 _ if is_late => Duration::MAX,
+                // Most queues move: then nobody has to be asked.
+                queued if looks.queue.moves(established, queued) => Duration::ZERO,
                 _ => looks.starved(pid),
             };
-            let established = looks.counts.established;
+            (looks.queued, looks.due) = (listener.queued, false);
             let sample = QueueSample { queued: listener.queued, established, starved };
             if let Some(finding) = looks.queue.observe(now, sample) {
                 told(found(&self.watched, slot, cookie, finding));

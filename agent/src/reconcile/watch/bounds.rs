@@ -2,17 +2,17 @@
 
 /// Beyond its share of the load, a quarter of it and this much: a few connections more or less are no reason to leave the
 /// hash.
-const SLACK: u64 = 8;
+const SLACK: u128 = 8;
 
 /// The bound of each slot (weight, load, in service), as bounded-load consistent hashing has it (Mirrokni et al., 2016).
 /// 0: none, because nobody is there to pass on to.
 pub(super) fn bounds(slots: &[(u32, u64, bool)]) -> Vec<u32> {
     let serving = || slots.iter().filter(|(weight, _, in_service)| *in_service && *weight > 0);
-    let load: u64 = serving().map(|(_, load, _)| load).sum();
-    let weights: u64 = serving().map(|(weight, ..)| u64::from(*weight)).sum();
+    let load: u128 = serving().map(|(_, load, _)| u128::from(*load)).sum();
+    let weights: u128 = serving().map(|(weight, ..)| u128::from(*weight)).sum();
     let alone = serving().count() < 2;
     let bound = |weight: u32| {
-        let share = load.saturating_mul(u64::from(weight)).div_ceil(weights.max(1));
+        let share = (load * u128::from(weight)).div_ceil(weights.max(1));
         u32::try_from(share + share / 4 + SLACK).unwrap_or(u32::MAX)
     };
     slots.iter().map(|(weight, ..)| if alone { 0 } else { bound(*weight) }).collect()
