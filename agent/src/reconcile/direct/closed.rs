@@ -39,11 +39,12 @@ impl Reconciler {
                     } else if slot.service() == Service::In {
                         (slot.service, slot.hung) = (Some(Service::Out), None);
                     }
-                    fronts.leave_direct(*id);
+                    // Only there: on other ports it may go on listening.
+                    let closed = fronts.leave_lost(*id);
                     let key = ShardKey { group: name.clone(), slot: *id };
                     if let Some(direct) = &mut slot.direct {
                         let generation = direct.generation;
-                        for graft in direct.grafts.drain(..) {
+                        for graft in direct.grafts.extract_if(.., |graft| closed.contains(&graft.container)) {
                             graft.close_inner(slot.worker.as_deref());
                             self.keeper.remove(&inner_name(&key, generation, graft.container));
                         }

@@ -201,7 +201,24 @@ impl Fronts {
         })
     }
 
-    /// Whether it did, and its listener is gone.
+    /// Where it did and its listener is gone, its worker accepts again; the container ports where that is so.
+    pub(in crate::reconcile) fn leave_lost(&mut self, slot: SlotId) -> Vec<ContainerPort> {
+        let index = index_of(slot);
+        let mut lost = Vec::new();
+        for published in &mut self.list {
+            let Ok(front) = &mut published.front else { continue };
+            if front.path(index) != Path::Direct || front.direct_cookie(index).is_some() {
+                continue;
+            }
+            if let Err(error) = front.leave_direct(index) {
+                tracing::error!(address = %published.address, %slot, "its direct listener stays in the array: {}", chain(&error));
+            }
+            lost.push(published.port.container);
+        }
+        lost
+    }
+
+    /// Whether the slot's shard has closed a listener that it served on.
     pub(in crate::reconcile) fn lost_direct(&self, slot: SlotId) -> bool {
         let index = index_of(slot);
         self.bound().any(|front| front.path(index) == Path::Direct && front.direct_cookie(index).is_none())
