@@ -189,15 +189,22 @@ impl SlotRun {
         self.hung.take_if(|hung| hung.listeners.is_empty());
     }
 
-    /// A copy of the shard's listener: where it was put, or wherever it is now (dup'ed, forked, passed on).
+    /// A copy of the shard's listener.
     fn listener(&self, listening: &sockdiag::Listening) -> Option<OwnedFd> {
-        let known = self.direct.iter().flat_map(|direct| &direct.grafts).filter_map(|graft| graft.holder());
-        let known = known.filter(|holder| holder.is_of(listening.cookie));
+        self.known_holder(listening.cookie).or_else(|| self.holder(listening))?.listener()
+    }
+
+    /// Where the shard's listener of this cookie was put, if it is there still.
+    pub(super) fn known_holder(&self, cookie: u64) -> Option<Holder> {
+        let known = self.direct.iter().flat_map(|direct| &direct.grafts).filter_map(|graft| graft.holder().copied());
+        known.filter(|holder| holder.is_of(cookie)).find(|holder| holder.listener().is_some())
+    }
+
+    /// Wherever the shard's listener is now (dup'ed, forked, passed on).
+    pub(super) fn holder(&self, listening: &sockdiag::Listening) -> Option<Holder> {
         let pid = self.live.as_ref()?.pid;
-        known.filter_map(Holder::listener).next().or_else(|| {
-            // A hostile one may have any number, and the loop waits.
-            let processes = procfs::descendants(pid).into_iter().chain([pid]).take(MAX_LOOKED_AT);
-            Holder::find(processes, listening.inode)?.listener()
-        })
+        // A hostile one may have any number, and the loop waits.
+        let processes = procfs::descendants(pid).into_iter().chain([pid]).take(MAX_LOOKED_AT);
+        Holder::find(processes, listening.inode)
     }
 }

@@ -42,8 +42,11 @@ pub(super) fn note_graft<'a>(
 ) -> Option<&'a Graft> {
     match direct.grafts.iter().position(|graft| graft.container == container) {
         // A second process of the shard: its own socket ends here, the first one's is the inner door.
+        // It may end at once, so the first one stays the way to the listener for as long as it has it.
         Some(at) if direct.grafts[at].shares(&grafted) => {
-            direct.grafts[at].holder = Some(grafted.holder);
+            if direct.grafts[at].holder().and_then(Holder::listener).is_none() {
+                direct.grafts[at].holder = Some(grafted.holder);
+            }
             None
         }
         // A former agent kept it, and was killed before it could answer the program.

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use sherd_lb::graft::{Holder, Listener, Report, State, Trapped, Verdict};
+use sherd_lb::{
+    graft::{Listener, Report, State, Trapped, Verdict},
+    sockdiag,
+};
 use tokio::sync::mpsc;
 
 use super::{Generation, held::original_name};
@@ -97,8 +100,7 @@ impl Reconciler {
         };
         let direct = group.slots.get(&key.slot).and_then(|slot| slot.direct.as_ref());
         let Some(direct) = direct.filter(|direct| direct.generation == generation) else { return leave };
-        let graft = direct.grafts.iter().find(|graft| graft.container == container);
-        let held = graft.and_then(super::Graft::holder).and_then(Holder::listener);
+        let has_graft = direct.grafts.iter().any(|graft| graft.container == container);
         let family = ProgramFamily::of(call.address, call.v6only);
         if call.address.ip().is_loopback() && !port.loopback {
             return Err("it listens on loopback only".to_owned());
@@ -112,10 +114,27 @@ impl Reconciler {
         if present == Some(call.cookie) {
             return Ok(Decision::Now(Verdict::Ours));
         }
-        if let Some(listener) = held.filter(|_| present.is_some()) {
-            return Ok(Decision::Now(Verdict::Share(listener)));
-        }
-        Ok(Decision::Graft(address))
+        // Another listener would take this one's place in the slot, while its process goes on waiting for connections.
+        let shared = present.filter(|_| has_graft).and_then(|cookie| self.share(key, container, address, cookie));
+        Ok(shared.map_or(Decision::Graft(address), |listener| Decision::Now(Verdict::Share(listener))))
+    }
+
+    /// The slot's listener of this cookie, from whoever of the shard has it.
+    fn share(
+        &mut self,
+        key: &ShardKey,
+        container: ContainerPort,
+        published: SocketAddr,
+        cookie: u64,
+    ) -> Option<OwnedFd> {
+        let slot = self.groups.get_mut(&key.group)?.slots.get_mut(&key.slot)?;
+        let holder = slot.known_holder(cookie).or_else(|| {
+            let listening = sockdiag::listeners(published.port()).ok()?;
+            slot.holder(listening.iter().find(|listening| listening.cookie == cookie)?)
+        })?;
+        let graft = slot.direct.as_mut()?.grafts.iter_mut().find(|graft| graft.container == container)?;
+        graft.holder = Some(holder);
+        holder.listener()
     }
 
     /// Has a listener made, off the loop; the broker waits for it.
