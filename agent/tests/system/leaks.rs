@@ -8,7 +8,7 @@ use sherd_testkit::{Need, eventually, in_new_netns, needs};
 use crate::world::{World, demo_spec, scaled, signal};
 
 /// What the agent holds, by kind.
-fn holdings(pid: u32) -> BTreeMap<&'static str, usize> {
+pub(crate) fn holdings(pid: u32) -> BTreeMap<&'static str, usize> {
     let count = |directory: &str| fs::read_dir(format!("/proc/{pid}/{directory}")).map_or(0, Iterator::count);
     BTreeMap::from([("threads", count("task")), ("descriptors", count("fd"))])
 }

@@ -10,6 +10,7 @@ mod direct;
 mod direct_changes;
 mod direct_kills;
 mod explaining;
+mod hostile;
 mod hung;
 mod images;
 mod kills;

@@ -32,7 +32,12 @@ impl Connection {
 
     /// One request; the body of the answer.
     pub(crate) fn get(&mut self) -> io::Result<String> {
-        self.reader.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")?;
+        self.get_at("/")
+    }
+
+    /// One request of this path; the body of the answer.
+    pub(crate) fn get_at(&mut self, path: &str) -> io::Result<String> {
+        self.reader.get_mut().write_all(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes())?;
         let mut length = None;
         let mut line = String::new();
         loop {
