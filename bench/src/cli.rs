@@ -15,6 +15,7 @@ use sherd_bench::{contestant, keeper, measure::cpus, shard::Announcement};
 mod comparison;
 mod direct;
 mod relay;
+mod trial;
 
 /// Measures sherd side by side with what else could stand in front of a service.
 ///
@@ -32,6 +33,8 @@ struct Cli {
 enum Command {
     Relay(Box<relay::Relay>),
     Direct(Box<direct::Direct>),
+    Stall(Box<trial::Stall>),
+    Failover(Box<trial::Failover>),
     Install(Install),
     #[command(hide = true)]
     Shard(Shard),
@@ -95,6 +98,8 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Relay(relay) => relay.run(),
         Command::Direct(direct) => direct.run(),
+        Command::Stall(stall) => stall.run(),
+        Command::Failover(failover) => failover.run(),
         Command::Install(install) => install.run(),
         Command::Shard(shard) => shard.run(),
         Command::Keep(keep) => keeper::keep(&keep.arguments).context("the run cannot be kept"),

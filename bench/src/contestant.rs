@@ -17,9 +17,10 @@ pub use self::{
     direct::Direct,
     engine::{Engine, Network, sweep},
     fronted::Fronted,
-    group::{Group, GroupPath},
+    group::{Group, GroupLaunch, GroupPath, Trial},
     image::{Image, Server, ServerError},
     install::{InstallError, default_peers, install},
+    metrics::MetricsError,
     peer::Peer,
     shards::Shards,
     sherd::Sherd,
@@ -38,6 +39,7 @@ mod group;
 pub mod haproxy;
 mod image;
 mod install;
+mod metrics;
 pub mod nginx;
 mod peer;
 mod shards;

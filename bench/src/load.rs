@@ -27,6 +27,7 @@ pub use self::{
     fetch::{FetchError, fetch},
     idle::{IdleConnections, IdleError},
     series::{Moment, repeat_connections, repeat_requests},
+    visits::{Visit, VisitPlan, Visits},
 };
 use crate::interrupt::Interrupt;
 
@@ -36,6 +37,7 @@ mod fetch;
 mod http;
 mod idle;
 mod series;
+mod visits;
 mod window;
 mod worker;
 

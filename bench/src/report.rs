@@ -3,21 +3,27 @@
 use std::{
     env,
     error::Error,
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
 };
 
 use serde::Serialize;
 
-pub use self::{date::utc, progress::Progress, table::Table};
+pub use self::{
+    date::utc,
+    findings::{Findings, Series},
+    progress::Progress,
+    table::Table,
+};
 use crate::{
-    analysis::{Analysis, Evidence},
+    analysis::{Analysis, Evidence, Verdict, VerdictWord},
     contestant::Facts,
     measure::HostFacts,
     sample::Sample,
 };
 
 mod date;
+mod findings;
 mod progress;
 mod table;
 
@@ -130,17 +136,33 @@ pub struct WriteError {
     source: io::Error,
 }
 
-impl Report {
+/// What a run leaves, whatever it was about.
+pub trait Document: Serialize {
+    /// To be read in a terminal.
+    fn text(&self) -> String;
+
     /// Writes `NAME.json` and `NAME.txt` into `directory`, each whole or not at all; gives the JSON's path.
-    pub fn write(&self, directory: &Path, name: &str) -> Result<PathBuf, WriteError> {
+    fn write(&self, directory: &Path, name: &str) -> Result<PathBuf, WriteError> {
         let json = directory.join(format!("{name}.json"));
         let text = directory.join(format!("{name}.txt"));
         fs::create_dir_all(directory).map_err(|source| WriteError { path: directory.to_owned(), source })?;
         let values = serde_json::to_string_pretty(self)
             .map_err(|error| WriteError { path: json.clone(), source: error.into() })?;
         write_whole(&json, &portable(&values))?;
-        write_whole(&text, &portable(&Table(self).to_string()))?;
+        write_whole(&text, &portable(&self.text()))?;
         Ok(json)
+    }
+}
+
+impl Document for Report {
+    fn text(&self) -> String {
+        Table(self).to_string()
+    }
+}
+
+impl Document for Findings {
+    fn text(&self) -> String {
+        self.to_string()
     }
 }
 
@@ -162,4 +184,19 @@ fn write_whole(path: &Path, text: &str) -> Result<(), WriteError> {
     fs::write(&partial, text)
         .and_then(|()| fs::rename(&partial, path))
         .map_err(|source| WriteError { path: path.to_owned(), source })
+}
+
+/// One line for each target.
+fn show_verdicts(f: &mut fmt::Formatter<'_>, verdicts: &[Verdict]) -> fmt::Result {
+    for verdict in verdicts {
+        write!(f, "{:<10} {}", verdict.word, verdict.target)?;
+        if !verdict.found.is_empty() {
+            write!(f, ": {}", verdict.found)?;
+        }
+        if let (VerdictWord::Undecided, Some(because)) = (verdict.word, &verdict.because) {
+            write!(f, " ({because})")?;
+        }
+        writeln!(f)?;
+    }
+    Ok(())
 }

@@ -15,8 +15,11 @@ use crate::{
 
 pub mod direct;
 mod error;
+pub mod failover;
 pub mod relay;
 mod rounds;
+pub mod stall;
+pub mod trial;
 
 /// What makes one scenario another.
 struct Scenario {

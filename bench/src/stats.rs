@@ -42,6 +42,14 @@ pub fn median(values: &[f64]) -> Option<f64> {
     median_of_sorted(&sorted)
 }
 
+/// The value that `share` of `values` don't exceed (nearest rank). None without values.
+pub fn quantile(values: &[f64], share: f64) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied()
+}
+
 /// The ratio of the first to the second of each pair. Pairs that have no ratio (zero, negative, not a number) are
 /// left out; None when none is left. The same `seed` gives the same interval.
 pub fn ratio(pairs: &[(f64, f64)], seed: u64) -> Option<Estimate> {
@@ -96,6 +104,15 @@ mod tests {
         {
             assert_eq!(median(&values), expected, "median of {values:?}");
         }
+    }
+
+    #[test]
+    fn quantiles_by_hand() {
+        let hundred: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        for (share, expected) in [(0.0, 1.0), (0.5, 50.0), (0.99, 99.0), (0.991, 100.0), (1.0, 100.0)] {
+            assert_eq!(quantile(&hundred, share), Some(expected), "{share}");
+        }
+        assert_eq!((quantile(&[], 0.5), quantile(&[7.0], 0.99)), (None, Some(7.0)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use sherd_bench::{
     interrupt::Interrupt,
     keeper,
     measure::{allowed_cpus, cpus},
-    report::{Origin, Progress, Report, Settings, Table, utc},
+    report::{Document, Origin, Progress, Report, Settings, utc},
 };
 
 /// Below this many CPUs, load and contestants share all of them.
@@ -72,25 +72,12 @@ impl Comparison {
         name: &str,
         compare: impl FnOnce(&Path, &mut Progress, &Interrupt) -> Result<Report, E>,
     ) -> anyhow::Result<ExitCode> {
-        let Some(scratch) = keeper::become_worker().context("the run cannot be kept")? else {
-            return keeper::guard(&super::own_arguments()).context("the run cannot be kept");
-        };
-        let interrupt = Interrupt::on_signals().context("signals cannot be taken")?;
-        let started = SystemTime::now();
-        let mut progress = Progress::on_standard_error();
-        let report = compare(&scratch, &mut progress, &interrupt);
-        progress.clear();
-        let report = report?;
-        print!("{}", Table(&report));
-        let name = format!("{name}-{}", utc(started).replace([':', '-'], ""));
-        let path = report.write(&self.output, &name)?;
-        println!("\nevery sample: {}", path.display());
-        Ok(ExitCode::SUCCESS)
+        run_kept(name, &self.output, compare)
     }
 
     /// The checked options, without bulk load and idle connections.
     pub(super) fn settings(&self) -> anyhow::Result<Settings> {
-        let (cpus, load_cpus) = self.cpus()?;
+        let (cpus, load_cpus) = choose_cpus(self.cpus.as_deref(), self.load_cpus.as_deref())?;
         let (pairs, duration, warm_up) = if self.quick { (5, 0.25, 0.08) } else { (12, 1.5, 0.3) };
         let settings = Settings {
             pairs: self.pairs.unwrap_or(pairs),
@@ -116,20 +103,43 @@ impl Comparison {
     pub(super) fn sherd(&self) -> Option<PathBuf> {
         self.sherd.clone().or_else(sherd_beside_us)
     }
+}
 
-    fn cpus(&self) -> anyhow::Result<(Vec<usize>, Vec<usize>)> {
-        let all = allowed_cpus().context("this process's CPUs cannot be read")?;
-        let (lower, upper) = if all.len() < CPUS_TO_SEPARATE { (&*all, &*all) } else { all.split_at(all.len() / 2) };
-        let choose = |given: &Option<String>, default: &[usize]| -> anyhow::Result<Vec<usize>> {
-            let Some(list) = given else { return Ok(default.to_vec()) };
-            let chosen = cpus::parse_list(list)?;
-            match chosen.iter().find(|cpu| !all.contains(cpu)) {
-                Some(cpu) => anyhow::bail!("CPU {cpu} is not one that this process may use: {}", cpus::list(&all)),
-                None => Ok(chosen),
-            }
-        };
-        Ok((choose(&self.cpus, lower)?, choose(&self.load_cpus, upper)?))
-    }
+/// Runs `measure` under a keeper, prints what it leaves and writes it into `output` as `NAME-DATE`.
+pub(super) fn run_kept<D: Document, E: std::error::Error + Send + Sync + 'static>(
+    name: &str,
+    output: &Path,
+    measure: impl FnOnce(&Path, &mut Progress, &Interrupt) -> Result<D, E>,
+) -> anyhow::Result<ExitCode> {
+    let Some(scratch) = keeper::become_worker().context("the run cannot be kept")? else {
+        return keeper::guard(&super::own_arguments()).context("the run cannot be kept");
+    };
+    let interrupt = Interrupt::on_signals().context("signals cannot be taken")?;
+    let started = SystemTime::now();
+    let mut progress = Progress::on_standard_error();
+    let document = measure(&scratch, &mut progress, &interrupt);
+    progress.clear();
+    let document = document?;
+    print!("{}", document.text());
+    let name = format!("{name}-{}", utc(started).replace([':', '-'], ""));
+    let path = document.write(output, &name)?;
+    println!("\nevery sample: {}", path.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// CPUs of contestants and shards, and of the load.
+pub(super) fn choose_cpus(cpus: Option<&str>, load_cpus: Option<&str>) -> anyhow::Result<(Vec<usize>, Vec<usize>)> {
+    let all = allowed_cpus().context("this process's CPUs cannot be read")?;
+    let (lower, upper) = if all.len() < CPUS_TO_SEPARATE { (&*all, &*all) } else { all.split_at(all.len() / 2) };
+    let choose = |given: Option<&str>, default: &[usize]| -> anyhow::Result<Vec<usize>> {
+        let Some(list) = given else { return Ok(default.to_vec()) };
+        let chosen = cpus::parse_list(list)?;
+        match chosen.iter().find(|cpu| !all.contains(cpu)) {
+            Some(cpu) => anyhow::bail!("CPU {cpu} is not one that this process may use: {}", cpus::list(&all)),
+            None => Ok(chosen),
+        }
+    };
+    Ok((choose(cpus, lower)?, choose(load_cpus, upper)?))
 }
 
 /// Contestants have another working directory; a name without a slash is looked for on the PATH, wherever that is.
@@ -167,7 +177,7 @@ pub(super) fn check_names<'a>(names: impl Iterator<Item = &'a str>) -> anyhow::R
     Ok(())
 }
 
-fn sherd_beside_us() -> Option<PathBuf> {
+pub(super) fn sherd_beside_us() -> Option<PathBuf> {
     let sherd = env::current_exe().ok()?.with_file_name("sherd");
     sherd.is_file().then_some(sherd)
 }

@@ -4,6 +4,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -42,6 +43,8 @@ pub(super) struct AgentLaunch<'a> {
     pub(super) instance: &'a str,
     /// The socket of its container engine.
     pub(super) docker: Option<&'a Path>,
+    /// Where it serves metrics.
+    pub(super) metrics: Option<SocketAddr>,
     /// For its directories; nobody else's.
     pub(super) directory: PathBuf,
 }
@@ -149,6 +152,7 @@ fn version(program: &Path) -> io::Result<String> {
 fn arguments(launch: &AgentLaunch<'_>, run_dir: &Path) -> Vec<OsString> {
     let state_dir = launch.directory.join("state");
     let docker = launch.docker.map_or_else(|| "off".into(), |socket| format!("unix://{}", socket.display()));
+    let metrics = launch.metrics.map_or_else(|| "off".to_owned(), |address| address.to_string());
     let words: [&OsStr; 15] = [
         "--run-dir".as_ref(),
         run_dir.as_ref(),
@@ -160,7 +164,7 @@ fn arguments(launch: &AgentLaunch<'_>, run_dir: &Path) -> Vec<OsString> {
         "--reserved-cpus".as_ref(),
         "none".as_ref(),
         "--metrics".as_ref(),
-        "off".as_ref(),
+        metrics.as_ref(),
         "--docker".as_ref(),
         docker.as_ref(),
         "--log-format".as_ref(),

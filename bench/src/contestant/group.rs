@@ -10,6 +10,7 @@ use super::{
     agent::{Agent, AgentLaunch, GROUP},
     containers::Ground,
     free_address,
+    metrics::{Metrics, MetricsError},
 };
 use crate::{keeper::descendants, load::fetch, measure::cpus};
 
@@ -42,37 +43,60 @@ impl GroupPath {
     }
 }
 
+/// How to start a group.
+#[derive(Debug, Clone, Copy)]
+pub struct GroupLaunch<'a> {
+    /// How bytes reach it.
+    pub path: GroupPath,
+    /// The `sherd` program, where there is one.
+    pub program: Option<&'a Path>,
+    /// For the agent's files.
+    pub scratch: &'a Path,
+    /// What its containers are made with.
+    pub ground: Ground<'a>,
+    /// What each slot must be able to hold.
+    pub connections: usize,
+    /// For trials: the agent serves metrics, and shards are started again soon.
+    pub trial: Option<Trial>,
+}
+
+/// What a trial wants of a group that a comparison leaves out.
+#[derive(Debug, Clone, Copy)]
+pub struct Trial {
+    /// How the published port is steered.
+    pub policy: &'static str,
+}
+
 /// A running group; dropping it stops it and ends its agent.
 #[derive(Debug)]
 pub struct Group {
+    path: GroupPath,
     facts: Facts,
     addresses: [SocketAddr; 1],
     shards: Vec<Pid>,
+    metrics: Option<Metrics>,
     agent: Agent,
 }
 
 impl Group {
-    /// Starts an agent and one container on each CPU. `connections` is what each slot must be able to hold.
-    pub fn start(
-        path: GroupPath,
-        program: Option<&Path>,
-        scratch: &Path,
-        ground: Ground<'_>,
-        connections: usize,
-    ) -> Result<Self, StartError> {
+    /// Starts an agent and one container on each CPU.
+    pub fn start(launch: GroupLaunch<'_>) -> Result<Self, StartError> {
+        let GroupLaunch { path, program, scratch, ground, trial, .. } = launch;
         let name = path.name();
         let fail = |source| StartError::Failed { name: name.into(), action: "be given a port".into(), source };
         // Below the run's name: whoever sweeps up after it finds what bears this.
         let instance = format!("{}-{}", ground.engine.run_name(), path.word());
+        let metrics = trial.map(|_| free_address()).transpose().map_err(fail)?;
         let mut agent = Agent::start(AgentLaunch {
             name,
             program,
             instance: &instance,
             docker: Some(ground.engine.socket()),
+            metrics,
             directory: scratch.join(name),
         })?;
         let address = free_address().map_err(fail)?;
-        let text = specification(path, ground, address, connections);
+        let text = specification(&launch, address);
         agent.apply(&text)?;
         let slots = agent.wait_until("its slots were ready", GROUP_DEADLINE, |client| {
             client.slots().ok().filter(|slots| slots.len() == ground.cpus.len() && slots.iter().all(is_ready))
@@ -85,12 +109,36 @@ impl Group {
             program: Some(agent.program().to_owned()),
             configuration: text,
         };
-        Ok(Self { facts, addresses: [address], shards: slots.iter().filter_map(pid).collect(), agent })
+        let shards = slots.iter().filter_map(pid).collect();
+        Ok(Self { path, facts, addresses: [address], shards, metrics: metrics.map(Metrics::at), agent })
     }
 
-    /// The containers' first processes.
+    /// The containers' first processes, by slot.
     pub fn shards(&self) -> &[Pid] {
         &self.shards
+    }
+
+    /// The agent's own process.
+    pub fn agent(&self) -> Pid {
+        self.agent.pid()
+    }
+
+    /// A metric's value for each slot; of a group for a trial.
+    pub fn metric(&self, name: &str) -> Result<Vec<f64>, MetricsError> {
+        let metrics = self.metrics.as_ref().ok_or(MetricsError::Off)?;
+        (0..self.shards.len()).map(|slot| metrics.of_slot(name, slot)).collect()
+    }
+
+    /// Waits until every slot serves on its path, none of them with `former` as its process.
+    pub fn wait_until_whole(&mut self, former: Option<Pid>) -> Result<(), StartError> {
+        let count = self.shards.len();
+        let slots = self.agent.wait_until("all its slots were ready again", GROUP_DEADLINE, |client| {
+            let slots = client.slots().ok().filter(|slots| slots.len() == count && slots.iter().all(is_ready))?;
+            slots.iter().all(|slot| pid(slot) != former).then_some(slots)
+        })?;
+        check_path(self.path, &slots)?;
+        self.shards = slots.iter().filter_map(pid).collect();
+        Ok(())
     }
 }
 
@@ -130,8 +178,9 @@ fn check_path(path: GroupPath, slots: &[Value]) -> Result<(), StartError> {
     })
 }
 
-fn specification(path: GroupPath, ground: Ground<'_>, address: SocketAddr, connections: usize) -> String {
+fn specification(launch: &GroupLaunch<'_>, address: SocketAddr) -> String {
     const PORT: u16 = 80;
+    let GroupLaunch { path, ground, connections, trial, .. } = launch;
     let listens = SocketAddr::from(([0, 0, 0, 0], PORT));
     let command = match path {
         GroupPath::Direct => ground.image.command(listens),
@@ -140,12 +189,15 @@ fn specification(path: GroupPath, ground: Ground<'_>, address: SocketAddr, conne
     };
     // A TOML basic string is written as a JSON string is.
     let command = serde_json::to_string(&command).expect("texts are JSON");
+    let policy = trial.map(|trial| format!("policy = \"{}\"\n", trial.policy)).unwrap_or_default();
+    // A shard that a trial ends is wanted back at once.
+    let backoff = if trial.is_some() { "\n[backoff]\nfirst = \"50ms\"\nmax = \"100ms\"\n" } else { "" };
     format!(
         "name = \"{GROUP}\"\npath = \"{path}\"\ndrain = \"1s\"\nstop_grace = \"1s\"\n\n\
          [layout]\nunit = \"pu\"\nshards = {count}\ncpus = \"{cpus}\"\n\n\
          [container]\nimage = \"{image}\"\ncommand = {command}\n\n\
-         [[ports]]\npublish = \"{address}:{PORT}\"\n\n\
-         [relay]\nmax_connections = {connections}\n",
+         [[ports]]\npublish = \"{address}:{PORT}\"\n{policy}\n\
+         [relay]\nmax_connections = {connections}\n{backoff}",
         path = path.word(),
         count = ground.cpus.len(),
         cpus = cpus::list(ground.cpus),

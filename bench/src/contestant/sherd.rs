@@ -37,8 +37,14 @@ impl Sherd {
         let fail = |source| StartError::Failed { name: NAME.into(), action: "be given its files".into(), source };
         let instance = format!("bench-{}", std::process::id());
         let directory = scratch.join(NAME);
-        let mut agent =
-            Agent::start(AgentLaunch { name: NAME, program, instance: &instance, docker: None, directory })?;
+        let mut agent = Agent::start(AgentLaunch {
+            name: NAME,
+            program,
+            instance: &instance,
+            docker: None,
+            metrics: None,
+            directory,
+        })?;
         let address = free_address().map_err(fail)?;
         let announced = scratch.join("sherd-shards");
         fs::create_dir(&announced).map_err(fail)?;

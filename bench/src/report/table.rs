@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::Report;
 use crate::{
-    analysis::{Ratio, VerdictWord},
+    analysis::Ratio,
     sample::{IdleMemory, SystemCalls},
 };
 
@@ -22,7 +22,7 @@ impl fmt::Display for Table<'_> {
         self.medians(f)?;
         self.ratios(f)?;
         self.remarks(f)?;
-        self.verdicts(f)
+        super::show_verdicts(f, &self.0.analysis.verdicts)
     }
 }
 
@@ -171,20 +171,6 @@ impl Table<'_> {
         }
         Ok(())
     }
-
-    fn verdicts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for verdict in &self.0.analysis.verdicts {
-            write!(f, "{:<10} {}", verdict.word, verdict.target)?;
-            if !verdict.found.is_empty() {
-                write!(f, ": {}", verdict.found)?;
-            }
-            if let (VerdictWord::Undecided, Some(because)) = (verdict.word, &verdict.because) {
-                write!(f, " ({because})")?;
-            }
-            writeln!(f)?;
-        }
-        Ok(())
-    }
 }
 
 fn interval(ratio: &Ratio) -> String {
@@ -193,7 +179,7 @@ fn interval(ratio: &Ratio) -> String {
 }
 
 /// Three or more significant digits.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     match value.abs() {
         100.0.. => format!("{value:.0}"),
         10.0.. => format!("{value:.1}"),

@@ -1,9 +1,11 @@
 //! Why a comparison ended without a report.
 
-use std::io;
+use std::{io, time::Duration};
+
+use nix::unistd::Pid;
 
 use crate::{
-    contestant::StartError,
+    contestant::{MetricsError, StartError},
     load::{FetchError, IdleError, LoadError},
     measure::ProcessError,
     report::Missing,
@@ -84,6 +86,27 @@ pub enum ComparisonError {
         contestant: String,
         /// Why.
         source: ProcessError,
+    },
+    /// A metric that a trial stands on is not there.
+    #[error("the agent cannot be asked")]
+    Metrics(#[from] MetricsError),
+    /// A process could not be stopped, continued or killed.
+    #[error("process {pid} cannot {action}")]
+    Signal {
+        /// Which.
+        pid: Pid,
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Something did not come about.
+    #[error("{what} was waited for in vain, for {deadline:?}")]
+    InVain {
+        /// What.
+        what: &'static str,
+        /// How long.
+        deadline: Duration,
     },
     /// The host doesn't tell what it should.
     #[error("the host cannot be read")]

@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     contestant::{
-        Bare, Containers, Contestant, Engine, Fronted, Ground, Group, GroupPath, Image, Network, Site, StartError,
+        Bare, Containers, Contestant, Engine, Fronted, Ground, Group, GroupLaunch, GroupPath, Image, Network, Site,
+        StartError,
         haproxy::{self, Variant},
     },
     interrupt::Interrupt,
@@ -140,8 +141,14 @@ impl Start<'_> {
     }
 
     fn group(&self, path: GroupPath) -> Result<Started, StartError> {
-        let sherd = self.options.sherd.as_deref();
-        let group = Group::start(path, sherd, self.scratch, self.ground, self.connections())?;
+        let group = Group::start(GroupLaunch {
+            path,
+            program: self.options.sherd.as_deref(),
+            scratch: self.scratch,
+            ground: self.ground,
+            connections: self.connections(),
+            trial: None,
+        })?;
         let shards = group.shards().to_vec();
         Ok((Box::new(group), shards))
     }

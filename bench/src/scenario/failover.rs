@@ -1,0 +1,154 @@
+//! `sherd-bench failover`: shards that are killed under load, with the agent there and not there; owns the order of things
+//! and leaves nothing running.
+//!
+//! All of it is seen from the clients' side: a connection that fails was steered to the shard that died.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use super::{
+    ComparisonError,
+    trial::{Bystanders, Field, Stopped, TrialOptions, at_most, millis, signals::kill_at_once},
+};
+use crate::{
+    interrupt::Interrupt,
+    load::{Outcome, Visit, Visits},
+    report::{Findings, Progress, Series},
+};
+
+const BEFORE: Duration = Duration::from_millis(500);
+const AFTER: Duration = Duration::from_millis(700);
+/// From the kill to the begin of the last connection that fails.
+const OVER_WITHIN_MILLIS: f64 = 1.0;
+
+/// What a run is told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What every trial is told.
+    pub trial: TrialOptions,
+    /// How many shards are killed with the agent there, and as many without.
+    pub kills: usize,
+    /// How long the maximum is looked for.
+    pub calibrate: Duration,
+}
+
+/// Who is there when a shard dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Agent {
+    Alive,
+    Stopped,
+}
+
+/// What one death did.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Death {
+    /// From the kill to the begin of the last that failed; zero if all of them had begun before.
+    over: Duration,
+    failed: usize,
+    /// Of these, those that began after the kill.
+    failed_after: usize,
+    /// The longest that began after the kill and was answered.
+    slowest: Duration,
+}
+
+/// Runs it and reports.
+pub fn run(
+    options: &Options,
+    scratch: &Path,
+    progress: &mut Progress,
+    interrupt: &Interrupt,
+) -> Result<Findings, ComparisonError> {
+    let mut field = Field::start(&options.trial, "connection", scratch, progress, interrupt)?;
+    let maximum = field.saturate(options.calibrate)?;
+    let mut remarks = vec![format!("half load is {:.0} connections/s", maximum.requests_per_second() / 2.0)];
+    remarks.push("times count from the call of kill(2), not from the death that it brings about".into());
+    let (mut series, mut verdicts, mut foreign) = (Vec::new(), Vec::new(), Vec::new());
+    for (agent, words) in [(Agent::Alive, "agent alive"), (Agent::Stopped, "agent stopped")] {
+        progress.restart();
+        let mut deaths = Vec::new();
+        for kill in 0..options.kills {
+            progress.step(kill, options.kills, words);
+            let (death, used) = kill_one(&mut field, &maximum, agent, kill % options.trial.cpus.len())?;
+            deaths.push(death);
+            foreign.push(used);
+        }
+        let of = |title: &str, value: fn(&Death) -> f64| {
+            Series::new(format!("{title}, {words}"), deaths.iter().map(value).collect())
+        };
+        let over = of("ms from the kill to the last connection that failed", |death| millis(death.over));
+        let target = format!("ms to the last connection that fails, {words}, all of them");
+        verdicts.push(at_most(&target, &over, 1.0, OVER_WITHIN_MILLIS, &foreign));
+        series.extend([
+            over,
+            of("connections that failed", |death| death.failed as f64),
+            of("  of these begun after the kill", |death| death.failed_after as f64),
+            of("ms of the slowest begun after the kill", |death| millis(death.slowest)),
+        ]);
+    }
+    series.push(Series::new("% of the CPU time used by others before", foreign));
+    field.report("failover", series, remarks, verdicts)
+}
+
+/// Gives the percentage of CPU time that others used before, too.
+fn kill_one(
+    field: &mut Field<'_>,
+    maximum: &Outcome,
+    agent: Agent,
+    slot: usize,
+) -> Result<(Death, f64), ComparisonError> {
+    let shard = field.group.shards()[slot];
+    let stopped = (agent == Agent::Stopped).then(|| Stopped::stop(field.group.agent())).transpose()?;
+    let visits = Visits::start(&field.half_load(maximum));
+    let others = Bystanders::of(field.processes())?;
+    field.pause(BEFORE)?;
+    let foreign = others.percent()?;
+    let killed_at = Instant::now();
+    kill_at_once(shard)?;
+    field.pause(AFTER)?;
+    let visits = visits.finish().map_err(|source| field.load_error(source))?;
+    drop(stopped);
+    field.group.wait_until_whole(Some(shard))?;
+    Ok((Death::of(&visits, killed_at), foreign))
+}
+
+impl Death {
+    fn of(visits: &[Visit], killed_at: Instant) -> Self {
+        let failed: Vec<&Visit> = visits.iter().filter(|visit| visit.failure.is_some()).collect();
+        let last = failed.iter().map(|visit| visit.began).max();
+        let answered = visits.iter().filter(|visit| visit.failure.is_none() && visit.began >= killed_at);
+        Self {
+            over: last.map_or(Duration::ZERO, |last| last.saturating_duration_since(killed_at)),
+            failed: failed.len(),
+            failed_after: failed.iter().filter(|visit| visit.began >= killed_at).count(),
+            slowest: answered.map(|visit| visit.ended - visit.began).max().unwrap_or_default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_death_is_over_with_the_last_that_fails() {
+        let start = Instant::now();
+        let at = |millis: u64| start + Duration::from_millis(millis);
+        let visit = |(began, ended, fails): (u64, u64, bool)| Visit {
+            began: at(began),
+            ended: at(ended),
+            failure: fails.then(|| "reset".to_owned()),
+        };
+        let check = |visits: &[(u64, u64, bool)], expected: Death| {
+            let visits: Vec<Visit> = visits.iter().copied().map(visit).collect();
+            assert_eq!(Death::of(&visits, at(100)), expected, "{visits:?}");
+        };
+        let slowest = Duration::from_millis(7);
+        check(&[(90, 200, false), (101, 108, false)], Death { slowest, ..Death::default() });
+        check(&[(99, 101, true), (101, 108, false)], Death { failed: 1, slowest, ..Death::default() });
+        let over = Duration::from_millis(3);
+        let both = Death { over, failed: 2, failed_after: 1, slowest };
+        check(&[(99, 101, true), (103, 104, true), (104, 111, false)], both);
+    }
+}
