@@ -8,3 +8,5 @@ cargo test --workspace --locked --release --no-fail-fast -- --test-threads=1 --n
 cargo build --workspace --locked --release
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" relay
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" direct
+"${CARGO_TARGET_DIR:-target}/release/sherd-bench" stall
+"${CARGO_TARGET_DIR:-target}/release/sherd-bench" failover

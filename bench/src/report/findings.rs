@@ -53,7 +53,7 @@ impl Series {
     }
 }
 
-const TITLE: usize = 62;
+const TITLE: usize = 72;
 
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
