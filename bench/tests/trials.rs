@@ -26,7 +26,11 @@ fn alone() -> MutexGuard<'static, ()> {
 /// A shard that is stopped or killed needs another beside it.
 fn is_there(test: &str) -> bool {
     let needed = [Need::Root, Need::Bpf, Need::Docker, Need::Program("docker"), Need::Program("ldd")];
-    needs(test, &needed) && allowed_cpus().expect("readable").len() >= 2
+    let enough = allowed_cpus().expect("readable").len() >= 2;
+    if !enough {
+        eprintln!("SKIPPED {test}: it needs two CPUs");
+    }
+    enough && needs(test, &needed)
 }
 
 fn trial(directory: &Path, arguments: &[&str]) -> Command {
