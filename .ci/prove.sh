@@ -10,3 +10,4 @@ cargo build --workspace --locked --release
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" direct
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" stall
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" failover
+cargo run --locked --release --package sherd-lb --example steer_cost
