@@ -34,6 +34,11 @@ const REFUSED: Refused = Refused { foreign: [294, 294, 425], native: [u32::MAX; 
 #[cfg(target_arch = "x86_64")]
 const X32: u32 = 0x4000_0000;
 
+#[cfg(target_arch = "x86_64")]
+const FOREIGN_LISTEN: u32 = 363;
+#[cfg(target_arch = "aarch64")]
+const FOREIGN_LISTEN: u32 = 284;
+
 struct Refused {
     foreign: [u32; 3],
     native: [u32; 3],
