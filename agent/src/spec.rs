@@ -70,8 +70,22 @@ impl GroupSpec {
     /// Whether its shards start behind the shim (see [`crate::shim`]), as the direct path needs them to. Who publishes
     /// nothing has nothing to be accepted.
     pub fn is_behind_shim(&self) -> bool {
+        self.could_be_direct() && !self.may_administer_network()
+    }
+
+    /// Whether it is relayed only because its containers administer networks: a listener's is the host's, and what
+    /// ioctl(2) does there no guard sees (SIOCSIFMTU on a listener, tried on 6.18).
+    pub fn is_too_capable(&self) -> bool {
+        self.could_be_direct() && self.may_administer_network()
+    }
+
+    fn could_be_direct(&self) -> bool {
         let container = matches!(self.runtime, RuntimeSpec::Docker(_));
         container && self.path != PathChoice::Relay && !self.ports.is_empty()
+    }
+
+    fn may_administer_network(&self) -> bool {
+        matches!(&self.runtime, RuntimeSpec::Docker(container) if container.may_administer_network())
     }
 
     /// Identifies everything that a running shard can only get by a restart; see [`SpecHash`].
@@ -155,6 +169,17 @@ pub struct ContainerSpec {
 }
 
 impl ContainerSpec {
+    /// Whether it has CAP_NET_ADMIN. `cap_drop` doesn't count: engines differ in what wins.
+    pub fn may_administer_network(&self) -> bool {
+        let host = &self.extra["HostConfig"];
+        let more = host["CapAdd"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_str);
+        let is_it = |name: &str| {
+            let name = name.to_ascii_uppercase();
+            matches!(name.strip_prefix("CAP_").unwrap_or(&name), "NET_ADMIN" | "ALL")
+        };
+        host["Privileged"] == true || self.cap_add.iter().map(String::as_str).chain(more).any(is_it)
+    }
+
     /// A container of `image` with every option at its default.
     pub fn of_image(image: impl Into<String>) -> Self {
         Self {

@@ -180,3 +180,31 @@ fn a_file_that_is_too_long_is_not_read() {
     let text = "#".repeat(sherd::spec::document::MAX_TEXT_BYTES + 1);
     check(&text, &["1: : the file is longer than 256 KiB"]);
 }
+
+/// Its listener's network namespace is the host's.
+#[test]
+fn who_administers_networks_is_not_direct() {
+    let spec = |path: &str, options: &str| {
+        let text = format!(
+            "name = \"web\"\npath = \"{path}\"\n[container]\nimage = \"a\"\n{options}\n[[ports]]\npublish = \"8080:80\"\n"
+        );
+        GroupSpec::parse("web.toml", &text)
+    };
+    for options in [
+        "cap_add = [\"NET_ADMIN\"]",
+        "cap_add = [\"SYS_TIME\", \"cap_net_admin\"]",
+        "cap_add = [\"ALL\"]",
+        "extra = { HostConfig = { Privileged = true } }",
+        "extra = { HostConfig = { CapAdd = [\"NET_ADMIN\"] } }",
+    ] {
+        let faults = spec("direct", options).expect_err(options).faults;
+        assert!(
+            faults.len() == 1 && faults[0].key == "path" && faults[0].message.contains("CAP_NET_ADMIN"),
+            "{faults:?}"
+        );
+        let auto = spec("auto", options).expect("it is relayed");
+        assert!(!auto.is_behind_shim() && auto.is_too_capable(), "{options}");
+        assert!(!spec("relay", options).expect("it is relayed").is_too_capable(), "{options}");
+    }
+    assert!(spec("direct", "cap_add = [\"SYS_TIME\"]").expect("no fault").is_behind_shim());
+}

@@ -145,7 +145,12 @@ impl Group {
         let state = slot.state(self.wants(id));
         let path = if self.fronts.is_direct(id) { Path::Direct } else { Path::Relay };
         let direct = self.fronts.direct_counts(id).filter(|_| path == Path::Direct);
-        let relayed = self.spec.is_behind_shim() && path == Path::Relay && state == SlotState::Ready;
+        let could_be_direct = self.spec.is_behind_shim() || self.spec.is_too_capable();
+        let relayed = could_be_direct && path == Path::Relay && state == SlotState::Ready;
+        let because = || match self.spec.is_too_capable() {
+            true => "its container has CAP_NET_ADMIN, and could change the host's network by a listener of ours".into(),
+            false => slot.relayed_because(images),
+        };
         SlotStatus {
             slot: id,
             mems: place.map(|place| place.mems.clone()).unwrap_or_default(),
@@ -153,7 +158,7 @@ impl Group {
             cpus,
             state,
             path: published.then_some(path),
-            path_reason: relayed.then(|| slot.relayed_because(images)),
+            path_reason: relayed.then(because),
             shard: newest.map(|shard| shard.id.to_string()),
             pid: slot.live.as_ref().map(|live| live.pid),
             generation: slot.generation,

@@ -39,8 +39,19 @@ fn read(root: &Section<'_, '_>) -> Option<GroupSpec> {
     {
         root.fault("layout", "memory_limit is the group's and container.memory each shard's: give one of them");
     }
+    let path = path(root);
+    if let Some(RuntimeSpec::Docker(container)) = &runtime
+        && path == PathChoice::Direct
+        && container.may_administer_network()
+    {
+        root.fault(
+            "path",
+            "direct is not for a container with CAP_NET_ADMIN, which could change the host's network by its listener: \
+             leave the capability out, or use path = \"relay\"",
+        );
+    }
     let spec = GroupSpec {
-        path: path(root),
+        path,
         readiness: readiness(root, &ports),
         unready: unready(root),
         drain: root.duration("drain", Duration::ZERO..=DAY).unwrap_or(DEFAULT_DRAIN),

@@ -48,19 +48,25 @@ struct Stage {
 
 impl Stage {
     fn start(test: &str) -> Self {
+        let stage = Self::apply(test, "path = \"direct\"", "");
+        stage.wait();
+        stage
+    }
+
+    /// Two shards of the program, on this path and with these options.
+    fn apply(test: &str, path: &str, options: &str) -> Self {
         let world = World::with_engine(test, &ENGINE.socket());
         let image = format!("sherd-test-hostile-{}:latest", world.instance());
         images::import(ENGINE, &image, &root(world.dir()), &["CMD [\"/hostile\"]", "LABEL test=sherd"]);
         world.apply(
             "web",
             &format!(
-                "name = \"web\"\npath = \"direct\"\n[layout]\nunit = \"pu\"\nshards = 2\nsharing = \"shared\"\nmemory = \"none\"\n\
-                 [container]\nimage = \"{image}\"\n[[ports]]\npublish = \"8080:80\"\n[backoff]\nfirst = \"50ms\"\nmax = \"50ms\"\n"
+                "name = \"web\"\n{path}\n[layout]\nunit = \"pu\"\nshards = 2\nsharing = \"shared\"\nmemory = \"none\"\n\
+                 [container]\nimage = \"{image}\"\n{options}\n[[ports]]\npublish = \"8080:80\"\n[backoff]\nfirst = \"50ms\"\n\
+                 max = \"50ms\"\n"
             ),
         );
-        let stage = Self { world, image };
-        stage.wait();
-        stage
+        Self { world, image }
     }
 
     /// Both shards accept their connections themselves.
@@ -275,4 +281,31 @@ fn a_hostile_shard_is_refused_and_contained() {
         stage.wait_for_next(1, &other);
         check_end(&mut stage.world, ENGINE, &stage.image);
     });
+}
+
+/// It changes the interfaces of its own namespace, and would change the host's by a listener of ours.
+#[test]
+fn who_administers_networks_gets_no_listener() {
+    let test = "who_administers_networks_gets_no_listener";
+    if !is_there(test, ENGINE) || !needs(test, &[Need::Program("gcc")]) {
+        return;
+    }
+    in_new_netns(move || {
+        let mut stage = Stage::apply(test, "", "cap_add = [\"NET_ADMIN\"]");
+        for slot in stage.world.wait_ready("web", 2) {
+            assert_eq!(slot["path"], "relay", "{slot}");
+            assert!(slot["path_reason"].to_string().contains("CAP_NET_ADMIN"), "{slot}");
+        }
+        let before = mtu_of_loopback();
+        check_answers("/namespace", &ask("/namespace"), &[&[("SIOCSIFMTU", "OK"), ("SIOCGSKNS", "OK")]]);
+        assert_eq!(mtu_of_loopback(), before, "the host's interface was changed");
+        check_end(&mut stage.world, ENGINE, &stage.image);
+    });
+}
+
+/// In the calling thread's network namespace; sysfs would show that of whoever mounted it.
+fn mtu_of_loopback() -> String {
+    let shown = Command::new("ip").args(["-o", "link", "show", "lo"]).output().expect("iproute2 is installed");
+    let text = String::from_utf8(shown.stdout).expect("text");
+    text.split_whitespace().skip_while(|word| *word != "mtu").nth(1).expect("its MTU").to_owned()
 }
