@@ -261,6 +261,7 @@ impl Reconciler {
         self.nudge_probers();
         self.note_closed_listeners();
         self.end_contained();
+        self.groups.values().for_each(|group| group.fronts.attach_again());
         self.count_direct(now);
         self.bury_workers();
         self.publish_missing(now);

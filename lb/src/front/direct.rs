@@ -90,6 +90,15 @@ impl Front {
         Ok(())
     }
 
+    /// Attaches the steering program again, in case somebody who has a listener has detached it: no cgroup program sees a
+    /// 32-bit setsockopt. Where nobody has, nothing changes.
+    ///
+    /// # Errors
+    /// As setsockopt(2); unsupported with classic steering.
+    pub fn attach_again(&self) -> io::Result<()> {
+        self.steering.ebpf()?.attach(self.anchor.as_fd())
+    }
+
     /// Who gets the slot's connections.
     pub fn path(&self, slot: SlotIndex) -> Path {
         self.steering.ebpf().map_or(Path::Relay, |ebpf| ebpf.path(slot))

@@ -209,3 +209,29 @@ fn a_standing_queue_moves_and_its_listener_lives_on() {
         drop(clients);
     });
 }
+
+#[test]
+fn steering_that_was_detached_is_attached_again() {
+    alone("steering_that_was_detached_is_attached_again", || {
+        let published = Published::new("127.0.0.1:0".parse().expect("an address"));
+        let steered = || {
+            let before = published.counts().0;
+            let _client = TcpStream::connect(published.front.address()).expect("it listens");
+            published.counts().0 > before
+        };
+        assert!(steered());
+        // As a 32-bit system call would by any other member: the anchor is not guarded.
+        let detach = Operation::SetOption {
+            name: "SO_DETACH_REUSEPORT_BPF",
+            level: libc::SOL_SOCKET,
+            option: libc::SO_DETACH_REUSEPORT_BPF,
+            value: &[0; 4],
+        };
+        detach.attempt(published.front.anchor()).expect("it is a member");
+        assert!(!steered());
+        published.front.attach_again().expect("it is its program");
+        assert!(steered());
+        published.front.attach_again().expect("again changes nothing");
+        assert!(steered());
+    });
+}

@@ -109,7 +109,7 @@ impl Drop for Door {
 }
 
 async fn serve(listener: UnixListener, key: ShardKey, generation: Generation, outbox: mpsc::UnboundedSender<Message>) {
-    let mut shims = 0;
+    let (mut shims, mut strangers) = (0, 0_u64);
     while shims < MAX_SHIMS {
         let visitor = match listener.accept().await {
             Ok((visitor, _)) => visitor,
@@ -127,7 +127,13 @@ async fn serve(listener: UnixListener, key: ShardKey, generation: Generation, ou
                     return;
                 }
             }
-            Ok(Err(error)) => tracing::warn!(shard = %key, "somebody in the container is not the shim: {error}"),
+            Ok(Err(error)) => {
+                strangers += 1;
+                // Whoever comes all the time doesn't fill the log either.
+                if strangers.is_power_of_two() {
+                    tracing::warn!(shard = %key, strangers, "somebody in the container is not the shim: {error}");
+                }
+            }
             Err(error) => tracing::error!(shard = %key, "hearing its shim failed: {error}"),
         }
         // A shim comes once; whoever comes all the time is to cost next to nothing.

@@ -156,6 +156,16 @@ impl Fronts {
         self.bound().any(|front| front.path(index_of(slot)) == Path::Direct)
     }
 
+    /// Where shards have listeners, one of them may have taken the steering program off.
+    pub(in crate::reconcile) fn attach_again(&self) {
+        let direct = self.bound().filter(|front| front.slots().any(|slot| front.path(slot) == Path::Direct));
+        for front in direct {
+            if let Err(error) = front.attach_again() {
+                tracing::error!(address = %front.address(), "its steering can't be attached: {error}");
+            }
+        }
+    }
+
     /// Whether that is so of any slot.
     pub(in crate::reconcile) fn any_direct(&self) -> bool {
         self.bound().any(|front| front.slots().any(|slot| front.path(slot) == Path::Direct))
