@@ -45,10 +45,6 @@ struct Refused {
 }
 
 const LISTEN: u32 = SYS_listen as u32;
-#[cfg(target_arch = "x86_64")]
-const FOREIGN_LISTEN: u32 = 363;
-#[cfg(target_arch = "aarch64")]
-const FOREIGN_LISTEN: u32 = 284;
 const LOAD: u16 = (BPF_LD | BPF_W | BPF_ABS) as u16;
 const JUMP_IF_EQUAL: u16 = (BPF_JMP | BPF_JEQ | BPF_K) as u16;
 const RETURN: u16 = (BPF_RET | BPF_K) as u16;
