@@ -37,7 +37,9 @@ fn exposure_does_not_grow() {
     if !needs("exposure_does_not_grow", &[Need::Program("systemd-analyze")]) {
         return;
     }
-    for (unit, bound) in [("sherd.service", "40"), ("sherd-holder.service", "15")] {
+    // One of the agent's is for fsopen, fsconfig and fsmount: systemd counts any call of @mount as all of it. mount and
+    // move_mount, which could change what anybody sees, stay out.
+    for (unit, bound) in [("sherd.service", "41"), ("sherd-holder.service", "15")] {
         let output = Command::new("systemd-analyze")
             .args(["security", "--no-pager", "--offline=yes", "--threshold", bound])
             .arg(folder().join(unit))
