@@ -20,6 +20,7 @@ mod error;
 mod explain;
 mod groups;
 mod openapi;
+mod rollout;
 mod routes;
 mod socket;
 mod stream;

@@ -25,6 +25,7 @@ mod make_listeners;
 mod plan;
 mod progress;
 mod ps;
+mod rollout;
 mod run;
 mod stop;
 mod table;
@@ -37,6 +38,7 @@ Examples:
   sherd ps                                       groups, slots, CPUs, states, connections
   sherd logs -f web                              what the shards write
   sherd explain 192.0.2.1:51234 web              which slot a connection goes to, and why
+  sherd rollout status                           how far changes are; undo brings back what ran before
   sherd stop -g web --purge                      drain, stop and forget
   sherd topology                                 a picture of this machine";
 
@@ -59,6 +61,7 @@ enum Command {
     Apply(apply::Args),
     Logs(logs::Args),
     Explain(explain::Args),
+    Rollout(rollout::Args),
     Plan(plan::Args),
     Topology(topology::Args),
     Agent(agent::Args),
@@ -106,6 +109,7 @@ impl Line {
             Command::Apply(args) => wait_for(apply::run(args, client())),
             Command::Logs(args) => wait_for(logs::run(args, client())),
             Command::Explain(args) => wait_for(explain::run(args, client())),
+            Command::Rollout(args) => wait_for(rollout::run(args, client())),
             Command::Plan(args) => wait_for(plan::run(args, client())),
             Command::Topology(args) => topology::run(&args),
             Command::Agent(args) => agent::run(args, self.run_dir.as_deref()),

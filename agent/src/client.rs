@@ -15,8 +15,8 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use crate::api::wire::{ErrorBody, ErrorDetail, LogRecord, PlanBody, Stopped};
-use crate::control::ExplainQuestion;
-use crate::status::{AgentStatus, Event, Explanation, PlanReport};
+use crate::control::{ExplainQuestion, RolloutAction};
+use crate::status::{AgentStatus, Event, Explanation, PlanReport, RolloutStatus};
 
 pub use self::lines::Lines;
 
@@ -148,6 +148,15 @@ impl Client {
             path.push_str(&format!("&to={}", percent_encoded(&to.to_string())));
         }
         self.document(Method::GET, &path, String::new()).await
+    }
+
+    /// How far a group's last change is, once it was told to do this.
+    pub async fn rollout(&self, group: &GroupName, action: RolloutAction) -> Result<RolloutStatus, ClientError> {
+        let path = format!("/v1/groups/{group}/rollout");
+        match action {
+            RolloutAction::Status => self.document(Method::GET, &path, String::new()).await,
+            action => self.document(Method::POST, &format!("{path}/{}", action.name()), String::new()).await,
+        }
     }
 
     /// What happens from now on.

@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use crate::metrics::Snapshot;
 use crate::spec::{GroupSpec, HostPort};
-use crate::status::{AgentStatus, Event, Explanation, PlanReport};
+use crate::status::{AgentStatus, Event, Explanation, PlanReport, RolloutStatus};
 
 /// Requests that may wait for the reconcile loop; one more makes the API answer 503.
 pub const REQUEST_QUEUE_LEN: usize = 64;
@@ -93,11 +93,45 @@ pub enum Request {
         /// The answer.
         reply: oneshot::Sender<Result<Explanation, ExplainError>>,
     },
+    /// A group's last change: how far it is, and what is to become of it.
+    Rollout {
+        /// Which group.
+        group: GroupName,
+        /// What is asked.
+        action: RolloutAction,
+        /// How far it is then.
+        reply: oneshot::Sender<Result<RolloutStatus, RolloutError>>,
+    },
     /// Events from now on.
     Subscribe {
         /// The answer.
         reply: oneshot::Sender<broadcast::Receiver<Event>>,
     },
+}
+
+/// What is asked of a rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RolloutAction {
+    /// Only to be told.
+    Status,
+    /// What is under way comes to its end, and nothing more is replaced.
+    Pause,
+    /// It goes on.
+    Resume,
+    /// What ran before is brought back.
+    Undo,
+}
+
+impl RolloutAction {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Undo => "undo",
+        }
+    }
 }
 
 /// A connection to be explained.
@@ -253,6 +287,53 @@ pub enum StopError {
         path: PathBuf,
         /// What the file system said.
         source: io::Error,
+    },
+}
+
+/// Why a rollout isn't told of, paused, resumed or undone.
+#[derive(Debug, Error)]
+pub enum RolloutError {
+    /// There is none of that name.
+    #[error("no group {group}: `sherd ps` lists them")]
+    UnknownGroup {
+        /// The name.
+        group: GroupName,
+    },
+    /// Nothing of it was ever changed.
+    #[error("group {group} was never changed since it was first applied: there is no rollout of it")]
+    Unchanged {
+        /// The group.
+        group: GroupName,
+    },
+    /// There is nothing to pause, or nothing that is paused.
+    #[error("group {group} has no rollout to {}: `sherd rollout status {group}` tells how far it is", action.name())]
+    NotUnderWay {
+        /// The group.
+        group: GroupName,
+        /// What was asked.
+        action: RolloutAction,
+    },
+    /// Nothing ran before.
+    #[error("nothing ran before what group {group} runs now: there is nothing to go back to")]
+    NothingBefore {
+        /// The group.
+        group: GroupName,
+    },
+    /// What ran before can't be read any more.
+    #[error("what ran before in group {group} can't be used: {reason}")]
+    Unusable {
+        /// The group.
+        group: GroupName,
+        /// Its faults.
+        reason: String,
+    },
+    /// What ran before can't be applied.
+    #[error("group {group} can't go back")]
+    Apply {
+        /// The group.
+        group: GroupName,
+        /// Why.
+        source: ApplyError,
     },
 }
 

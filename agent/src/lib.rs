@@ -12,6 +12,7 @@ pub mod health;
 pub mod journal;
 pub mod metrics;
 pub mod reconcile;
+pub mod rollout;
 pub mod runtime;
 pub mod shim;
 pub mod spec;

@@ -155,6 +155,8 @@ pub struct GroupCounters {
     pub group: GroupName,
     /// Connections ended because no shard was ready within the specified wait.
     pub overdue: u64,
+    /// New shards that failed in a rollout.
+    pub rollout_failures: u64,
 }
 
 /// A distribution as its owner counts it.

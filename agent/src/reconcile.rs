@@ -46,6 +46,7 @@ mod plan;
 mod publish;
 mod report;
 mod requests;
+mod rollout;
 mod service;
 mod snapshot;
 mod steering_table;
@@ -289,8 +290,15 @@ impl Reconciler {
             if !self.is_listed(group.spec.runtime.kind()) {
                 return;
             }
-            let steps = plan::next_steps(&group.views(), Instant::now());
+            let Some(group) = self.groups.get_mut(name) else { return };
+            let views = group.views();
+            let (turns, findings) = group.step_rollout(&views, Instant::now());
+            if self.follow_findings(name, findings) {
+                continue;
+            }
+            let steps = plan::next_steps(&views, &turns, Instant::now());
             if steps.is_empty() {
+                self.tend_rollout(name, &views);
                 self.settle_service(name);
                 return;
             }

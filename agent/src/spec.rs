@@ -13,6 +13,7 @@ use sherd_topology::plan::{GroupName, LayoutRequest};
 pub use self::fault::{SpecFault, SpecFaults};
 pub use self::path::PathChoice;
 pub use self::port::{ContainerPort, HostAddress, HostPort, PortSpec, PublishError};
+pub use self::rollout::{FailureAction, Order, RolloutPolicy};
 pub use sherd_lb::table::Policy;
 
 pub mod document;
@@ -24,6 +25,7 @@ mod path;
 mod port;
 mod read;
 mod render;
+mod rollout;
 pub mod units;
 mod words;
 
@@ -50,6 +52,8 @@ pub struct GroupSpec {
     pub stop_grace: Duration,
     /// How restarts of a failing shard are spaced.
     pub backoff: Backoff,
+    /// How shards are replaced by those of another specification.
+    pub rollout: RolloutPolicy,
     /// Bounds of the relay path, for each slot.
     pub relay: RelayLimits,
     /// Environment of every shard. What is set here wins over what the agent would set.

@@ -8,8 +8,10 @@ use sherd_topology::plan::{GroupName, SlotId, Unit};
 use utoipa::ToSchema;
 
 pub use self::explanation::{CpuDestination, Destination, Explanation, Level, Outcome};
+pub use self::rollout::{RolloutPhase, RolloutSlot, RolloutStage, RolloutStatus};
 
 mod explanation;
+mod rollout;
 
 /// The agent and everything it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -68,6 +70,8 @@ pub struct GroupStatus {
     pub state: GroupState,
     /// Why it is in that state, and what to do, when it isn't ready.
     pub message: Option<String>,
+    /// Its last change. Absent: nothing of it was ever changed.
+    pub rollout: Option<RolloutStatus>,
     /// Published addresses.
     pub ports: Vec<PortStatus>,
     /// Slots by number.

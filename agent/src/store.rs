@@ -2,9 +2,12 @@
 //! cannot read whole.
 //!
 //! `groups/GROUP.toml` is the specification of a group, `groups/GROUP.stopped` says that it is to stand still,
-//! `relayed-images.json` are images whose shards start on relay, and `lock` keeps a second agent out.
+//! `rollouts/GROUP.json` is what ran before and how far the change is, `relayed-images.json` are images whose shards
+//! start on relay, and `lock` keeps a second agent out.
 
 mod relayed_images;
+mod rollouts;
+mod sealed;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,7 +18,11 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use sherd_topology::plan::GroupName;
 
-pub use self::relayed_images::{Refusal, RelayedImages};
+use self::rollouts::Rollouts;
+pub use self::{
+    relayed_images::{Refusal, RelayedImages},
+    rollouts::RolloutRecord,
+};
 use crate::{
     fault,
     spec::{GroupSpec, SpecFaults},
@@ -86,6 +93,7 @@ pub struct SetAside {
 pub struct Store {
     directory: PathBuf,
     groups: PathBuf,
+    rollouts: Rollouts,
     _lock: Flock<File>,
 }
 
@@ -97,11 +105,12 @@ impl Store {
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         let groups = directory.join("groups");
         fs::create_dir_all(&groups).map_err(|source| io_error("making", &groups, source))?;
+        let rollouts = Rollouts::open(directory)?;
         let path = directory.join("lock");
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let file = file.map_err(|source| io_error("opening", &path, source))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { directory: directory.to_owned(), groups, _lock: lock }),
+            Ok(lock) => Ok(Self { directory: directory.to_owned(), groups, rollouts, _lock: lock }),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked { path: directory.to_owned() }),
             Err((_, errno)) => Err(io_error("locking", &path, errno.into())),
         }
@@ -179,7 +188,24 @@ impl Store {
         remove(&self.file(group))?;
         fault::point("store.remove.half");
         remove(&self.stopped(group))?;
+        self.rollouts.remove(group)?;
         fault::point("store.remove.after");
+        Ok(())
+    }
+
+    /// What is remembered of a group's last change; and what is wrong with the file, which is then set aside.
+    pub fn rollout(&self, group: &GroupName) -> (Option<RolloutRecord>, Option<String>) {
+        self.rollouts.get(group)
+    }
+
+    /// Remembers it.
+    ///
+    /// # Errors
+    /// When it can't be written; what was remembered before is then unchanged.
+    pub fn put_rollout(&self, group: &GroupName, record: &RolloutRecord) -> Result<(), StoreError> {
+        fault::point("rollout.put.before");
+        self.rollouts.put(group, record)?;
+        fault::point("rollout.put.after");
         Ok(())
     }
 

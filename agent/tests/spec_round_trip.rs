@@ -9,8 +9,8 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 use sherd::spec::{
-    Backoff, Check, ContainerPort, ContainerSpec, GroupSpec, Logging, PathChoice, Policy, PortSpec, ProcessSpec,
-    PullPolicy, Readiness, RelayLimits, RuntimeSpec, Ulimit, Unready,
+    Backoff, Check, ContainerPort, ContainerSpec, FailureAction, GroupSpec, Logging, Order, PathChoice, Policy,
+    PortSpec, ProcessSpec, PullPolicy, Readiness, RelayLimits, RolloutPolicy, RuntimeSpec, Ulimit, Unready,
 };
 use sherd_topology::model::{CpuId, CpuSet};
 use sherd_topology::plan::{CoreKind, LayoutRequest, MemoryBinding, Placement, ShardCount, Sharing, Smt, Unit};
@@ -142,6 +142,18 @@ fn relay() -> impl Strategy<Value = RelayLimits> {
     })
 }
 
+fn rollout() -> impl Strategy<Value = RolloutPolicy> {
+    let words = (
+        select(vec![Order::StartFirst, Order::StopFirst]),
+        select(vec![FailureAction::Rollback, FailureAction::Pause, FailureAction::Continue]),
+    );
+    let times = (millis(0..=86_400_000), millis(0..=3_600_000), millis(0..=3_600_000), millis(3_600_001..=86_400_000));
+    (words, times, 1..=1024u32).prop_map(|((order, failure_action), times, parallelism)| {
+        let (delay, min_healthy, monitor, deadline) = times;
+        RolloutPolicy { order, parallelism, delay, min_healthy, monitor, deadline, failure_action }
+    })
+}
+
 fn group() -> impl Strategy<Value = GroupSpec> {
     let unready = prop_oneof![Just(Unready::Refuse), millis(1..=3_600_000).prop_map(Unready::Wait)];
     let backoff = (millis(1..=1000), millis(1000..=3_600_000), millis(1..=86_400_000))
@@ -149,8 +161,9 @@ fn group() -> impl Strategy<Value = GroupSpec> {
     let environment = btree_map("[A-Z_]{1,9}", word(), 0..4);
     let times = (millis(0..=86_400_000), millis(0..=3_600_000), unready);
     let path = select(vec![PathChoice::Auto, PathChoice::Direct, PathChoice::Relay]);
-    let parts = (layout(), runtime(), ports(), path, readiness(), times, backoff, relay(), environment);
-    parts.prop_map(|(layout, runtime, ports, path, readiness, times, backoff, relay, environment)| {
+    let restarts = (backoff, rollout());
+    let parts = (layout(), runtime(), ports(), path, readiness(), times, restarts, relay(), environment);
+    parts.prop_map(|(layout, runtime, ports, path, readiness, times, (backoff, rollout), relay, environment)| {
         let (drain, stop_grace, unready) = times;
         let name = layout.group.clone();
         let path = match (&runtime, path) {
@@ -168,6 +181,7 @@ fn group() -> impl Strategy<Value = GroupSpec> {
             drain,
             stop_grace,
             backoff,
+            rollout,
             relay,
             environment,
         }

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use super::wire::{ErrorBody, ErrorDetail};
-use crate::control::{ApplyError, ExplainError, LogsError, StopError};
+use crate::control::{ApplyError, ExplainError, LogsError, RolloutError, StopError};
 use crate::spec::{SpecFault, SpecFaults};
 
 /// An answer that isn't a success.
@@ -110,6 +110,19 @@ impl From<ExplainError> for ApiError {
             ExplainError::UnknownGroup { .. } => (StatusCode::NOT_FOUND, "unknown-group"),
             ExplainError::NotPublished { .. } => (StatusCode::NOT_FOUND, "not-published"),
             ExplainError::WhichPort { .. } => (StatusCode::CONFLICT, "which-port"),
+        };
+        Self::of(status, code, &error)
+    }
+}
+
+impl From<RolloutError> for ApiError {
+    fn from(error: RolloutError) -> Self {
+        let (status, code) = match &error {
+            RolloutError::UnknownGroup { .. } => (StatusCode::NOT_FOUND, "unknown-group"),
+            RolloutError::Unchanged { .. } => (StatusCode::NOT_FOUND, "unchanged"),
+            RolloutError::NotUnderWay { .. } => (StatusCode::CONFLICT, "not-under-way"),
+            RolloutError::NothingBefore { .. } => (StatusCode::CONFLICT, "nothing-before"),
+            RolloutError::Unusable { .. } | RolloutError::Apply { .. } => (StatusCode::CONFLICT, "not-undone"),
         };
         Self::of(status, code, &error)
     }

@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{explain, groups, stream};
+use super::{explain, groups, rollout, stream};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -19,6 +19,8 @@ use super::{explain, groups, stream};
         groups::topology,
         stream::logs,
         explain::explain,
+        rollout::status,
+        rollout::act,
         stream::events,
         get
     )

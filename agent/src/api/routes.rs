@@ -7,12 +7,12 @@ use tokio::sync::mpsc;
 
 use super::ask::Loop;
 use super::error::ApiError;
-use super::{explain, groups, openapi, stream};
+use super::{explain, groups, openapi, rollout, stream};
 use crate::control::Request;
 
 type Route = (&'static str, &'static str, MethodRouter<Loop>);
 
-fn routes() -> [Route; 12] {
+fn routes() -> [Route; 14] {
     [
         ("get", "/v1/status", routing::get(groups::status)),
         ("get", "/v1/groups", routing::get(groups::list)),
@@ -22,6 +22,8 @@ fn routes() -> [Route; 12] {
         ("get", "/v1/groups/{group}/specification", routing::get(groups::specification)),
         ("get", "/v1/groups/{group}/logs", routing::get(stream::logs)),
         ("get", "/v1/groups/{group}/explain", routing::get(explain::explain)),
+        ("get", "/v1/groups/{group}/rollout", routing::get(rollout::status)),
+        ("post", "/v1/groups/{group}/rollout/{action}", routing::post(rollout::act)),
         ("post", "/v1/plan", routing::post(groups::plan)),
         ("get", "/v1/events", routing::get(stream::events)),
         ("get", "/v1/topology", routing::get(groups::topology)),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::family::Families;
 use super::telemetry::telemetry;
 use super::{PortCounters, RelayCounters, Snapshot, Usage};
-use crate::status::{GroupState, Path, SlotState, SlotStatus, Steering};
+use crate::status::{GroupState, Path, RolloutPhase, SlotState, SlotStatus, Steering};
 
 /// A metric's name, help and how it is got.
 type Value<T, V = u64> = (&'static str, &'static str, fn(&T) -> V);
@@ -62,6 +62,18 @@ fn groups(families: &mut Families, snapshot: &Snapshot) {
             let count = group.slots.iter().filter(|slot| slot.state == state).count() as u64;
             family.add_count(&[("group", group.name.as_str()), ("state", state.name())], count);
         }
+    }
+    let mut family =
+        families.gauge("sherd_rollout_phase", "How far the group's last change is; 1 for the phase it is.");
+    for group in groups {
+        for phase in group.rollout.iter().flat_map(|_| RolloutPhase::ALL) {
+            let is_it = group.rollout.as_ref().is_some_and(|rollout| rollout.phase == phase);
+            family.add_count(&[("group", group.name.as_str()), ("phase", phase.name())], u64::from(is_it));
+        }
+    }
+    let mut family = families.counter("sherd_rollout_failures_total", "New shards that failed in a rollout.");
+    for counters in &snapshot.groups {
+        family.add_count(&[("group", counters.group.as_str())], counters.rollout_failures);
     }
     let mut family =
         families.counter("sherd_unready_ended_total", "Connections ended because no shard was ready in time.");

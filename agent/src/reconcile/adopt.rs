@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sherd_lb::front::Front;
@@ -13,6 +13,7 @@ use super::{
     Reconciler,
     group::{Group, Intent},
     publish::{self, Fronts},
+    rollout::RolloutRun,
     view::Service,
 };
 use crate::{
@@ -42,7 +43,14 @@ impl Reconciler {
                 Standing::Running => Intent::Run,
                 Standing::Stopped => Intent::Stop,
             };
-            self.groups.insert(stored.spec.name.clone(), Group::new(stored.spec, stored.text, intent));
+            let (record, fault) = self.store.rollout(&stored.spec.name);
+            if let Some(warning) = fault {
+                tracing::error!(warning);
+                self.warnings.push(warning);
+            }
+            let rollout = RolloutRun::adopt(record, &stored.text, Instant::now());
+            let name = stored.spec.name.clone();
+            self.groups.insert(name, Group { rollout, ..Group::new(stored.spec, stored.text, intent) });
         }
         super::direct::Means::remove_former(&self.settings.instance);
         let shards = self.first_listing().await;

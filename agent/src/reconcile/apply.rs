@@ -9,31 +9,48 @@ use super::{
     group::{Group, Intent},
     message::Message,
     publish::Fronts,
+    rollout::Change,
 };
 use crate::{
-    control::ApplyError,
+    control::{ApplyError, RolloutError},
     fault,
     runtime::{Progress, RuntimeError},
     spec::{GroupSpec, RuntimeSpec},
-    status::PlanReport,
+    status::{PlanReport, RolloutStatus},
     store::StoreError,
 };
 
-type Reply = oneshot::Sender<Result<PlanReport, ApplyError>>;
+/// Who waits for a specification to be taken in.
+#[derive(Debug)]
+pub(super) enum Reply {
+    Apply(oneshot::Sender<Result<PlanReport, ApplyError>>),
+    Undo(oneshot::Sender<Result<RolloutStatus, RolloutError>>),
+}
 
 impl Reconciler {
-    pub(super) fn apply(&mut self, spec: Box<GroupSpec>, text: String, dry_run: bool, reply: Reply) {
-        let checked = self.check(&spec);
-        let report = match checked {
-            Ok(plan) => self.report(&plan, std::slice::from_ref(&*spec), dry_run),
-            Err(error) => return drop(reply.send(Err(error))),
-        };
+    pub(super) fn apply(
+        &mut self,
+        spec: Box<GroupSpec>,
+        text: String,
+        dry_run: bool,
+        reply: oneshot::Sender<Result<PlanReport, ApplyError>>,
+    ) {
         if dry_run {
-            return drop(reply.send(Ok(report)));
+            let report = self.check(&spec).map(|plan| self.report(&plan, std::slice::from_ref(&*spec), dry_run));
+            return drop(reply.send(report));
+        }
+        self.prepare(spec, text, Change::Apply, Reply::Apply(reply));
+    }
+
+    /// Gets what a group needs, and takes the specification in then.
+    pub(super) fn prepare(&mut self, spec: Box<GroupSpec>, text: String, change: Change, reply: Reply) {
+        if let Err(error) = self.check(&spec) {
+            return self.tell(reply, &spec.name, Err(error));
         }
         let Some(runtime) = self.runtimes.of(spec.runtime.kind()) else {
             let reason = "the agent's settings say docker = \"off\"; name an engine's socket there".to_owned();
-            return drop(reply.send(Err(ApplyError::Runtime { runtime: spec.runtime.kind(), reason })));
+            let error = ApplyError::Runtime { runtime: spec.runtime.kind(), reason };
+            return self.tell(reply, &spec.name, Err(error));
         };
         let outbox = self.outbox.clone();
         tokio::spawn(async move {
@@ -42,7 +59,7 @@ impl Reconciler {
                 let _ = progress.send(Message::Progress { group: group.clone(), line: progress_line(&step) });
             };
             let result = runtime.prepare(&spec, &told).await;
-            let _ = outbox.send(Message::Prepared { spec, text, result, reply });
+            let _ = outbox.send(Message::Prepared { spec, text, change, result, reply });
         });
     }
 
@@ -51,20 +68,33 @@ impl Reconciler {
         &mut self,
         spec: GroupSpec,
         text: String,
+        change: &Change,
         result: Result<(), RuntimeError>,
         reply: Reply,
     ) {
+        let name = spec.name.clone();
         let answer = match result {
-            Ok(()) => self.commit(spec, text),
+            Ok(()) => self.commit(spec, text, change),
             Err(error) => Err(not_prepared(&spec, &error)),
         };
+        self.tell(reply, &name, answer);
+    }
+
+    /// Whoever asked may have gone away meanwhile: then nobody needs the answer.
+    fn tell(&self, reply: Reply, name: &GroupName, answer: Result<PlanReport, ApplyError>) {
         if let Err(error) = &answer {
             tracing::warn!("specification refused; what runs goes on: {}", super::chain(error));
         }
-        drop(reply.send(answer));
+        match reply {
+            Reply::Apply(reply) => drop(reply.send(answer)),
+            Reply::Undo(reply) => {
+                let failed = |source| RolloutError::Apply { group: name.clone(), source };
+                drop(reply.send(answer.map_err(failed).and_then(|_| self.rollout_answer(name))));
+            }
+        }
     }
 
-    fn commit(&mut self, spec: GroupSpec, text: String) -> Result<PlanReport, ApplyError> {
+    pub(super) fn commit(&mut self, spec: GroupSpec, text: String, change: &Change) -> Result<PlanReport, ApplyError> {
         // The host may have changed while the image was pulled.
         let plan = self.check(&spec)?;
         let report = self.report(&plan, std::slice::from_ref(&spec), false);
@@ -74,12 +104,21 @@ impl Reconciler {
         let none = Fronts::none(&name);
         let present = self.groups.get(&name).map_or(&none, |group| &group.fronts);
         let opened = present.open_new(&spec, &self.host, slots, &self.keeper)?;
+        // Before the specification: a record of another one is void.
+        let record = self.groups.get(&name).and_then(|group| group.record_of(&text, change));
+        record.iter().try_for_each(|record| self.store.put_rollout(&name, record))?;
         // From here on a restarted agent runs this specification.
         self.store.put(&name, &text).map_err(ApplyError::from)?;
         fault::point("apply.stored");
         let group =
             self.groups.entry(name.clone()).or_insert_with(|| Group::new(spec.clone(), String::new(), Intent::Run));
+        let again = group.text == text;
         group.set_spec(spec, text);
+        match record {
+            Some(record) => group.rollout.record = Some(record),
+            None if again => group.rollout.go_on(),
+            None => {}
+        }
         let retired = group.fronts.merge(opened, &group.spec, &mut self.keeper);
         group.forget_fronts(&retired);
         group.equip_new_fronts(&mut self.keeper);

@@ -28,6 +28,8 @@ pub struct Counters {
     pub hung: BTreeMap<(GroupName, SlotId), u64>,
     /// Calls of listen(2) that had to wait because their slot made too many.
     pub delayed_listens: Arc<AtomicU64>,
+    /// Times that a new shard failed its rollout.
+    pub rollout_failures: BTreeMap<GroupName, u64>,
     /// Connections ended because no shard was ready within the bound.
     pub anchored_overdue: BTreeMap<GroupName, u64>,
 }
@@ -56,6 +58,10 @@ impl Counters {
 
     pub(super) fn note_hung(&mut self, group: &GroupName, slot: SlotId) {
         *self.hung.entry((group.clone(), slot)).or_default() += 1;
+    }
+
+    pub(super) fn note_rollout_failure(&mut self, group: &GroupName) {
+        *self.rollout_failures.entry(group.clone()).or_default() += 1;
     }
 
     pub(super) fn note_overdue(&mut self, group: &GroupName, connections: u64) {

@@ -126,6 +126,9 @@ impl Reconciler {
             (_, Outcome::Done | Outcome::Pinned(_)) => {}
             (_, Outcome::Engine(error)) => {
                 let cause = super::chain(&error);
+                if matches!(step, Step::Create | Step::Start(_)) && !error.is_outage() {
+                    slot.failure = Some((spec.hash(), cause.clone()));
+                }
                 slot.fail(&spec, Duration::ZERO, cause.clone(), now);
                 slot.hold_until_backoff();
                 group.tell_stop_waiters(name, id, &cause);
@@ -188,11 +191,12 @@ impl SlotRun {
     /// A shard that is stopped because it was never ready in time has failed.
     fn note_overdue(&mut self, spec: &GroupSpec, shard: &ShardId) {
         let Some(live) = self.live.as_ref().filter(|live| live.id == *shard && !live.was_ready) else { return };
-        let (ran, silent) = (live.seen.elapsed(), live.silent);
+        let (ran, silent, spec_of) = (live.seen.elapsed(), live.silent, live.spec.clone());
         if ran > spec.readiness.start_timeout {
             let why = self.cause.as_deref().unwrap_or("no probe succeeded");
             let cause = format!("not ready within {:?}: {why}", spec.readiness.start_timeout);
             self.restarts += 1;
+            self.failure = Some((spec_of, cause.clone()));
             // One that answers, if only that it isn't ready, has accepted: its listener is not to blame.
             if silent {
                 self.note_never_ready(spec, shard, Failed::TimedOut, &cause);

@@ -23,6 +23,7 @@ use super::{
     hung::HungRun,
     inspect::Reach,
     publish::Fronts,
+    rollout::RolloutRun,
     view::{Health, Pinning, Service, ShardView, SlotView, Step, Wanted},
 };
 use crate::{
@@ -59,6 +60,7 @@ pub(super) struct Group {
     pub(super) slots: BTreeMap<SlotId, SlotRun>,
     /// Policies or weights changed: the tables are due although the layout isn't.
     pub(super) tables_due: bool,
+    pub(super) rollout: RolloutRun,
     /// The slots in service when siblings and anchors were last brought in line.
     pub(super) settled: Vec<SlotId>,
     /// Since when no slot is in service.
@@ -80,6 +82,7 @@ impl Group {
             fault: None,
             slots: BTreeMap::new(),
             tables_due: false,
+            rollout: RolloutRun::default(),
             settled: Vec::new(),
             unready_since: Some(Instant::now()),
             stop_waiters: Vec::new(),
@@ -92,7 +95,9 @@ impl Group {
         self.hash = spec.hash();
         self.spec = Arc::new(spec);
         (self.text, self.intent, self.tables_due) = (text, Intent::Run, true);
+        self.rollout.machine.reset();
         for slot in self.slots.values_mut() {
+            slot.failure = None;
             slot.backoff.reset();
             slot.trial = Trial::default();
             slot.held_until = None;
@@ -117,6 +122,7 @@ impl Group {
         self.tables_due = false;
         let slots = self.layout.as_ref().map_or(&[][..], |layout| &layout.slots);
         self.fronts.set_tables(host, slots);
+        self.rollout.set_layout(host, slots);
         // Who is near to whom may have changed.
         self.settled.clear();
     }
@@ -144,7 +150,7 @@ impl Group {
             slot.service() == Service::In && pinned && settled
         };
         match self.intent {
-            Intent::Run => self.fault.is_none() && self.slots.values().all(serves),
+            Intent::Run => self.fault.is_none() && !self.rollout.is_active() && self.slots.values().all(serves),
             Intent::Stop | Intent::Purge => self.stop_waiters.is_empty() && self.is_wound_down(),
         }
     }
@@ -201,6 +207,8 @@ pub(super) struct Running {
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) id: ShardId,
+    /// The specification it was made from.
+    pub(super) spec: SpecHash,
     pub(super) pid: u32,
     pub(super) started: SystemTime,
     /// When this agent first saw it run.
@@ -241,6 +249,8 @@ pub(super) struct SlotRun {
     /// Counts the probers of its shards: the last one is the present one.
     pub(super) probers: u64,
     pub(super) backoff: Backoff,
+    /// Why a shard of this specification failed here.
+    pub(super) failure: Option<(SpecHash, String)>,
     pub(super) service: Option<Service>,
     pub(super) backend: Option<ShardId>,
     /// The worker has to be told anew where it connects: there are other ports, or the shard may be reached otherwise.

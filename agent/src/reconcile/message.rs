@@ -4,19 +4,18 @@ use std::time::Instant;
 
 use sherd_lb::graft::Report;
 use sherd_topology::plan::{GroupName, Slot, SlotId};
-use tokio::sync::oneshot;
 
 use super::{
+    apply::Reply,
     direct::{Generation, Greeting, ListenCall, ListenerJoin},
     inspect::{Reach, Unreached},
+    rollout::Change,
     view::Step,
     watch::Found,
 };
 use crate::{
-    control::ApplyError,
     runtime::{Listing, RuntimeError, ShardId, ShardKey},
     spec::GroupSpec,
-    status::PlanReport,
 };
 
 /// How a step ended that ran as a task.
@@ -57,12 +56,7 @@ pub(super) enum Message {
     /// A shard was probed, by the slot's prober of that number.
     Probed { group: GroupName, slot: SlotId, prober: u64, shard: ShardId, result: Result<Reach, Unreached> },
     /// What a group needs is there, or isn't.
-    Prepared {
-        spec: Box<GroupSpec>,
-        text: String,
-        result: Result<(), RuntimeError>,
-        reply: oneshot::Sender<Result<PlanReport, ApplyError>>,
-    },
+    Prepared { spec: Box<GroupSpec>, text: String, change: Change, result: Result<(), RuntimeError>, reply: Reply },
     /// A line of progress of `prepare`.
     Progress { group: GroupName, line: String },
     /// A shard's shim came to its door.

@@ -236,6 +236,7 @@ fn live_shard(
     let adopted = is_adopted(slot);
     Live {
         id: shard.id.clone(),
+        spec: shard.spec.clone(),
         pid,
         started,
         seen: Instant::now(),
@@ -270,10 +271,11 @@ fn note_end(slot: &mut SlotRun, spec: &GroupSpec, now: Instant) {
     if slot.stopping.as_ref() != Some(&live.id) {
         // Whatever this agent saw of it: it may have been looked at anew since.
         let ran = live.started.elapsed().unwrap_or_else(|_| now.duration_since(live.seen));
-        let (id, was_ready) = (live.id.clone(), live.was_ready);
+        let (id, was_ready, live_spec) = (live.id.clone(), live.was_ready, live.spec.clone());
         if !was_ready {
             slot.note_never_ready(spec, &id, Failed::Exited, &cause);
         }
+        slot.failure = Some((live_spec, cause.clone()));
         slot.fail(spec, ran, cause, now);
         slot.restarts += 1;
     }

@@ -1,40 +1,32 @@
 //! Decides the next step of every slot. PURE: views and the time in, steps out; nothing is asked or touched here.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use sherd_topology::plan::{Slot, SlotId};
 
 use super::view::{Health, Pinning, Service, ShardView, SlotView, Step, Wanted};
-use crate::{runtime::ShardState, spec::SpecHash};
+use crate::{rollout::Shard, runtime::ShardState, spec::SpecHash};
 
-/// The next step of each slot of one group that has one. Called again after each step, until it is empty.
-pub(super) fn next_steps(slots: &[SlotView], now: Instant) -> Vec<(SlotId, Step)> {
-    let turn = replacement_turn(slots);
+/// The next step of each slot of one group that has one; `turns` are those whose former shard may go. Called again after
+/// each step, until it is empty.
+pub(super) fn next_steps(slots: &[SlotView], turns: &BTreeSet<SlotId>, now: Instant) -> Vec<(SlotId, Step)> {
     slots
         .iter()
         .filter(|slot| !slot.busy)
-        .filter_map(|slot| Some((slot.id, next_step(slot, turn == Some(slot.id), now)?)))
+        .filter_map(|slot| Some((slot.id, next_step(slot, turns.contains(&slot.id), now)?)))
         .collect()
 }
 
-/// Which slot may give up a running shard of an older specification: one at a time, and only while every other slot
-/// that is to run serves — or none does, when there is nothing to lose.
-fn replacement_turn(slots: &[SlotView]) -> Option<SlotId> {
-    let mut outdated = slots.iter().filter(|slot| is_outdated(slot));
-    let serving = |slot: &SlotView| slot.service == Service::In;
-    let under_way = slots.iter().find(|slot| is_outdated(slot) && !serving(slot));
-    if under_way.is_some() {
-        return under_way.map(|slot| slot.id);
-    }
-    let candidate = outdated.next()?;
-    let others_serve =
-        slots.iter().filter(|slot| slot.id != candidate.id && matches!(slot.wanted, Wanted::Run { .. })).all(serving);
-    (others_serve || !slots.iter().any(serving)).then_some(candidate.id)
-}
-
-fn is_outdated(slot: &SlotView) -> bool {
-    let Wanted::Run { spec, .. } = &slot.wanted else { return false };
-    kept(&slot.shards, spec).is_some_and(|shard| shard.spec != *spec && is_alive(&shard.state))
+/// The shard that a slot has, for whoever decides on rollouts; absent where none is to run.
+pub(super) fn shard_of(slot: &SlotView) -> Option<Shard> {
+    let Wanted::Run { spec, .. } = &slot.wanted else { return None };
+    Some(match kept(&slot.shards, spec) {
+        Some(shard) if shard.spec == *spec && (is_alive(&shard.state) || shard.state == ShardState::Created) => {
+            Shard::Present
+        }
+        Some(shard) if is_alive(&shard.state) => Shard::Former,
+        _ => Shard::None,
+    })
 }
 
 fn is_alive(state: &ShardState) -> bool {

@@ -21,7 +21,7 @@ use crate::{
     spec::GroupSpec,
     status::{
         AgentStatus, Event, GroupLayout, GroupState, GroupStatus, Path, PlanChange, PlanReport, PortStatus,
-        RuntimeStatus, SlotLayout, SlotState, SlotStatus, Steering,
+        RolloutPhase, RuntimeStatus, SlotLayout, SlotState, SlotStatus, Steering,
     },
     store::RelayedImages,
 };
@@ -127,6 +127,7 @@ impl Group {
             spec: self.hash.to_string(),
             state,
             message,
+            rollout: self.rollout_status(),
             ports: self.fronts.list.iter().filter(|published| !published.leaving).map(port_status).collect(),
             slots,
         }
@@ -184,8 +185,14 @@ impl Group {
         if let Some(fault) = self.fault.as_ref().or(unpublished) {
             return (GroupState::Degraded, Some(fault.clone()));
         }
+        let rollout = self.rollout.record.as_ref().filter(|record| !record.phase.is_over());
+        if let Some(record) = rollout.filter(|record| record.phase == RolloutPhase::Paused) {
+            let why = record.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+            return (GroupState::Degraded, Some(format!("the rollout is paused{why}")));
+        }
         if !slots.is_empty() && slots.iter().all(|slot| slot.ready) {
-            return (GroupState::Ready, None);
+            let state = if rollout.is_some() { GroupState::Progressing } else { GroupState::Ready };
+            return (state, None);
         }
         let troubled =
             slots.iter().find(|slot| matches!(slot.state, SlotState::Failed | SlotState::Waiting | SlotState::Unready));

@@ -30,6 +30,7 @@ impl Reconciler {
                 drop(reply.send(self.logs(&group, slot, tail, follow)));
             }
             Request::Explain { question, reply } => drop(reply.send(self.explain(&question))),
+            Request::Rollout { group, action, reply } => self.rollout(&group, action, reply),
             Request::Subscribe { reply } => drop(reply.send(self.events.subscribe())),
         }
     }
@@ -47,7 +48,9 @@ impl Reconciler {
             Message::Probed { group, slot, prober, shard, result } => {
                 return self.on_probed(&group, slot, (prober, &shard), result);
             }
-            Message::Prepared { spec, text, result, reply } => self.on_prepared(*spec, text, result, reply),
+            Message::Prepared { spec, text, change, result, reply } => {
+                self.on_prepared(*spec, text, &change, result, reply);
+            }
             Message::Progress { group, line } => self.send_event(super::report::progress(&group, line)),
             Message::ShimCame { key, generation, greeting } => self.on_shim(&key, generation, greeting),
             Message::ListenCalled { key, generation, call } => self.on_listen(&key, generation, call),

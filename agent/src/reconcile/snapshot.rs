@@ -40,6 +40,7 @@ impl Reconciler {
             .flat_map(|(name, group)| group.fronts.list.iter().filter_map(|published| port(name, group, published)));
         let groups = self.groups.keys().map(|name| GroupCounters {
             group: name.clone(),
+            rollout_failures: counters.rollout_failures.get(name).copied().unwrap_or(0),
             overdue: counters.anchored_overdue.get(name).copied().unwrap_or(0),
         });
         Snapshot {

@@ -8,7 +8,7 @@ use super::document::{Format, Section, inspect};
 use super::fault::SpecFaults;
 use super::{
     Backoff, Check, ContainerPort, DEFAULT_DRAIN, DEFAULT_STOP_GRACE, GroupSpec, PathChoice, PortSpec, Readiness,
-    RelayLimits, RuntimeSpec, Unready, words,
+    RelayLimits, RolloutPolicy, RuntimeSpec, Unready, words,
 };
 
 mod container;
@@ -57,6 +57,7 @@ fn read(root: &Section<'_, '_>) -> Option<GroupSpec> {
         drain: root.duration("drain", Duration::ZERO..=DAY).unwrap_or(DEFAULT_DRAIN),
         stop_grace: root.duration("stop_grace", Duration::ZERO..=HOUR).unwrap_or(DEFAULT_STOP_GRACE),
         backoff: backoff(root),
+        rollout: rollout(root),
         relay: relay(root),
         environment: root.map("environment", environment_name),
         name: name?,
@@ -176,6 +177,25 @@ fn backoff(root: &Section<'_, '_>) -> Backoff {
     }
     let reset_after = section.duration("reset_after", MS..=DAY).unwrap_or(default.reset_after);
     Backoff { first, max, reset_after }
+}
+
+fn rollout(root: &Section<'_, '_>) -> RolloutPolicy {
+    let default = RolloutPolicy::default();
+    let Some(section) = root.section("rollout", words::ROLLOUT) else { return default };
+    let duration = |key, max, default| section.duration(key, Duration::ZERO..=max).unwrap_or(default);
+    let policy = RolloutPolicy {
+        order: section.choice("order", words::ORDERS).unwrap_or(default.order),
+        parallelism: section.integer("parallelism", 1..=1024).unwrap_or(default.parallelism),
+        delay: duration("delay", DAY, default.delay),
+        min_healthy: duration("min_healthy", HOUR, default.min_healthy),
+        monitor: duration("monitor", HOUR, default.monitor),
+        deadline: section.duration("deadline", 1000 * MS..=DAY).unwrap_or(default.deadline),
+        failure_action: section.choice("failure_action", words::FAILURE_ACTIONS).unwrap_or(default.failure_action),
+    };
+    if policy.deadline <= policy.trial() {
+        section.fault("deadline", "must be longer than `min_healthy` and `monitor`, which are part of it");
+    }
+    policy
 }
 
 fn relay(root: &Section<'_, '_>) -> RelayLimits {

@@ -10,7 +10,7 @@ use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, Val
 use super::units::{format_bytes, format_duration};
 use super::{
     Check, ContainerSpec, DEFAULT_DRAIN, DEFAULT_STOP_GRACE, GroupSpec, PathChoice, Policy, PortSpec, ProcessSpec,
-    Readiness, RelayLimits, RuntimeSpec, Unready, words,
+    Readiness, RelayLimits, RolloutPolicy, RuntimeSpec, Unready, words,
 };
 
 pub(super) fn group(spec: &GroupSpec) -> String {
@@ -38,6 +38,7 @@ pub(super) fn group(spec: &GroupSpec) -> String {
     }
     put_table(root, "readiness", readiness(&spec.readiness));
     put_table(root, "backoff", backoff(&spec.backoff));
+    put_table(root, "rollout", rollout(&spec.rollout));
     put_table(root, "relay", relay(&spec.relay));
     put_map(root, "environment", &spec.environment);
     document.to_string()
@@ -152,6 +153,19 @@ fn backoff(spec: &super::Backoff) -> Table {
         put(&mut table, "max", format_duration(spec.max));
     }
     put_duration(&mut table, "reset_after", spec.reset_after, default.reset_after);
+    table
+}
+
+fn rollout(spec: &RolloutPolicy) -> Table {
+    let default = RolloutPolicy::default();
+    let mut table = Table::new();
+    put_word(&mut table, "order", words::ORDERS, &spec.order, &default.order);
+    put_integer(&mut table, "parallelism", spec.parallelism, default.parallelism);
+    put_duration(&mut table, "delay", spec.delay, default.delay);
+    put_duration(&mut table, "min_healthy", spec.min_healthy, default.min_healthy);
+    put_duration(&mut table, "monitor", spec.monitor, default.monitor);
+    put_duration(&mut table, "deadline", spec.deadline, default.deadline);
+    put_word(&mut table, "failure_action", words::FAILURE_ACTIONS, &spec.failure_action, &default.failure_action);
     table
 }
 

@@ -3,7 +3,7 @@
 use sherd_lb::table::Policy;
 use sherd_topology::plan::{CoreKind, MemoryBinding, Placement, Sharing, Smt, Unit};
 
-use super::{PathChoice, PullPolicy};
+use super::{FailureAction, Order, PathChoice, PullPolicy};
 
 pub(super) const GROUP: &[&str] = &[
     "name",
@@ -18,6 +18,7 @@ pub(super) const GROUP: &[&str] = &[
     "ports",
     "readiness",
     "backoff",
+    "rollout",
     "relay",
     "environment",
 ];
@@ -50,6 +51,8 @@ pub(super) const PORT: &[&str] = &["publish", "policy", "weights", "loopback", "
 pub(super) const READINESS: &[&str] =
     &["check", "path", "host", "status", "port", "interval", "timeout", "rise", "fall", "start_timeout"];
 pub(super) const BACKOFF: &[&str] = &["first", "max", "reset_after"];
+pub(super) const ROLLOUT: &[&str] =
+    &["order", "parallelism", "delay", "min_healthy", "monitor", "deadline", "failure_action"];
 pub(super) const RELAY: &[&str] =
     &["max_connections", "max_pending", "connect_timeout", "idle_timeout", "keepalive", "retries", "backlog"];
 
@@ -61,6 +64,7 @@ pub(super) fn home_of(key: &str) -> Option<&'static str> {
         ("ports", PORT),
         ("readiness", READINESS),
         ("backoff", BACKOFF),
+        ("rollout", ROLLOUT),
         ("relay", RELAY),
     ];
     sections.into_iter().find(|(_, keys)| keys.contains(&key)).map(|(section, _)| section)
@@ -90,6 +94,9 @@ pub(super) const POLICIES: &[(&str, Policy)] = &[
 ];
 pub(super) const PATHS: &[(&str, PathChoice)] =
     &[("auto", PathChoice::Auto), ("direct", PathChoice::Direct), ("relay", PathChoice::Relay)];
+pub(super) const ORDERS: &[(&str, Order)] = &[("start-first", Order::StartFirst), ("stop-first", Order::StopFirst)];
+pub(super) const FAILURE_ACTIONS: &[(&str, FailureAction)] =
+    &[("rollback", FailureAction::Rollback), ("pause", FailureAction::Pause), ("continue", FailureAction::Continue)];
 pub(super) const PULLS: &[(&str, PullPolicy)] =
     &[("missing", PullPolicy::Missing), ("always", PullPolicy::Always), ("never", PullPolicy::Never)];
 

@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use sherd::control::{
-    ApplyError, ExplainError, ExplainQuestion, LogLines, LogsError, Output, Request, ShardLine, ShardLogs, StopError,
+    ApplyError, ExplainError, ExplainQuestion, LogLines, LogsError, Output, Request, RolloutAction, RolloutError,
+    ShardLine, ShardLogs, StopError,
 };
 use sherd::metrics::{GroupCounters, Histogram, KernelCounters, PortCounters, RelayCounters, SlotCounters, Snapshot};
 use sherd::spec::HostPort;
-use sherd::status::{AgentStatus, Destination, Event, Explanation, GroupStatus, Level, Outcome, PlanReport};
+use sherd::status::{
+    AgentStatus, Destination, Event, Explanation, GroupStatus, Level, Outcome, PlanReport, RolloutPhase, RolloutSlot,
+    RolloutStage, RolloutStatus,
+};
 use sherd_topology::plan::{GroupName, SlotId};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -106,6 +110,10 @@ async fn answer(mut inbox: mpsc::Receiver<Request>, groups: Vec<GroupStatus>, lo
                 note(format!("explain {question:?}"));
                 drop(reply.send(explanation(question)));
             }
+            Request::Rollout { group, action, reply } => {
+                note(format!("rollout {group} {action:?}"));
+                drop(reply.send(rollout(group, action)));
+            }
             Request::Subscribe { reply } => {
                 drop(reply.send(events.subscribe()));
                 for index in 0..10 {
@@ -116,6 +124,21 @@ async fn answer(mut inbox: mpsc::Receiver<Request>, groups: Vec<GroupStatus>, lo
                 }
             }
         }
+    }
+}
+
+fn rollout(group: GroupName, action: RolloutAction) -> Result<RolloutStatus, RolloutError> {
+    match (group.as_str(), action) {
+        ("web", RolloutAction::Resume) => Err(RolloutError::NotUnderWay { group, action }),
+        ("web", _) => Ok(RolloutStatus {
+            phase: RolloutPhase::Progressing,
+            reason: None,
+            started_unix_s: 7,
+            ended_unix_s: None,
+            can_undo: true,
+            slots: vec![RolloutSlot { slot: SlotId(0), stage: RolloutStage::Trial }],
+        }),
+        _ => Err(RolloutError::UnknownGroup { group }),
     }
 }
 
@@ -249,7 +272,10 @@ pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
                 queued: vec![(None, 4), (Some(SlotId(0)), 5)],
             })
             .collect(),
-        groups: names.iter().map(|group| GroupCounters { group: group.clone(), overdue: 1 }).collect(),
+        groups: names
+            .iter()
+            .map(|group| GroupCounters { group: group.clone(), overdue: 1, rollout_failures: 0 })
+            .collect(),
         status: status(groups),
         reconcile: histogram,
         reconcile_unsettled: 0,

@@ -19,6 +19,7 @@ mod listen_storm;
 mod metrics;
 mod programs;
 mod refused_listeners;
+mod rollouts;
 mod traffic;
 mod walkthrough;
 mod world;

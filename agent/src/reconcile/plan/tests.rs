@@ -7,7 +7,12 @@ use proptest::prelude::*;
 use sherd_topology::plan::{MemoryBinding, Slot, SlotId};
 
 use super::*;
-use crate::{reconcile::view::Wanted, runtime::ShardId};
+use crate::{
+    reconcile::view::Wanted,
+    rollout::{Pace, Rollout, SlotFacts},
+    runtime::ShardId,
+    spec::RolloutPolicy,
+};
 
 fn spec(text: &str) -> SpecHash {
     SpecHash(text.to_owned())
@@ -117,11 +122,34 @@ fn set_state(view: &mut SlotView, id: &ShardId, state: ShardState) {
     view.shards.iter_mut().find(|shard| shard.id == *id).expect("a step names a shard that is there").state = state;
 }
 
+/// The steps of a group whose slots are replaced one by one, without a trial.
+fn steps_of(slots: &[SlotView], rollout: &mut Rollout, now: Instant) -> Vec<(SlotId, Step)> {
+    let fact = |slot: &SlotView| {
+        let (shard, serving) = (shard_of(slot)?, slot.service == Service::In);
+        Some(SlotFacts {
+            id: slot.id,
+            cache: slot.id.0 as usize,
+            shard,
+            serving,
+            serves_present: serving && shard == Shard::Present,
+            failure: None,
+            is_worse: None,
+        })
+    };
+    let facts: Vec<SlotFacts> = slots.iter().filter_map(fact).collect();
+    let policy = RolloutPolicy { min_healthy: Duration::ZERO, monitor: Duration::ZERO, ..RolloutPolicy::default() };
+    // Twice: a trial that takes no time ends with the next look.
+    for _ in 0..2 {
+        rollout.step(&policy, Pace::Running, &facts, now);
+    }
+    next_steps(slots, &rollout.turns(), now)
+}
+
 /// Runs all steps until there is none; returns them. A shard that a new one replaces starts with unknown pinning.
 fn converge(slots: &mut [SlotView], now: Instant) -> Vec<(SlotId, Step)> {
-    let (mut done, mut next_id) = (Vec::new(), 100);
+    let (mut done, mut next_id, mut rollout) = (Vec::new(), 100, Rollout::default());
     for _ in 0..200 {
-        let steps = next_steps(slots, now);
+        let steps = steps_of(slots, &mut rollout, now);
         if steps.is_empty() {
             return done;
         }
@@ -196,8 +224,9 @@ fn draining_waits_for_connections_until_its_deadline() {
     let now = Instant::now();
     let mut slot = serving(0, "a", Wanted::Gone);
     (slot.service, slot.open) = (Service::Draining { until: now + Duration::from_secs(5) }, 3);
-    assert_eq!(next_steps(std::slice::from_ref(&slot), now), []);
-    let late = next_steps(std::slice::from_ref(&slot), now + Duration::from_secs(5));
+    let steps = |now| next_steps(std::slice::from_ref(&slot), &BTreeSet::new(), now);
+    assert_eq!(steps(now), []);
+    let late = steps(now + Duration::from_secs(5));
     assert_eq!(names(&late), "Disconnect");
 }
 
@@ -205,11 +234,11 @@ fn draining_waits_for_connections_until_its_deadline() {
 fn a_new_specification_replaces_slot_by_slot() {
     let mut slots: Vec<SlotView> = (0..4).map(|id| serving(id, "old", wanted(id, "new"))).collect();
     let now = Instant::now();
-    let mut next_id = 100;
+    let (mut next_id, mut rollout) = (100, Rollout::default());
     for _ in 0..100 {
         let out = slots.iter().filter(|slot| slot.service != Service::In).count();
         assert!(out <= 1, "{out} slots out of service at once");
-        let steps = next_steps(&slots, now);
+        let steps = steps_of(&slots, &mut rollout, now);
         if steps.is_empty() {
             break;
         }
@@ -225,7 +254,7 @@ fn a_new_specification_that_does_not_come_up_stops_at_the_first_slot() {
     let mut slots: Vec<SlotView> = (0..3).map(|id| serving(id, "old", wanted(id, "new"))).collect();
     slots[0].shards[0] = shard(8, "new", running());
     (slots[0].service, slots[0].health, slots[0].backend) = (Service::Out, Health::Unready, None);
-    assert_eq!(next_steps(&slots, Instant::now()), []);
+    assert_eq!(steps_of(&slots, &mut Rollout::default(), Instant::now()), []);
 }
 
 fn any_state() -> impl Strategy<Value = ShardState> {

@@ -1,0 +1,66 @@
+//! How the shards of a group are replaced when what runs in them changes; Docker's `update_config` has the same words.
+
+use std::time::Duration;
+
+/// Which shard of a slot is there first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// The new one starts beside the old one and takes over when it is ready, where there is memory for both; else as
+    /// [`Order::StopFirst`].
+    #[default]
+    StartFirst,
+    /// The old one ends before the new one starts: the other slots serve meanwhile.
+    StopFirst,
+}
+
+/// What is done when a new shard fails, or is worse than its siblings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FailureAction {
+    /// Back to what ran before.
+    #[default]
+    Rollback,
+    /// Nothing more is replaced until somebody says so.
+    Pause,
+    /// The slot is left to its restarts, and the others follow.
+    Continue,
+}
+
+/// The `[rollout]` section.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RolloutPolicy {
+    /// Which shard of a slot is there first.
+    pub order: Order,
+    /// Slots that are replaced at once; at least 1.
+    pub parallelism: u32,
+    /// From one slot's end to the next one's beginning.
+    pub delay: Duration,
+    /// How long a new shard has to serve without failing.
+    pub min_healthy: Duration,
+    /// How long it is compared with its siblings, from its first connection on.
+    pub monitor: Duration,
+    /// How long the replacement of one slot may take, from its turn until its new shard counts as good.
+    pub deadline: Duration,
+    /// What is done when it doesn't.
+    pub failure_action: FailureAction,
+}
+
+impl Default for RolloutPolicy {
+    fn default() -> Self {
+        Self {
+            order: Order::default(),
+            parallelism: 1,
+            delay: Duration::ZERO,
+            min_healthy: Duration::from_secs(1),
+            monitor: Duration::from_secs(5),
+            deadline: Duration::from_secs(600),
+            failure_action: FailureAction::default(),
+        }
+    }
+}
+
+impl RolloutPolicy {
+    /// How long a new shard is on trial once it serves.
+    pub fn trial(&self) -> Duration {
+        self.min_healthy.max(self.monitor)
+    }
+}
