@@ -1,3 +1,5 @@
+//! The machine by hand-made facts, and against worlds that do what they like.
+
 use std::time::Duration;
 
 use proptest::prelude::*;
