@@ -436,8 +436,8 @@ static __always_inline void forbid(struct mask *mask, __u32 slot)
 /* A connection of our own is load as any other, because its end is counted too. */
 static __always_inline void count_forced(const struct state *s, __u32 index)
 {
-	/* Relayed slots' listeners, the anchor, and then those that shards hold. */
-	struct cell *cell = cell_of(s->cell_base, index > s->max_slots ? index - s->max_slots - 1 : index);
+	/* Relayed slots' listeners, the anchor, and then those that shards hold: at either place they are the slot's. */
+	struct cell *cell = cell_of(s->cell_base, index > s->max_slots ? (index - s->max_slots - 1) % s->max_slots : index);
 
 	if (cell)
 		__sync_fetch_and_add(&cell->picked, 1);

@@ -6,7 +6,7 @@
 #include <linux/types.h>
 
 #define STATE_MAGIC 0x64726873 /* "shrd" */
-#define STATE_VERSION 3
+#define STATE_VERSION 4
 #define MAX_SLOTS 1024
 #define MASK_WORDS (MAX_SLOTS / 64)
 #define LEVELS 5 /* own (a CPU's slots), same L3, same node, same package, any */
@@ -47,7 +47,8 @@ struct state {
 	struct seed seed;
 	/*
 	 * Rows of slots per generation. In `sockets`: relayed slots' listeners below it, at it the anchor, above it
-	 * the listeners that shards accept from themselves.
+	 * the listeners that shards accept from themselves, by slot: so many in place A, then as many in place B. An
+	 * array that an older version has made may lack B; lb/src/front/places.rs has this layout.
 	 */
 	__u32 max_slots;
 	__u32 cpus;      /* rows of CPUs per generation */

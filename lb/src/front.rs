@@ -16,12 +16,16 @@ mod ebpf;
 mod error;
 mod listener;
 mod maps;
+mod places;
 mod steering;
+#[cfg(test)]
+mod tests;
 
-pub use direct::{Force, Forced, Path};
+pub use direct::{Force, Forced};
 pub use error::{AdoptError, OpenError, Owners, SlotError};
 pub(crate) use listener::bound;
 pub use maps::Totals;
+pub use places::{Path, Place};
 pub use steering::Explanation;
 use steering::Steering;
 

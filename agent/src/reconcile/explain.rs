@@ -84,7 +84,7 @@ impl Asked<'_> {
         match explained.choose(&self.flow, cpu) {
             Choice::Slot(slot) => {
                 let path = match self.front.path(slot) {
-                    front::Path::Direct => Path::Direct,
+                    front::Path::Direct(_) => Path::Direct,
                     front::Path::Relay => Path::Relay,
                 };
                 Destination { outcome: Outcome::Slot, slot: Some(slot_id(slot)), path: Some(path), level }

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use sherd_lb::{graft::Holder, sockdiag, stall::Finding};
+use sherd_lb::{front::Place, graft::Holder, sockdiag, stall::Finding};
 use sherd_topology::plan::SlotId;
 
 use super::{
@@ -62,7 +62,7 @@ impl Reconciler {
         let index = super::steering_table::index_of(found.slot);
         let front = group.fronts.front_at(found.address);
         // What was found is about a listener that may be gone.
-        if front.and_then(|front| front.direct_cookie(index)) != Some(found.listener) {
+        if front.and_then(|front| front.direct_cookie(index, Place::A)) != Some(found.listener) {
             return;
         }
         let Some(slot) = group.slots.get_mut(&found.slot) else { return };
@@ -141,7 +141,7 @@ impl Group {
         for (id, slot) in &mut self.slots {
             let Some(hung) = &mut slot.hung else { continue };
             let index = super::steering_table::index_of(*id);
-            let present = |address| self.fronts.front_at(address)?.direct_cookie(index);
+            let present = |address| self.fronts.front_at(address)?.direct_cookie(index, Place::A);
             hung.listeners.retain(|address, listener| present(*address) == Some(*listener));
             slot.hung.take_if(|hung| hung.listeners.is_empty());
         }
@@ -171,7 +171,7 @@ impl Group {
         let listener = slot.listener(listening).ok_or("no process of it is found to have its listener")?;
         let backlog = i32::try_from(listening.backlog).unwrap_or(i32::MAX);
         let front = self.fronts.front_at_mut(found.address).ok_or("its address is no longer published")?;
-        front.move_queue(index, listener.as_fd(), backlog).map_err(|error| super::chain(&error))?;
+        front.move_queue(index, Place::A, listener.as_fd(), backlog).map_err(|error| super::chain(&error))?;
         Ok(listening.queued)
     }
 }

@@ -84,7 +84,9 @@ fn guests(steering: &Steering, address: std::net::SocketAddr) -> std::io::Result
     let Steering::Ebpf(ebpf) = steering else { return Ok(Vec::new()) };
     let mut cookies = Vec::new();
     for slot in (0..ebpf.max_slots() as u16).map(SlotIndex) {
-        cookies.extend(ebpf.direct_cookie(slot)?);
+        for place in ebpf.places().direct_places() {
+            cookies.extend(ebpf.direct_cookie(slot, *place)?);
+        }
     }
     if cookies.is_empty() {
         return Ok(Vec::new());

@@ -11,8 +11,9 @@ use aya::{EbpfLoader, include_bytes_aligned, maps::Map, programs::SkReuseport};
 use socket2::SockRef;
 
 use super::{
-    AdoptError, Path, SlotError,
+    AdoptError, SlotError,
     maps::{Forcing, Inheritance, Maps, NAMES, Shape, Totals},
+    places::{Path, Place, Places},
 };
 use crate::{
     cells::{Cells, SlotCells},
@@ -45,7 +46,15 @@ impl Ebpf {
         seed: Seed,
         cells: Option<&Arc<Cells>>,
     ) -> Result<Self, Box<dyn Error>> {
-        let shape = Shape::new(max_slots, table.table_len)?;
+        Self::load_shape(Shape::new(max_slots, table.table_len)?, table, seed, cells)
+    }
+
+    pub(super) fn load_shape(
+        shape: Shape,
+        table: &SteeringTable,
+        seed: Seed,
+        cells: Option<&Arc<Cells>>,
+    ) -> Result<Self, Box<dyn Error>> {
         let room = take_cells(cells, shape.max_slots)?;
         let (program, maps) = load_object(&shape, room.as_deref(), None)?;
         let maps = Maps::initialize(maps, shape, seed, (cells.map(|cells| &**cells), room))?;
@@ -67,7 +76,7 @@ impl Ebpf {
         cells: Option<&Arc<Cells>>,
     ) -> Result<Self, Box<dyn Error>> {
         let max_slots = u16::try_from(from.max_slots)?;
-        let shape = Shape::new(max_slots, table.table_len)?;
+        let shape = Shape::new(max_slots, table.table_len)?.with_sockets(sockets)?;
         let room = take_cells(cells, shape.max_slots)?;
         let (program, maps) = load_object(&shape, room.as_deref(), Some(sockets))?;
         let maps = Maps::initialize(maps, shape, from.seed, (cells.map(|cells| &**cells), room))?;
@@ -93,9 +102,13 @@ impl Ebpf {
         sys::sockopt::attach_reuseport_ebpf(anchor, self.program.as_fd())
     }
 
-    /// A socket enters the array once it listens; the anchor has the last place.
+    pub(super) fn places(&self) -> Places {
+        self.maps.places()
+    }
+
+    /// A socket enters the array once it listens.
     pub(super) fn enter(&self, slot: Option<SlotIndex>, socket: BorrowedFd<'_>) -> io::Result<()> {
-        self.maps.set_socket(self.index_of(slot), u64::try_from(socket.as_raw_fd()).map_err(io::Error::other)?)
+        self.set_socket(self.index_of(slot), socket)
     }
 
     pub(super) fn leave(&self, slot: SlotIndex) -> io::Result<()> {
@@ -103,41 +116,40 @@ impl Ebpf {
         self.maps.clear_socket(self.index_of(Some(slot)))
     }
 
-    /// A listener that the slot's shard accepts from. The array has a second place for it; one that was there goes.
-    pub(super) fn enter_direct(&self, slot: SlotIndex, socket: BorrowedFd<'_>) -> io::Result<()> {
-        let index = self.direct_index(slot);
+    /// A listener that a shard accepts from, at the index of its place. One that was there goes.
+    pub(super) fn enter_direct(&self, index: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
         self.maps.clear_socket(index)?;
-        self.maps.set_socket(index, u64::try_from(socket.as_raw_fd()).map_err(io::Error::other)?)
+        self.set_socket(index, socket)
     }
 
-    pub(super) fn leave_direct(&self, slot: SlotIndex) -> io::Result<()> {
-        self.maps.clear_socket(self.direct_index(slot))
+    /// Nothing is there where the array lacks the place.
+    pub(super) fn leave_direct(&self, slot: SlotIndex, place: Place) -> io::Result<()> {
+        self.direct_index(slot, place).map_or(Ok(()), |index| self.maps.clear_socket(index))
     }
 
-    /// The SO_COOKIE of the slot's direct listener; the entry empties itself when the shard closes it.
-    pub(super) fn direct_cookie(&self, slot: SlotIndex) -> io::Result<Option<u64>> {
-        self.maps.socket_cookie(self.direct_index(slot))
+    /// The SO_COOKIE of the listener at the slot's place; the entry empties itself when the shard closes it.
+    pub(super) fn direct_cookie(&self, slot: SlotIndex, place: Place) -> io::Result<Option<u64>> {
+        self.direct_index(slot, place).map_or(Ok(None), |index| self.maps.socket_cookie(index))
     }
 
-    pub(super) fn set_path(&self, slot: SlotIndex, path: Path) {
-        let index = match path {
-            Path::Relay => self.index_of(Some(slot)),
-            Path::Direct => self.direct_index(slot),
-        };
+    /// To the listener at this index, from the next SYN on.
+    pub(super) fn set_index_of(&self, slot: SlotIndex, index: u32) {
         self.maps.set_index_of(slot, index);
     }
 
     pub(super) fn path(&self, slot: SlotIndex) -> Path {
-        if self.maps.index_of(slot) == self.direct_index(slot) { Path::Direct } else { Path::Relay }
+        if u32::from(slot.0) >= self.max_slots() {
+            return Path::Relay;
+        }
+        self.places().path(slot, self.maps.index_of(slot))
     }
 
     pub(super) fn forcing(&self) -> io::Result<Forcing> {
         self.maps.forcing()
     }
 
-    /// After the relayed slots' listeners and the anchor.
-    pub(super) fn direct_index(&self, slot: SlotIndex) -> u32 {
-        self.maps.max_slots() + 1 + u32::from(slot.0)
+    pub(super) fn direct_index(&self, slot: SlotIndex, place: Place) -> Option<u32> {
+        self.places().index(slot, Path::Direct(place))
     }
 
     /// Whether the slot's place holds this socket; None while the place is empty.
@@ -177,9 +189,13 @@ impl Ebpf {
         Model::new(table, self.maps.seed(), self.in_service(), none_in).with_loads(loads)
     }
 
-    /// Where the slot's listener for its relay worker is; the anchor is after all of them.
+    /// Where the slot's listener for its relay worker is, or the anchor.
     fn index_of(&self, slot: Option<SlotIndex>) -> u32 {
-        slot.map_or(self.maps.max_slots(), |slot| u32::from(slot.0))
+        slot.map_or(self.places().anchor(), |slot| u32::from(slot.0))
+    }
+
+    fn set_socket(&self, index: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.maps.set_socket(index, u64::try_from(socket.as_raw_fd()).map_err(io::Error::other)?)
     }
 }
 

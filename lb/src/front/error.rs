@@ -2,7 +2,7 @@
 
 use std::{fmt, io, net::SocketAddr};
 
-use super::listener::ListenerError;
+use super::{listener::ListenerError, places::Place};
 use crate::{
     sockdiag::{Listening, Owner},
     table::{SlotIndex, TableError},
@@ -87,6 +87,19 @@ pub enum SlotError {
         slot: SlotIndex,
         /// What the address was opened for.
         max_slots: u16,
+    },
+    /// The array of sockets was made by an older version, with one direct place for each slot or none.
+    #[error(
+        "slot {slot} has no place {place:?} for a shard's listener: {address} was opened by an older version of sherd, and \
+         its array of sockets can't grow; end the slot's shard before the next one starts, or publish the address anew"
+    )]
+    NoPlace {
+        /// The published address.
+        address: SocketAddr,
+        /// The slot.
+        slot: SlotIndex,
+        /// The place asked for.
+        place: Place,
     },
     /// It has a listener already.
     #[error("slot {slot} has a listener already")]

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use super::{AdoptError, SlotError};
+use super::{AdoptError, SlotError, places::Places};
 use crate::{
     cells::{Cells, NO_CELL, SlotCells},
     sys::{
@@ -24,7 +24,7 @@ use crate::{
 };
 
 const MAGIC: u32 = 0x6472_6873;
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// Offsets in `struct state`; steer.h asserts the same.
 mod state {
@@ -93,13 +93,23 @@ pub(super) struct Shape {
     pub(super) cpus: u32,
     /// Of the table, each generation.
     pub(super) chunks: u32,
+    /// Of the array of sockets.
+    pub(super) places: Places,
 }
 
 impl Shape {
     pub(super) fn new(max_slots: u16, table_len: u32) -> io::Result<Self> {
         let longest = table_len.max(DEFAULT_TABLE_LEN).max(crate::table::default_len(usize::from(max_slots)));
         let chunks = longest.div_ceil(CHUNK_ENTRIES as u32);
-        Ok(Self { max_slots: u32::from(max_slots), cpus: possible_cpus()?.0, chunks })
+        let max_slots = u32::from(max_slots);
+        Ok(Self { max_slots, cpus: possible_cpus()?.0, chunks, places: Places::new(max_slots) })
+    }
+
+    /// The same with the array of another process, whatever its size.
+    pub(super) fn with_sockets(self, array: BorrowedFd<'_>) -> io::Result<Self> {
+        let entries = bpf::info(array)?.max_entries;
+        let small = || io::Error::other(format!("an array of {entries} for {} slots", self.max_slots));
+        Ok(Self { places: Places::of(self.max_slots, entries).ok_or_else(small)?, ..self })
     }
 
     /// Type, size of a value, number of values, in the order of [`NAMES`].
@@ -108,8 +118,7 @@ impl Shape {
             (ARRAY, state::SIZE as u32, 1),
             (ARRAY, CHUNK_SIZE as u32, 2 * self.chunks),
             (ARRAY, ROW_SIZE as u32, 2 * (self.max_slots + self.cpus)),
-            // Relayed slots, the anchor, and slots that accept themselves.
-            (REUSEPORT_SOCKARRAY, 8, 2 * self.max_slots + 1),
+            (REUSEPORT_SOCKARRAY, 8, self.places.entries()),
             (PERCPU_ARRAY, 8, self.max_slots),
             (PERCPU_ARRAY, 8 * TOTALS_WORDS as u32, 1),
             (HASH, 8, MAX_FORCED),
@@ -229,8 +238,10 @@ impl Maps {
             ));
         }
         let field = |offset| state.load_u32(offset);
-        let shape =
-            Shape { max_slots: field(state::MAX_SLOTS), cpus: field(state::CPUS), chunks: field(state::CHUNKS) };
+        let (max_slots, entries) = (field(state::MAX_SLOTS), maps[3].info.max_entries);
+        let places = Places::of(max_slots, entries);
+        let places = places.ok_or_else(|| other(NAMES[3], format!("{entries} entries for {max_slots} slots")))?;
+        let shape = Shape { max_slots, cpus: field(state::CPUS), chunks: field(state::CHUNKS), places };
         for ((name, map), (map_type, value_size, entries)) in NAMES.into_iter().zip(&maps).zip(shape.sizes()) {
             let found = (map.info.map_type, map.info.value_size, map.info.max_entries);
             let key_size = if map_type == HASH { FORCE_KEY_SIZE } else { size_of::<u32>() };
@@ -268,6 +279,10 @@ impl Maps {
 
     pub(super) fn max_slots(&self) -> u32 {
         self.shape.max_slots
+    }
+
+    pub(super) fn places(&self) -> Places {
+        self.shape.places
     }
 
     pub(super) fn seed(&self) -> Seed {

@@ -11,7 +11,7 @@ use std::{
 
 use sherd_lb::{
     cells::{CellReading, Cells, SlotCells},
-    front::{Front, FrontConfig, Path},
+    front::{Front, FrontConfig, Path, Place},
     graft::Holder,
     guard::{Guard, Maker, Operation},
     sockdiag,
@@ -46,8 +46,8 @@ impl Published {
         front.add_slot(SLOT).expect("the address is ours");
         let listener = maker.listener(front.address(), true).expect("the group is joined");
         guard.mark(listener.as_fd(), front.cells().expect("there is room").number(SLOT)).expect("the map is there");
-        front.join_direct(SLOT, listener.as_fd(), 64).expect("it joins");
-        front.set_path(SLOT, Path::Direct).expect("it steers by eBPF");
+        front.join_direct(SLOT, Place::A, listener.as_fd(), 64).expect("it joins");
+        front.set_path(SLOT, Path::Direct(Place::A)).expect("it steers by eBPF");
         front.set_in(SLOT, true).expect("it has a listener");
         Self { front, listener, cells, guard, _maker: maker, _parent: parent }
     }
@@ -196,7 +196,7 @@ fn a_standing_queue_moves_and_its_listener_lives_on() {
         let copy = found.expect("this process has it").listener().expect("it is still there");
         published.front.set_in(other, true).expect("it has a listener");
         published.front.set_in(SLOT, false).expect("out is always possible");
-        published.front.move_queue(SLOT, copy.as_fd(), 64).expect("it joins again");
+        published.front.move_queue(SLOT, Place::A, copy.as_fd(), 64).expect("it joins again");
         drop(copy);
         assert_eq!(published.front.queue_len(Some(other)).expect("it listens"), 60);
         let accept = SockRef::from(&published.listener).accept();

@@ -7,7 +7,7 @@ use std::{
 };
 
 use sherd_lb::{
-    front::{Force, Front, FrontConfig},
+    front::{Force, Front, FrontConfig, Place},
     relay::Target,
     table::{Policy, SlotIndex, SteeringTable},
 };
@@ -59,7 +59,7 @@ impl Published {
         socket.set_reuse_address(true).unwrap();
         socket.set_reuse_port(true).unwrap();
         socket.bind(&address.into()).unwrap();
-        self.front.join_direct(SlotIndex(slot), socket.as_fd(), 1_024).unwrap();
+        self.front.join_direct(SlotIndex(slot), Place::A, socket.as_fd(), 1_024).unwrap();
         socket.into()
     }
 
@@ -76,7 +76,7 @@ impl Published {
     }
 
     pub(crate) fn force(&self, slot: u16) -> Force {
-        self.front.force(SlotIndex(slot)).unwrap()
+        self.front.force(SlotIndex(slot), Place::A).unwrap()
     }
 
     pub(crate) fn target(&self, slot: u16) -> Target {

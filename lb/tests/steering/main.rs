@@ -5,6 +5,7 @@ mod adopting;
 mod loads;
 mod migrating;
 mod models;
+mod places;
 mod taken;
 mod traffic;
 mod unready;

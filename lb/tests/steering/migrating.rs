@@ -18,7 +18,7 @@ use super::traffic::{Listeners, Mode, add_v6_clients, connect_many, flow, on_cpu
 
 const POLICIES: [Policy; 4] = [Policy::Connection, Policy::Client, Policy::Local, Policy::Balanced];
 
-fn say_hello(clients: &mut [TcpStream]) {
+pub(crate) fn say_hello(clients: &mut [TcpStream]) {
     for client in clients {
         let own = client.local_addr().expect("connected");
         client.write_all(own.to_string().as_bytes()).expect("it is established");
@@ -26,13 +26,13 @@ fn say_hello(clients: &mut [TcpStream]) {
 }
 
 /// Each accepted connection has its client's bytes; returns where it was.
-fn read_hellos(accepted: HashMap<SocketAddr, (Choice, TcpStream)>) -> HashMap<SocketAddr, Choice> {
-    let read = |(client, (choice, mut stream)): (SocketAddr, (Choice, TcpStream))| {
+pub(crate) fn read_hellos<Where>(accepted: HashMap<SocketAddr, (Where, TcpStream)>) -> HashMap<SocketAddr, Where> {
+    let read = |(client, (at, mut stream)): (SocketAddr, (Where, TcpStream))| {
         stream.set_nonblocking(false).expect("a flag");
         let mut hello = vec![0; client.to_string().len()];
         stream.read_exact(&mut hello).expect("what the client sent");
         assert_eq!(String::from_utf8_lossy(&hello), client.to_string());
-        (client, choice)
+        (client, at)
     };
     accepted.into_iter().map(read).collect()
 }

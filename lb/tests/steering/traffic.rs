@@ -112,8 +112,8 @@ pub(crate) fn flow(client: &TcpStream) -> Flow {
     Flow { client: client.local_addr().expect("connected"), server: client.peer_addr().expect("connected") }
 }
 
-/// Copies of all listeners of a front.
-pub(crate) struct Listeners(Vec<(Choice, TcpListener)>);
+/// Listeners, and where each of them is: unless a test says otherwise, copies of all that a front has.
+pub(crate) struct Listeners<Where = Choice>(pub(crate) Vec<(Where, TcpListener)>);
 
 impl Listeners {
     pub(crate) fn of(front: &Front) -> Self {
@@ -131,15 +131,17 @@ impl Listeners {
     pub(crate) fn kill(&self, slot: u16) {
         SockRef::from(&self.get(slot).as_fd()).shutdown(std::net::Shutdown::Both).expect("it listens");
     }
+}
 
+impl<Where: Copy> Listeners<Where> {
     /// Accepts `count` connections from wherever they are.
-    pub(crate) fn accept(&self, count: usize) -> HashMap<SocketAddr, (Choice, TcpStream)> {
+    pub(crate) fn accept(&self, count: usize) -> HashMap<SocketAddr, (Where, TcpStream)> {
         let mut accepted = HashMap::new();
         eventually("every connection is in a queue", Duration::from_secs(10), || {
-            for (choice, listener) in &self.0 {
+            for (at, listener) in &self.0 {
                 loop {
                     match listener.accept() {
-                        Ok((stream, client)) => drop(accepted.insert(client, (*choice, stream))),
+                        Ok((stream, client)) => drop(accepted.insert(client, (*at, stream))),
                         Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                         // A killed listener.
                         Err(error) if error.kind() == ErrorKind::InvalidInput => break,

@@ -8,6 +8,7 @@ use std::{
 };
 
 use sherd_lb::{
+    front::Place,
     graft::{Listener, Report, State, Trapped, Verdict},
     sockdiag,
 };
@@ -110,7 +111,7 @@ impl Reconciler {
             return Err(format!("{address} is not published"));
         };
         let index = super::super::steering_table::index_of(key.slot);
-        let present = front.direct_cookie(index);
+        let present = front.direct_cookie(index, Place::A);
         if present == Some(call.cookie) {
             return Ok(Decision::Now(Verdict::Ours));
         }
@@ -183,7 +184,7 @@ impl Reconciler {
         let joined = match group.and_then(|group| group.fronts.front_at_mut(join.address)) {
             Some(front) => {
                 let index = super::super::steering_table::index_of(key.slot);
-                let joined = front.join_direct(index, join.socket.as_fd(), join.backlog);
+                let joined = front.join_direct(index, Place::A, join.socket.as_fd(), join.backlog);
                 fault::point("graft.joined");
                 joined.map_err(|error| crate::reconcile::chain(&error))
             }

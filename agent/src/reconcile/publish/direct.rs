@@ -9,7 +9,7 @@ use std::{
 
 use sherd_lb::{
     cells::Counts,
-    front::{Front, FrontConfig, Path},
+    front::{Front, FrontConfig, Path, Place},
     netns::{Family, Loopback, Netns},
     relay::{PortKey, Target},
 };
@@ -142,7 +142,8 @@ impl Fronts {
     pub(in crate::reconcile) fn choose_paths(&mut self, slot: SlotId) {
         for (_, address, front) in self.open_fronts() {
             let index = index_of(slot);
-            let path = if front.direct_cookie(index).is_some() { Path::Direct } else { Path::Relay };
+            let path =
+                if front.direct_cookie(index, Place::A).is_some() { Path::Direct(Place::A) } else { Path::Relay };
             if front.path(index) != path
                 && let Err(error) = front.set_path(index, path)
             {
@@ -153,12 +154,12 @@ impl Fronts {
 
     /// Whether the slot's shard accepts the connections of some address itself.
     pub(in crate::reconcile) fn is_direct(&self, slot: SlotId) -> bool {
-        self.bound().any(|front| front.path(index_of(slot)) == Path::Direct)
+        self.bound().any(|front| front.path(index_of(slot)).is_direct())
     }
 
     /// Where shards have listeners, one of them may have taken the steering program off.
     pub(in crate::reconcile) fn attach_again(&self) {
-        let direct = self.bound().filter(|front| front.slots().any(|slot| front.path(slot) == Path::Direct));
+        let direct = self.bound().filter(|front| front.slots().any(|slot| front.path(slot).is_direct()));
         for front in direct {
             if let Err(error) = front.attach_again() {
                 tracing::error!(address = %front.address(), "its steering can't be attached: {error}");
@@ -168,7 +169,7 @@ impl Fronts {
 
     /// Whether that is so of any slot.
     pub(in crate::reconcile) fn any_direct(&self) -> bool {
-        self.bound().any(|front| front.slots().any(|slot| front.path(slot) == Path::Direct))
+        self.bound().any(|front| front.slots().any(|slot| front.path(slot).is_direct()))
     }
 
     /// Whether steering has met an empty place since it was last asked.
@@ -176,7 +177,7 @@ impl Fronts {
         let mut missed = false;
         for published in &mut self.list {
             let Ok(front) = &published.front else { continue };
-            if front.slots().any(|slot| front.path(slot) == Path::Direct) {
+            if front.slots().any(|slot| front.path(slot).is_direct()) {
                 let retries = front.totals().retries;
                 missed |= std::mem::replace(&mut published.misses, retries) != retries;
             }
@@ -189,7 +190,7 @@ impl Fronts {
         let index = index_of(slot);
         let mut is_in = false;
         for (_, address, front) in self.open_fronts() {
-            if front.path(index) == Path::Direct && front.direct_cookie(index).is_some() {
+            if front.path(index).is_direct() && front.direct_cookie(index, Place::A).is_some() {
                 match front.set_in(index, true) {
                     Ok(()) => is_in = true,
                     Err(error) => tracing::error!(%address, %slot, "not taken in again: {}", chain(&error)),
@@ -202,7 +203,7 @@ impl Fronts {
     /// The slot's connections, of the addresses where its shard accepts them itself.
     pub(in crate::reconcile) fn direct_counts(&self, slot: SlotId) -> Option<Counts> {
         let index = index_of(slot);
-        let direct = self.bound().filter(|front| front.path(index) == Path::Direct);
+        let direct = self.bound().filter(|front| front.path(index).is_direct());
         direct.filter_map(|front| Some(front.cells()?.counts(index))).reduce(|sum, next| Counts {
             picked: sum.picked + next.picked,
             established: sum.established + next.established,
@@ -217,10 +218,10 @@ impl Fronts {
         let mut lost = Vec::new();
         for published in &mut self.list {
             let Ok(front) = &mut published.front else { continue };
-            if front.path(index) != Path::Direct || front.direct_cookie(index).is_some() {
+            if !front.path(index).is_direct() || front.direct_cookie(index, Place::A).is_some() {
                 continue;
             }
-            if let Err(error) = front.leave_direct(index) {
+            if let Err(error) = front.leave_direct(index, Place::A) {
                 tracing::error!(address = %published.address, %slot, "its direct listener stays in the array: {}", chain(&error));
             }
             lost.push(published.port.container);
@@ -231,15 +232,15 @@ impl Fronts {
     /// Whether the slot's shard has closed a listener that it served on.
     pub(in crate::reconcile) fn lost_direct(&self, slot: SlotId) -> bool {
         let index = index_of(slot);
-        self.bound().any(|front| front.path(index) == Path::Direct && front.direct_cookie(index).is_none())
+        self.bound().any(|front| front.path(index).is_direct() && front.direct_cookie(index, Place::A).is_none())
     }
 
     /// The slot's connections go to its worker again.
     pub(in crate::reconcile) fn leave_direct(&mut self, slot: SlotId) {
         for (_, address, front) in self.open_fronts() {
             let index = index_of(slot);
-            let is_direct = front.path(index) == Path::Direct || front.direct_cookie(index).is_some();
-            if is_direct && let Err(error) = front.leave_direct(index) {
+            let is_direct = front.path(index).is_direct() || front.direct_cookie(index, Place::A).is_some();
+            if is_direct && let Err(error) = front.leave_direct(index, Place::A) {
                 tracing::error!(%address, %slot, "its direct listener stays in the array: {}", chain(&error));
             }
         }
@@ -249,12 +250,12 @@ impl Fronts {
     pub(in crate::reconcile) fn direct_targets(&self, slot: SlotId) -> Vec<(ContainerPort, Target)> {
         let index = index_of(slot);
         let target = |published: &Published| {
-            let front = published.front.as_ref().ok().filter(|front| front.direct_cookie(index).is_some())?;
+            let front = published.front.as_ref().ok().filter(|front| front.direct_cookie(index, Place::A).is_some())?;
             // IPv4 that goes to a front of its own doesn't come to this one.
             let takes_v4 = published.is_dual() && !self.list.iter().any(|other| other.is_beside(published.address));
             let ip = host_address(front.address().ip(), takes_v4, published.port.loopback);
             let address = SocketAddr::new(ip, front.address().port());
-            let force = front.force(index).ok()?;
+            let force = front.force(index, Place::A).ok()?;
             Some((published.port.container, Target { address, force: Some(force) }))
         };
         self.list.iter().filter_map(target).collect()
@@ -302,8 +303,8 @@ pub(in crate::reconcile) fn watched(name: &GroupName, group: &Group) -> Vec<Watc
         let cells = Arc::clone(front.cells()?);
         let slot = |(position, slot): (usize, &Slot)| {
             let (index, run) = (index_of(slot.id), group.slots.get(&slot.id)?);
-            let is_direct = front.path(index) == Path::Direct;
-            let listener = front.direct_cookie(index).filter(|_| is_direct);
+            let is_direct = front.path(index).is_direct();
+            let listener = front.direct_cookie(index, Place::A).filter(|_| is_direct);
             Some(WatchedSlot {
                 id: slot.id,
                 index,

@@ -3,7 +3,11 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, os::fd::OwnedFd};
 
-use sherd_lb::{front::Front, relay::PortKey, table::SlotIndex};
+use sherd_lb::{
+    front::{Front, Place},
+    relay::PortKey,
+    table::SlotIndex,
+};
 use sherd_topology::{
     model::Host,
     plan::{GroupName, Slot},
@@ -22,7 +26,8 @@ impl Published {
     /// Whether a shard has a listener here.
     fn is_held(&self) -> bool {
         let Ok(front) = &self.front else { return false };
-        (0..front.max_slots()).any(|slot| front.direct_cookie(SlotIndex(slot)).is_some())
+        let is_there = |slot, place: &Place| front.direct_cookie(SlotIndex(slot), *place).is_some();
+        (0..front.max_slots()).any(|slot| front.places().iter().any(|place| is_there(slot, place)))
     }
 
     /// What the holder knows it by while it leaves: the name has all that a later agent needs.

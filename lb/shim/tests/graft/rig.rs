@@ -11,7 +11,7 @@ use std::{
 };
 
 use sherd_lb::{
-    front::{Front, FrontConfig, Path},
+    front::{Front, FrontConfig, Path, Place},
     graft::{Broker, Grafted, Holder, Journal, Listener, Report, State, Trapped, Verdict, is_notify_fd},
     table::{Policy, SlotIndex, SteeringTable},
 };
@@ -129,7 +129,7 @@ impl Rig {
         let report = self.reports.recv_timeout(SOON).expect("a report");
         let Report::Grafted(grafted) = report else { panic!("{report:?}") };
         let mut front = locked(&self.front);
-        front.set_path(SLOT, Path::Direct).expect("eBPF steering");
+        front.set_path(SLOT, Path::Direct(Place::A)).expect("eBPF steering");
         front.set_in(SLOT, true).expect("it has a listener");
         grafted
     }
@@ -140,7 +140,7 @@ impl Rig {
     }
 
     pub(crate) fn has_direct_listener(&self) -> bool {
-        locked(&self.front).direct_cookie(SLOT).is_some()
+        locked(&self.front).direct_cookie(SLOT, Place::A).is_some()
     }
 
     /// Until the kernel has taken the listener out of the array.
@@ -172,7 +172,7 @@ fn stay(held: &Mutex<Held>) {
 
 fn decide(front: &Arc<Mutex<Front>>, held: &Arc<Mutex<Held>>, trapped: &Trapped) -> Verdict {
     let locked_front = locked(front);
-    if locked_front.direct_cookie(SLOT) == Some(trapped.cookie()) {
+    if locked_front.direct_cookie(SLOT, Place::A) == Some(trapped.cookie()) {
         return Verdict::Ours;
     }
     if trapped.is_here() && trapped.state() != State::Listening && trapped.address() == locked_front.address() {
@@ -183,7 +183,7 @@ fn decide(front: &Arc<Mutex<Front>>, held: &Arc<Mutex<Held>>, trapped: &Trapped)
     }
     // The process that has it waits for its child here, or doesn't: both are right.
     let shared = locked(held).holder.as_ref().and_then(Holder::listener);
-    if let Some(listener) = shared.filter(|_| locked_front.direct_cookie(SLOT).is_some()) {
+    if let Some(listener) = shared.filter(|_| locked_front.direct_cookie(SLOT, Place::A).is_some()) {
         return Verdict::Share(listener);
     }
     let address = locked_front.address();
@@ -193,7 +193,7 @@ fn decide(front: &Arc<Mutex<Front>>, held: &Arc<Mutex<Held>>, trapped: &Trapped)
     let listen = move |backlog, original: BorrowedFd<'_>| {
         locked(&keeping).original = original.try_clone_to_owned().ok();
         let mut front = locked(&joining);
-        front.join_direct(SLOT, copy.as_fd(), backlog).map_err(|error| error.to_string())
+        front.join_direct(SLOT, Place::A, copy.as_fd(), backlog).map_err(|error| error.to_string())
     };
     Verdict::Graft(Listener { socket: socket.into(), listen: Box::new(listen) })
 }
