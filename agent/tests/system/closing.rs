@@ -1,10 +1,8 @@
 //! A shard that closes its listener and lives on: the agent knows soon, and nobody is refused.
 
 use std::{
-    fs,
     io::{Read, Write},
     net::TcpStream,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -22,16 +20,8 @@ const ENGINE: Engine = Engine::Docker;
 const SOON: Duration = Duration::from_millis(400);
 
 fn image(world: &World) -> String {
-    let (source, root) = (world.dir().join("closing.go"), world.dir().join("closing"));
-    fs::write(&source, include_str!("closing.go")).expect("its source");
-    fs::create_dir_all(&root).expect("a directory");
-    let mut build = Command::new("go");
-    build.envs([("CGO_ENABLED", "0"), ("GO111MODULE", "off"), ("GOFLAGS", "")]);
-    let built = build.args(["build", "-o"]).arg(root.join("server")).arg(&source).output().expect("go runs");
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    let image = format!("sherd-test-closing-{}:latest", world.instance());
-    images::import(ENGINE, &image, &root, &["CMD [\"/server\"]"]);
-    image
+    let server = images::go_program("closing", include_str!("closing.go"));
+    images::import_program(ENGINE, world, "closing", &server)
 }
 
 /// Tells one shard to close its listener; when it answers, that is done.

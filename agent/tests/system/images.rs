@@ -7,6 +7,8 @@ use std::{
     sync::OnceLock,
 };
 
+use crate::world::World;
+
 /// An engine to make images with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Engine {
@@ -43,6 +45,16 @@ pub(crate) fn import(engine: Engine, name: &str, root: &Path, changes: &[&str]) 
         import.arg("--change").arg(change);
     }
     run(import.arg(&archive).arg(name));
+}
+
+/// An image of one static program, which is its own for each agent.
+pub(crate) fn import_program(engine: Engine, world: &World, name: &str, program: &Path) -> String {
+    let image = format!("sherd-test-{name}-{}:latest", world.instance());
+    let root = world.dir().join(name);
+    fs::create_dir_all(&root).expect("a directory");
+    fs::copy(program, root.join("server")).expect("the program");
+    import(engine, &image, &root, &["CMD [\"/server\"]"]);
+    image
 }
 
 /// Removes an image.

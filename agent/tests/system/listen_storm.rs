@@ -1,11 +1,6 @@
 //! A container whose program calls listen(2) all the time: the other groups don't notice.
 
-use std::{
-    fs,
-    path::Path,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use sherd_testkit::{eventually, in_new_netns};
 
@@ -18,25 +13,6 @@ use crate::{
 
 const ENGINE: Engine = Engine::Docker;
 
-fn import(world: &World, name: &str, program: &Path) -> String {
-    let image = format!("sherd-test-{name}-{}:latest", world.instance());
-    let root = world.dir().join(name);
-    fs::create_dir_all(&root).expect("a directory");
-    fs::copy(program, root.join("server")).expect("the program");
-    images::import(ENGINE, &image, &root, &["CMD [\"/server\"]"]);
-    image
-}
-
-fn storm(world: &World) -> String {
-    let (source, server) = (world.dir().join("storm.go"), world.dir().join("storm-server"));
-    fs::write(&source, include_str!("listen_storm.go")).expect("its source");
-    let mut build = Command::new("go");
-    build.envs([("CGO_ENABLED", "0"), ("GO111MODULE", "off"), ("GOFLAGS", "")]);
-    let built = build.args(["build", "-o"]).arg(&server).arg(&source).output().expect("go runs");
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    import(world, "storm", &server)
-}
-
 #[test]
 fn a_storm_of_listen_calls_holds_up_nobody_else() {
     let test = "a_storm_of_listen_calls_holds_up_nobody_else";
@@ -45,7 +21,9 @@ fn a_storm_of_listen_calls_holds_up_nobody_else() {
     }
     in_new_netns(move || {
         let world = World::with_engine(test, &ENGINE.socket());
-        let (storming, image) = (storm(&world), import(&world, "go", images::go_server()));
+        let storm = images::go_program("storm", include_str!("listen_storm.go"));
+        let storming = images::import_program(ENGINE, &world, "storm", &storm);
+        let image = images::import_program(ENGINE, &world, "go", images::go_server());
         let run = |group, publish: &[&str], image| {
             world.sherd(&[&["run", "-d", "-g", group, "-u", "pu", "-n", "1", "--shared"], publish, &[image]].concat());
         };

@@ -1,11 +1,6 @@
 //! Programs that do not accept from a listener of ours: served on relay instead, and remembered by their image.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Output},
-    time::Duration,
-};
+use std::{fs, process::Output, time::Duration};
 
 use serde_json::Value;
 use sherd_testkit::{eventually, in_new_netns};
@@ -19,24 +14,10 @@ use crate::{
 
 const ENGINE: Engine = Engine::Docker;
 
-fn import(world: &World, name: &str, program: &Path) -> String {
-    let image = format!("sherd-test-{name}-{}:latest", world.instance());
-    let root = world.dir().join(name);
-    fs::create_dir_all(&root).expect("a directory");
-    fs::copy(program, root.join("server")).expect("the program");
-    images::import(ENGINE, &image, &root, &["CMD [\"/server\"]"]);
-    image
-}
-
-/// A static Go server that breaks when its socket is exchanged at listen(2).
-fn deaf_server(world: &World) -> PathBuf {
-    let (source, server) = (world.dir().join("deaf.go"), world.dir().join("deaf-server"));
-    fs::write(&source, include_str!("deaf.go")).expect("its source");
-    let mut build = Command::new("go");
-    build.envs([("CGO_ENABLED", "0"), ("GO111MODULE", "off"), ("GOFLAGS", "")]);
-    let built = build.args(["build", "-o"]).arg(&server).arg(&source).output().expect("go runs");
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    server
+/// Of a static Go server that breaks when its socket is exchanged at listen(2).
+fn deaf_image(world: &World) -> String {
+    let server = images::go_program("deaf", include_str!("deaf.go"));
+    images::import_program(ENGINE, world, "deaf", &server)
 }
 
 fn docker(args: &[&str]) -> Output {
@@ -90,7 +71,7 @@ fn a_program_that_does_not_accept_is_relayed_and_its_image_remembered() {
     }
     in_new_netns(move || {
         let mut world = World::with_engine(test, &ENGINE.socket());
-        let image = import(&world, "deaf", &deaf_server(&world));
+        let image = deaf_image(&world);
         apply(&world, &image, "");
         let slots = check_relayed(&world, "no program accepted");
         assert!(slots.iter().all(|slot| slot["restarts"] == 1), "{slots:?}");
@@ -143,7 +124,7 @@ fn a_remembered_image_is_tried_again_and_forgotten() {
     }
     in_new_netns(move || {
         let mut world = World::prepare(test, &ENGINE.socket());
-        let image = import(&world, "go", images::go_server());
+        let image = images::import_program(ENGINE, &world, "go", images::go_server());
         let file = world.dir().join("state/relayed-images.json");
         fs::create_dir_all(world.dir().join("state")).expect("the state directory");
         fs::write(&file, "{\"version\": 1, \"images\": {").expect("a torn file");
