@@ -249,8 +249,10 @@ impl Maps {
                 return Err(other(name, format!("type, value size, entries are {found:?}")));
             }
         }
-        // Connections of an earlier process; whoever uses one of its ports again replaces its entry.
+        // Connections of an earlier process that was killed before they were there. Their ports are free for clients now, whom
+        // the entries would steer.
         state.store_u32(state::FORCED, 0);
+        maps[6].clear().map_err(io(NAMES[6]))?;
         let base = field(state::CELL_BASE);
         let cells = match cells.filter(|_| base != NO_CELL) {
             Some(cells) => cells.take_again(base, shape.max_slots).map_err(io("cells"))?,

@@ -15,6 +15,7 @@ use std::{
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
+const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
 const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_PROG_ATTACH: libc::c_int = 8;
@@ -147,6 +148,27 @@ impl Map {
         self.element(BPF_MAP_DELETE_ELEM, key, 0)
     }
 
+    /// Deletes every element of a hash; what is added meanwhile may stay.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        let mut key = vec![0; self.info.key_size as usize];
+        for _ in 0..self.info.max_entries {
+            // Without a key to follow, the kernel gives the first.
+            let attr = ElementAttr {
+                map_fd: raw(self.fd.as_fd())?,
+                padding: 0,
+                key: 0,
+                value: key.as_mut_ptr() as u64,
+                flags: 0,
+            };
+            match bpf(BPF_MAP_GET_NEXT_KEY, &attr) {
+                Ok(_) => self.delete(&key)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     fn element(&self, command: libc::c_int, key: &[u8], value: u64) -> io::Result<()> {
         assert!(key.len() == self.info.key_size as usize, "a key of {} bytes", key.len());
         let attr = ElementAttr { map_fd: raw(self.fd.as_fd())?, padding: 0, key: key.as_ptr() as u64, value, flags: 0 };
@@ -173,8 +195,8 @@ fn raw(fd: BorrowedFd<'_>) -> io::Result<u32> {
 
 fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<libc::c_int> {
     // SAFETY: `attr` is a prefix of union bpf_attr whose length is passed. What it points to lives in the callers above
-    // and is as long as the kernel reads or writes: keys of `key_size` bytes (checked in `element`), values of `lookup_words`
-    // words (from the kernel's own sizes), an info of the length given, and a path that ends
+    // and is as long as the kernel reads or writes: keys of `key_size` bytes (checked in `element`, made so in `clear`), values of
+    // `lookup_words` words (from the kernel's own sizes), an info of the length given, and a path that ends
     // with 0.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { libc::c_int::try_from(result).map_err(io::Error::other) }

@@ -20,7 +20,7 @@ use sherd_lb::{
     table::{Choice, Policy, SlotIndex, SteeringTable},
 };
 use sherd_testkit::{Need, in_new_netns, needs};
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::traffic::{Listeners, Mode, check, connect_many, publish, table};
 
@@ -89,6 +89,32 @@ fn with_front(body: impl FnOnce(Front, SteeringTable) + Send + 'static) {
     in_new_netns(|| {
         let table = table(Policy::Connection, &[1, 1]);
         body(publish(Mode::Ebpf, false, &table), table);
+    });
+}
+
+fn bound_here() -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
+    socket
+}
+
+#[test]
+fn what_a_killed_agent_forced_is_forgotten() {
+    if !needs("what_a_killed_agent_forced_is_forgotten", &[Need::Root, Need::Bpf]) {
+        return;
+    }
+    with_front(|front, table| {
+        let (address, fds) = (front.address(), copies(&front));
+        let (first, second) = (bound_here(), bound_here());
+        // To a listener that isn't there: who is forced is refused.
+        let force = front.force(SlotIndex(0)).expect("eBPF");
+        std::mem::forget(force.bind(&first).expect("it is bound"));
+        drop((front, force));
+        let front = Front::adopt(fds, &FrontConfig::new(address), &table).expect("all is there");
+        let _under_way = front.force(SlotIndex(0)).and_then(|force| force.bind(&second)).expect("it is bound");
+        let refused = second.connect(&address.into()).expect_err("nobody listens there");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        first.connect(&address.into()).expect("it is steered as all others");
     });
 }
 
