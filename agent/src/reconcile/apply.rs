@@ -107,8 +107,12 @@ impl Reconciler {
         // Before the specification: a record of another one is void.
         let record = self.groups.get(&name).and_then(|group| group.record_of(&text, change));
         record.iter().try_for_each(|record| self.store.put_rollout(&name, record))?;
+        let leaving = present.announce_leaving(&spec, &mut self.keeper);
         // From here on a restarted agent runs this specification.
-        self.store.put(&name, &text).map_err(ApplyError::from)?;
+        if let Err(error) = self.store.put(&name, &text) {
+            leaving.iter().for_each(|name| self.keeper.remove(name));
+            return Err(error.into());
+        }
         fault::point("apply.stored");
         let group =
             self.groups.entry(name.clone()).or_insert_with(|| Group::new(spec.clone(), String::new(), Intent::Run));

@@ -152,6 +152,7 @@ impl Fronts {
             fronts.adopt_beside(spec, host, slots, address, descriptors, keeper);
         }
         fronts.adopt_leaving(spec, host, slots, others, keeper);
+        fronts.forget_announced(keeper);
         fronts.forget_unplanned(slots, keeper);
         // Also what the holder has: some of it may be made anew. By the state the next agent tells whose the rest is, so
         // that comes last: until then it takes over once more.
@@ -316,6 +317,7 @@ impl Fronts {
                 front.descriptors().into_iter().map(|(name, descriptor)| (format!("{prefix}{name}"), descriptor)),
             );
         }
+        all.extend(self.leaving_descriptors());
         all
     }
 }

@@ -19,13 +19,17 @@ fn at(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-fn apply(world: &World, image: &str, path: &str, ports: &[&str]) {
+fn specification(image: &str, path: &str, ports: &[&str]) -> String {
     let mut text =
         format!("name = \"web\"\npath = \"{path}\"\n[layout]\nunit = \"pu\"\n[container]\nimage = \"{image}\"\n");
     for port in ports {
         text.push_str(&format!("[[ports]]\npublish = \"{port}\"\n"));
     }
-    world.apply("web", &text);
+    text
+}
+
+fn apply(world: &World, image: &str, path: &str, ports: &[&str]) {
+    world.apply("web", &specification(image, path, ports));
 }
 
 /// Waits until every slot has another shard than before, is ready, and is on this path.
@@ -51,11 +55,7 @@ fn path_and_ports_of_a_running_group_change_without_losses() {
     }
     in_new_netns(move || {
         let mut world = World::with_engine(test, &ENGINE.socket());
-        let image = format!("sherd-test-changes-{}:latest", world.instance());
-        let root = world.dir().join("go");
-        fs::create_dir_all(&root).expect("a directory");
-        fs::copy(images::go_server(), root.join("server")).expect("the server");
-        images::import(ENGINE, &image, &root, &["CMD [\"/server\"]"]);
+        let image = images::import_program(ENGINE, &world, "changes", images::go_server());
 
         apply(&world, &image, "relay", &["8080:80"]);
         let relayed = world.wait_ready("web", cpus());
@@ -110,4 +110,50 @@ fn check_move(world: &mut World, image: &str, slots: &[Value]) {
     let refused = world.refused(&["apply", specification.to_str().expect("a path")]);
     assert!(refused.contains("overlap") && refused.contains("sherd stop -g web"), "{refused}");
     Connection::open(at(8090)).and_then(|mut connection| connection.get()).expect("nothing has changed");
+}
+
+/// The agent dies at `point` of the move to another port; `is_stored` says whether the next one has the new specification.
+fn check_killed_move(point: &'static str, is_stored: bool) {
+    let mut world = World::with_engine(&format!("crash at {point}"), &ENGINE.socket());
+    let image = images::import_program(ENGINE, &world, "move", images::go_server());
+    apply(&world, &image, "auto", &["8080:80"]);
+    let slots = world.wait_ready("web", cpus());
+    assert!(slots.iter().all(|slot| slot["path"] == "direct"), "{slots:?}");
+    world.kill_agent();
+    world.start(&[("SHERD_FAULT_POINT", point)]);
+    world.wait_for_api();
+    world.wait_ready("web", cpus());
+    let load = Load::start(at(8080), 4, usize::MAX);
+    let path = world.dir().join("web.toml");
+    fs::write(&path, specification(&image, "auto", &["8090:80"])).expect("a specification");
+    let path = path.to_str().expect("a path").to_owned();
+    let _ = world.try_sherd(&["apply", &path]);
+    assert!(world.agent_died(Duration::from_secs(20)), "{point} is not passed");
+    world.start(&[]);
+    world.wait_for_api();
+    assert!(!world.log().contains("is of no address"), "{}", tail(&world.log(), 40));
+    let (done, failures) = load.finish();
+    assert!(failures.is_empty(), "{point}: {} of {done} failed: {:?}", failures.len(), failures.first());
+    if !is_stored {
+        // What was announced and not stored is forgotten.
+        assert_eq!(world.slots("web").len(), slots.len());
+        Connection::open(at(8080)).and_then(|mut connection| connection.get()).expect("it is published");
+        world.sherd(&["apply", &path]);
+    }
+    replaced(&world, &slots, "direct");
+    Connection::open(at(8090)).and_then(|mut connection| connection.get()).expect("it is where it is published");
+    check_refused(8080);
+    world.sherd(&["stop", "-g", "web", "--purge"]);
+    images::remove(ENGINE, &image);
+}
+
+#[test]
+fn an_address_that_leaves_survives_a_crash_of_its_apply() {
+    let test = "an_address_that_leaves_survives_a_crash_of_its_apply";
+    if !is_there(test, ENGINE) {
+        return;
+    }
+    for (point, is_stored) in [("store.put.before", false), ("store.put.after", true), ("apply.stored", true)] {
+        in_new_netns(move || check_killed_move(point, is_stored));
+    }
 }

@@ -1,7 +1,11 @@
 //! Addresses that the specification no longer has, while shards made before still have listeners there: they are served
 //! until those shards are replaced. Nobody but them listens there for long, so nobody loses a connection by the change.
 
-use std::{collections::BTreeMap, net::SocketAddr, os::fd::OwnedFd};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    os::fd::{BorrowedFd, OwnedFd},
+};
 
 use sherd_lb::{
     front::{Front, Place},
@@ -15,7 +19,7 @@ use sherd_topology::{
 
 use super::{
     Fronts, Published,
-    addresses::{config, prefix, table},
+    addresses::{addresses_of, config, prefix, table},
 };
 use crate::{
     reconcile::{chain, keeper::Keeper},
@@ -37,6 +41,39 @@ impl Published {
 }
 
 impl Fronts {
+    /// Before a specification is stored, gives the holder the names of the addresses that leave with it: an agent that has the
+    /// specification and not these would take the address for nobody's. With the former specification they tell it nothing.
+    pub(in crate::reconcile) fn announce_leaving(&self, spec: &GroupSpec, keeper: &mut Keeper) -> Vec<String> {
+        let stays = |published: &&Published| addresses_of(spec).any(|(_, wanted)| published.serves(wanted));
+        let leaves = self.list.iter().filter(|published| !published.leaving && !stays(published));
+        let mut names = Vec::new();
+        for published in leaves.filter(|published| published.is_held()) {
+            if let Ok(front) = &published.front {
+                let name = published.leaving_name(&self.group);
+                keeper.put_once(&name, front.anchor());
+                names.push(name);
+            }
+        }
+        names
+    }
+
+    /// A former agent was killed between telling the holder that an address leaves, or stays, and storing that.
+    pub(super) fn forget_announced(&self, keeper: &mut Keeper) {
+        let names = keeper.names();
+        for published in self.list.iter().filter(|published| !published.leaving) {
+            let prefix = format!("{}{}/", leaving_prefix(&self.group), published.address);
+            names.iter().filter(|name| name.starts_with(&prefix)).for_each(|name| keeper.remove(name));
+        }
+    }
+
+    /// What the holder must have of addresses that leave.
+    pub(super) fn leaving_descriptors(&self) -> impl Iterator<Item = (String, BorrowedFd<'_>)> {
+        let leaving = self.list.iter().filter(|published| published.leaving);
+        leaving.filter_map(|published| {
+            Some((published.leaving_name(&self.group), published.front.as_ref().ok()?.anchor()))
+        })
+    }
+
     /// Sorts what is no longer wanted: gives back what can go at once.
     pub(super) fn begin_leaving(&mut self, unwanted: Vec<Published>, keeper: &mut Keeper) -> Vec<Published> {
         let (held, free): (Vec<_>, Vec<_>) = unwanted.into_iter().partition(Published::is_held);
