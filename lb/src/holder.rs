@@ -1,5 +1,5 @@
-//! Keeps descriptors under names while the agent is away: a tiny server on a unix socket, and its client. It knows
-//! nothing of what the descriptors are.
+//! Keeps descriptors under names while the agent is away, some of them for a while only: a tiny server on a unix socket,
+//! and its client. It knows nothing of what the descriptors are.
 
 mod client;
 mod server;
@@ -7,6 +7,9 @@ mod wire;
 
 pub use client::{HolderClient, HolderError};
 pub use server::{Idle, serve};
+
+/// The longest that a holder keeps what it is given for a while.
+pub const MAX_TIME: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
 
 /// What `ping` answers: the protocol's version and the program's.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -104,6 +104,17 @@ impl HolderClient {
         self.ask(Kind::Put, name, Some(fd)).map(drop)
     }
 
+    /// The same, but the holder closes its copy after `time`, in whole seconds and at most [`MAX_TIME`](super::MAX_TIME).
+    ///
+    /// # Errors
+    /// [`HolderError::Full`] at its limit; [`HolderError::Malformed`] by a holder of a version that doesn't know this. That one
+    /// ends the connection too.
+    pub fn put_for(&mut self, name: &str, fd: BorrowedFd<'_>, time: Duration) -> Result<(), HolderError> {
+        let seconds = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        check_name(name)?;
+        self.request(Kind::PutFor, name, &wire::put_for(seconds, name), Some(fd)).map(drop)
+    }
+
     /// All names, ascending.
     ///
     /// # Errors
@@ -151,12 +162,20 @@ impl HolderClient {
         self.ask(Kind::RemovePrefix, prefix, None).map(drop)
     }
 
-    /// Sends a request and collects items until its end, whose text it returns too.
     fn ask(&mut self, kind: Kind, name: &str, fd: Option<BorrowedFd<'_>>) -> Result<Answer, HolderError> {
-        if name.len() > wire::MAX_NAME {
-            return Err(HolderError::Malformed { name: name.into(), detail: "the name is too long".into() });
-        }
-        let frame = wire::frame(kind, name.as_bytes());
+        check_name(name)?;
+        self.request(kind, name, name.as_bytes(), fd)
+    }
+
+    /// Sends a request and collects items until its end, whose text it returns too.
+    fn request(
+        &mut self,
+        kind: Kind,
+        name: &str,
+        body: &[u8],
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<Answer, HolderError> {
+        let frame = wire::frame(kind, body);
         let sent = scm::send(self.socket.as_fd(), &frame, fd).map_err(HolderError::Io)?;
         io::Write::write_all(&mut self.socket, &frame[sent..]).map_err(HolderError::Io)?;
         let mut items = Vec::new();
@@ -200,3 +219,11 @@ impl HolderClient {
 
 /// Names with the descriptors that came with them, and the text of the last frame.
 type Answer = (Vec<(String, Option<OwnedFd>)>, String);
+
+/// Before anything is sent: a body that is cut would be another name.
+fn check_name(name: &str) -> Result<(), HolderError> {
+    if name.len() <= wire::MAX_NAME {
+        return Ok(());
+    }
+    Err(HolderError::Malformed { name: name.into(), detail: "the name is too long".into() })
+}

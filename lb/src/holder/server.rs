@@ -2,14 +2,14 @@
 //! to remove them or with the process.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -21,7 +21,10 @@ use nix::{
     unistd::geteuid,
 };
 
-use super::wire::{self, BadFrame, Kind};
+use super::{
+    MAX_TIME,
+    wire::{self, BadFrame, Kind},
+};
 use crate::sys::scm;
 
 /// Connections at one time; then one that has been silent makes room for the next.
@@ -34,7 +37,7 @@ const RESERVED: u64 = 2 * MAX_CLIENTS as u64 + 32;
 const MAX_HELD: u64 = 65_536;
 
 /// How long a holder that may end waits for somebody to come.
-const IDLE_TIMEOUT_MS: u16 = 1_000;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a holder does that holds nothing and has no client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,12 +56,18 @@ pub enum Idle {
 #[allow(clippy::needless_pass_by_value)] // the socket is its own, and closes when it ends
 pub fn serve(listener: UnixListener, idle: Idle) -> io::Result<()> {
     listener.set_nonblocking(true)?;
-    let mut held = Held { fds: BTreeMap::new(), max: raise_limit()? };
+    let mut held = Held { fds: BTreeMap::new(), ends: BTreeSet::new(), max: raise_limit()? };
     let mut clients: VecDeque<Client> = VecDeque::new();
     loop {
+        held.end_overdue(Instant::now());
         let may_end = idle == Idle::Exit && clients.is_empty() && held.fds.is_empty();
-        let timeout = if may_end { PollTimeout::from(IDLE_TIMEOUT_MS) } else { PollTimeout::NONE };
-        let Some((at_listener, ready)) = wait(&listener, &clients, timeout)? else { return Ok(()) };
+        let next = held.next_end().map(|end| end.saturating_duration_since(Instant::now()));
+        let Some((at_listener, ready)) = wait(&listener, &clients, next.or(may_end.then_some(IDLE_TIMEOUT)))? else {
+            if may_end {
+                return Ok(());
+            }
+            continue;
+        };
         for (client, ready) in clients.iter_mut().zip(ready) {
             client.silent = !ready;
             if ready {
@@ -82,7 +91,10 @@ pub fn serve(listener: UnixListener, idle: Idle) -> io::Result<()> {
 type Events = (PollFlags, Vec<bool>);
 
 /// Waits for something to do. `None`: the time has passed.
-fn wait(listener: &UnixListener, clients: &VecDeque<Client>, timeout: PollTimeout) -> io::Result<Option<Events>> {
+fn wait(listener: &UnixListener, clients: &VecDeque<Client>, time: Option<Duration>) -> io::Result<Option<Events>> {
+    // Rounded up: to wake before the time would be for nothing.
+    let millis = time.map(|time| i32::try_from(time.as_millis() + 1).unwrap_or(i32::MAX));
+    let timeout = millis.map_or(PollTimeout::NONE, |millis| PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX));
     let mut polled = vec![PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
     // Who does not read its answers can't ask more.
     let flags = |client: &Client| if client.answers.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLOUT };
@@ -131,26 +143,62 @@ fn raise_limit() -> io::Result<u64> {
 }
 
 struct Held {
-    fds: BTreeMap<String, Rc<OwnedFd>>,
+    fds: BTreeMap<String, Entry>,
+    /// Of the entries that have an end, that and their names.
+    ends: BTreeSet<(Instant, String)>,
     max: u64,
 }
 
+struct Entry {
+    fd: Rc<OwnedFd>,
+    end: Option<Instant>,
+}
+
 impl Held {
-    fn put(&mut self, name: &str, fd: OwnedFd) -> Answer {
+    fn put(&mut self, name: &str, fd: OwnedFd, end: Option<Instant>) -> Answer {
         if self.fds.len() as u64 >= self.max && !self.fds.contains_key(name) {
             return Answer::text(Kind::Full, &format!("it holds {}, its limit", self.max));
         }
-        self.fds.insert(name.into(), Rc::new(fd));
+        self.take_out(name);
+        self.fds.insert(name.into(), Entry { fd: Rc::new(fd), end });
+        self.ends.extend(end.map(|end| (end, name.to_owned())));
         Answer::done()
     }
 
+    fn take_out(&mut self, name: &str) -> bool {
+        let Some(entry) = self.fds.remove(name) else { return false };
+        if let Some(end) = entry.end {
+            self.ends.remove(&(end, name.to_owned()));
+        }
+        true
+    }
+
     fn remove(&mut self, name: &str) -> Answer {
-        self.fds.remove(name).map_or_else(Answer::not_found, |_| Answer::done())
+        if self.take_out(name) { Answer::done() } else { Answer::not_found() }
+    }
+
+    fn remove_prefix(&mut self, prefix: &str) -> Answer {
+        let found: Vec<String> = self.fds.keys().filter(|name| name.starts_with(prefix)).cloned().collect();
+        for name in found {
+            self.take_out(&name);
+        }
+        Answer::done()
+    }
+
+    fn next_end(&self) -> Option<Instant> {
+        self.ends.first().map(|(end, _)| *end)
+    }
+
+    /// Nobody has come for them.
+    fn end_overdue(&mut self, now: Instant) {
+        while let Some((_, name)) = self.ends.first().filter(|(end, _)| *end <= now).cloned() {
+            self.take_out(&name);
+        }
     }
 
     fn items(&self, matches: impl Fn(&str) -> bool, with_fd: bool) -> VecDeque<Answer> {
         let found = self.fds.iter().filter(|(name, _)| matches(name));
-        found.map(|(name, fd)| Answer::item(name, with_fd.then(|| Rc::clone(fd)))).collect()
+        found.map(|(name, entry)| Answer::item(name, with_fd.then(|| Rc::clone(&entry.fd)))).collect()
     }
 }
 
@@ -258,10 +306,13 @@ impl Client {
         let (fd, lost_fd) = (self.fds.pop(), std::mem::take(&mut self.lost_fd));
         let last = match (kind, wire::name(body), wire::prefix(body)) {
             (Kind::Ping, ..) => Answer::text(Kind::Done, env!("CARGO_PKG_VERSION")),
-            (Kind::Put, Some(name), _) => match fd {
-                Some(fd) => held.put(name, fd),
-                None if lost_fd => Answer::text(Kind::Full, "its descriptor table is full"),
-                None => Answer::text(Kind::Malformed, "no descriptor came with it"),
+            (Kind::Put, Some(name), _) => put(held, name, None, fd, lost_fd),
+            (Kind::PutFor, ..) => match wire::seconds_and_name(body) {
+                Some((seconds, name)) => {
+                    let time = Duration::from_secs(seconds.into()).min(MAX_TIME);
+                    put(held, name, Some(Instant::now() + time), fd, lost_fd)
+                }
+                None => Answer::text(Kind::Malformed, "no such name"),
             },
             (Kind::Get, Some(name), _) => {
                 let items = held.items(|held| held == name, true);
@@ -272,10 +323,7 @@ impl Client {
             (Kind::List, _, Some(prefix)) => self.answer_items(held, prefix, false),
             (Kind::GetPrefix, _, Some(prefix)) => self.answer_items(held, prefix, true),
             (Kind::Remove, Some(name), _) => held.remove(name),
-            (Kind::RemovePrefix, _, Some(prefix)) => {
-                held.fds.retain(|name, _| !name.starts_with(prefix));
-                Answer::done()
-            }
+            (Kind::RemovePrefix, _, Some(prefix)) => held.remove_prefix(prefix),
             _ => Answer::text(Kind::Malformed, "no such request, or no such name"),
         };
         self.answers.push_back(last);
@@ -296,5 +344,13 @@ impl Client {
             }
         }
         Ok(())
+    }
+}
+
+fn put(held: &mut Held, name: &str, end: Option<Instant>, fd: Option<OwnedFd>, lost_fd: bool) -> Answer {
+    match fd {
+        Some(fd) => held.put(name, fd, end),
+        None if lost_fd => Answer::text(Kind::Full, "its descriptor table is full"),
+        None => Answer::text(Kind::Malformed, "no descriptor came with it"),
     }
 }

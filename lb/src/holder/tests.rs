@@ -113,6 +113,42 @@ fn many_descriptors_come_back() {
 }
 
 #[test]
+fn what_is_given_for_a_while_ends_then_and_not_before() {
+    let holder = Running::start();
+    let mut client = holder.client();
+    let (short, long) = (Duration::from_secs(1), Duration::from_secs(100));
+    client.put("kept", file("kept").as_fd()).expect("it takes it");
+    for name in ["taken over", "short", "long"] {
+        let name = name.replace(' ', "-");
+        client.put_for(&name, file(&name).as_fd(), if name == "long" { long } else { short }).expect("it takes it");
+    }
+    // What is put again has the new end: here none.
+    client.put("taken-over", file("new").as_fd()).expect("it takes it");
+    assert_eq!(client.list().expect("it answers"), ["kept", "long", "short", "taken-over"]);
+    let began = std::time::Instant::now();
+    eventually("it has ended", Duration::from_secs(10), || {
+        (client.list().expect("it answers") == ["kept", "long", "taken-over"]).then_some(())
+    });
+    assert!(began.elapsed() > short / 2, "it ended after {:?}", began.elapsed());
+    client.remove("long").expect("it is there");
+    assert!(matches!(client.put_for("", file("").as_fd(), long), Err(HolderError::Malformed { .. })));
+    assert!(matches!(client.put_for(&"n".repeat(201), file("").as_fd(), long), Err(HolderError::Malformed { .. })));
+    assert_eq!(client.list().expect("it answers"), ["kept", "taken-over"]);
+}
+
+/// The end must come by itself, not with the next request.
+#[test]
+fn an_end_closes_the_descriptor_with_nobody_there() {
+    let holder = Running::start();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    holder.client().put_for("end", writer.as_fd(), Duration::from_secs(1)).expect("it takes it");
+    drop(writer);
+    let (told, tells) = std::sync::mpsc::channel();
+    std::thread::spawn(move || told.send({ reader }.read(&mut [0])));
+    assert!(matches!(tells.recv_timeout(Duration::from_secs(10)), Ok(Ok(0))), "the pipe's end is open");
+}
+
+#[test]
 fn bad_clients_are_cut_off_and_others_go_on() {
     let holder = Running::start();
     let mut good = holder.client();

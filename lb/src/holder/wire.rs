@@ -26,6 +26,9 @@ pub(super) enum Kind {
     GetPrefix = 5,
     Remove = 6,
     RemovePrefix = 7,
+    /// As Put, but for a while: the body is seconds (32 bits, little-endian) and the name. A holder of a version without it
+    /// answers Malformed and cuts the client off.
+    PutFor = 8,
     /// Answers: any number of items (the body is a name, with its descriptor if that was asked for), then one of the rest.
     Item = 128,
     /// The body is the program's version for Ping, else empty.
@@ -37,7 +40,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 12] = [
+    const ALL: [Kind; 13] = [
         Kind::Ping,
         Kind::Put,
         Kind::List,
@@ -45,6 +48,7 @@ impl Kind {
         Kind::GetPrefix,
         Kind::Remove,
         Kind::RemovePrefix,
+        Kind::PutFor,
         Kind::Item,
         Kind::Done,
         Kind::NotFound,
@@ -107,6 +111,17 @@ pub(super) fn name(bytes: &[u8]) -> Option<&str> {
     if fine { std::str::from_utf8(bytes).ok() } else { None }
 }
 
+/// The body of [`Kind::PutFor`].
+pub(super) fn put_for(seconds: u32, name: &str) -> Vec<u8> {
+    [&seconds.to_le_bytes()[..], name.as_bytes()].concat()
+}
+
+/// The seconds and the name of a [`Kind::PutFor`].
+pub(super) fn seconds_and_name(body: &[u8]) -> Option<(u32, &str)> {
+    let (seconds, rest) = body.split_first_chunk()?;
+    Some((u32::from_le_bytes(*seconds), name(rest)?))
+}
+
 /// A prefix of names; empty is the prefix of all.
 pub(super) fn prefix(bytes: &[u8]) -> Option<&str> {
     if bytes.is_empty() { Some("") } else { name(bytes) }
@@ -120,7 +135,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_are_read_as_written(kind in 0usize..12, body in prop::collection::vec(any::<u8>(), 0..=MAX_BODY), more in 0usize..20) {
+        fn frames_are_read_as_written(kind in 0usize..13, body in prop::collection::vec(any::<u8>(), 0..=MAX_BODY), more in 0usize..20) {
             let kind = Kind::ALL[kind];
             let mut bytes = frame(kind, &body);
             let len = bytes.len();
@@ -137,7 +152,7 @@ mod tests {
         #[test]
         fn no_bytes_break_it(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = parse(&bytes);
-            let _ = name(&bytes);
+            let _ = (name(&bytes), seconds_and_name(&bytes));
         }
     }
 
