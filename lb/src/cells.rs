@@ -267,9 +267,16 @@ impl SlotCells {
         Arc::new(Account { cells: Arc::clone(self), slot })
     }
 
-    /// The slot's relayed connections ended with the agent that relayed them.
-    pub fn forget_open(&self, slot: SlotIndex) {
-        self.add(slot, cell::CLOSED, self.counts(slot).open());
+    /// Of the slot's relayed connections all but `kept` ended with the agent that relayed them. Where fewer than `kept` are
+    /// counted as open, an agent between took them for lost, or counted elsewhere: then they count as new ones.
+    pub fn forget_open(&self, slot: SlotIndex, kept: u64) {
+        let open = self.counts(slot).open();
+        self.add(slot, cell::CLOSED, open.saturating_sub(kept));
+        let missing = kept.saturating_sub(open);
+        if missing > 0 {
+            self.add(slot, cell::PICKED, missing);
+            self.add(slot, cell::ESTABLISHED, missing);
+        }
     }
 
     fn store(&self, slot: SlotIndex, offset: usize, value: u32) {
@@ -302,17 +309,36 @@ impl Account {
     /// A connection that was steered to the slot has been accepted. It is counted as closed when that is dropped.
     pub fn open(self: &Arc<Self>) -> OpenConnection {
         self.cells.add(self.slot, cell::ESTABLISHED, 1);
-        OpenConnection(Arc::clone(self))
+        self.resume()
+    }
+
+    /// A connection that a former process counted as open, and handed over.
+    pub fn resume(self: &Arc<Self>) -> OpenConnection {
+        OpenConnection(Some(Arc::clone(self)))
     }
 }
 
 /// A relayed connection, as long as it is open.
 #[derive(Debug)]
-pub struct OpenConnection(Arc<Account>);
+pub struct OpenConnection(Option<Arc<Account>>);
+
+impl OpenConnection {
+    /// The slot that it was steered to.
+    pub(crate) fn slot(&self) -> Option<SlotIndex> {
+        self.0.as_ref().map(|account| account.slot)
+    }
+
+    /// It goes on elsewhere, and stays counted as open.
+    pub(crate) fn hand_over(mut self) {
+        self.0 = None;
+    }
+}
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.cells.add(self.0.slot, cell::CLOSED, 1);
+        if let Some(account) = &self.0 {
+            account.cells.add(account.slot, cell::CLOSED, 1);
+        }
     }
 }
 

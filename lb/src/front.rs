@@ -361,10 +361,12 @@ impl Front {
         self.steering.ebpf().ok()?.cells()
     }
 
-    /// The former process relayed, and its connections ended with it: they are no load any more.
-    pub fn forget_relayed(&self) {
+    /// The former process relayed, and its connections ended with it: they are no load any more, but for those that it
+    /// handed over, of which `kept` says how many each slot has.
+    pub fn forget_relayed(&self, kept: impl Fn(SlotIndex) -> u64) {
         let Some(cells) = self.cells() else { return };
-        self.slots().filter(|slot| self.path(*slot) == Path::Relay).for_each(|slot| cells.forget_open(slot));
+        let relayed = self.slots().filter(|slot| self.path(*slot) == Path::Relay);
+        relayed.for_each(|slot| cells.forget_open(slot, kept(slot)));
     }
 
     /// Connections that went to another slot than their first choice, because that one was out.

@@ -12,6 +12,8 @@
 //! - **Back-pressure.** A direction that can't write stops reading.
 //! - **Ends.** A FIN is passed on as a FIN, a reset as a reset. A deadline that cuts bytes off resets, so that nobody
 //!   takes a part for the whole.
+//! - **Hand-over.** A worker can give up all that it has ([`Worker::release`]), each connection with what was read and not
+//!   yet written, and another go on with it ([`Worker::resume`]), also one of the next process ([`Parcel`]).
 //! - **Failed connects.** The client, of whom no byte was read, goes to the nearest sibling that is open; when none
 //!   is, it waits and is tried again, at most [`Limits::pending_timeout`] after it was accepted. One from an inner door
 //!   always waits: it means this shard.
@@ -24,8 +26,10 @@ mod dialer;
 mod direction;
 mod doors;
 mod epochs;
+mod handed;
 mod handle;
 mod namespace;
+mod parcel;
 mod pipes;
 mod slab;
 mod socket;
@@ -38,7 +42,9 @@ use std::{fmt, io, net::SocketAddr, os::fd::OwnedFd, time::Duration};
 use crate::front::Force;
 
 pub use self::{
+    handed::Handed,
     handle::{Worker, WorkerRef},
+    parcel::{Identity, MAX_CONNECTIONS, Opened, Origin, Parcel, ParcelError, Summary, Unpacked},
     stats::{Cause, Counter, LATENCY_BOUNDS_MICROS, Latencies, Standing, WorkerStats},
 };
 

@@ -130,7 +130,7 @@ impl Fronts {
                 kept.remove(&address).map(|descriptors| Front::adopt(descriptors, &config, &table(host, slots, port)));
             let front = match adopted {
                 Some(Ok(front)) => {
-                    front.forget_relayed();
+                    front.forget_relayed(|_| 0);
                     Ok(front)
                 }
                 Some(Err(error)) => {

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use super::{Backend, BackendError, Drained, Pin, PortKey, Role, WorkerRef, connection::Client};
+use super::{Backend, BackendError, Drained, Pin, PortKey, Role, WorkerRef, connection::Client, handed::Handed};
 use crate::cells::Account;
 
 /// Which connections a drain is about.
@@ -49,6 +49,16 @@ pub(super) enum Command {
     },
     CloseFormer {
         done: Sender<Drained>,
+    },
+    StopTaking {
+        done: Sender<()>,
+    },
+    Release {
+        done: Sender<Vec<Handed>>,
+    },
+    Resume {
+        connections: Vec<Handed>,
+        done: Sender<u32>,
     },
     Pin {
         pin: Pin,

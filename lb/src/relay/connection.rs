@@ -44,7 +44,7 @@ pub(super) struct Client {
     pub(super) since: Instant,
     pub(super) tried: Tried,
     /// Where it is counted as open.
-    pub(super) _open: Option<OpenConnection>,
+    pub(super) open: Option<OpenConnection>,
 }
 
 /// The slots that failed to connect a client, in this round of tries.

@@ -87,6 +87,17 @@ pub(super) struct Direction<P> {
     pub(super) queued: bool,
 }
 
+/// What is left to do in a direction, for whoever goes on with it. What is still to be read is the source's.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Rest {
+    /// Read and not yet written.
+    pub(super) bytes: Vec<u8>,
+    /// The source has ended.
+    pub(super) ended: bool,
+    /// The sink was told of the end.
+    pub(super) closed: bool,
+}
+
 #[derive(Debug)]
 enum Held<P> {
     Bytes { bytes: Box<[u8]>, sent: usize },
@@ -105,6 +116,23 @@ impl<P> Direction<P> {
             closed: false,
             queued: false,
         }
+    }
+
+    /// Goes on where another has stopped. Its first [`pump`](Self::pump) is due at once, and epoll's first edges have to
+    /// come: they say what else there is to do.
+    pub(super) fn resume(Rest { bytes, ended, closed }: Rest) -> Self {
+        let held = (!bytes.is_empty()).then(|| Box::new(Held::Bytes { bytes: bytes.into(), sent: 0 }));
+        Self { held, ended, closed, ..Self::new() }
+    }
+
+    /// What is left to do, taken out. `read` takes that many bytes out of a pipe, which is empty then, and gives it back.
+    pub(super) fn stop<E>(&mut self, read: impl FnOnce(P, usize) -> Result<Vec<u8>, E>) -> Result<Rest, E> {
+        let bytes = match self.held.take().map(|held| *held) {
+            None => Vec::new(),
+            Some(Held::Bytes { bytes, sent }) => bytes[sent..].to_vec(),
+            Some(Held::Pipe { pipe, len }) => read(pipe, len)?,
+        };
+        Ok(Rest { bytes, ended: self.ended, closed: self.closed })
     }
 
     /// The sink is behind: its next writable edge has to [`pump`](Self::pump) this.

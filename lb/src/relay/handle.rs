@@ -22,6 +22,7 @@ use super::{
     Backend, BackendError, Drained, Pin, PortKey, Role, WorkerConfig, WorkerStats,
     command::{Command, Scope},
     connection::{Client, Tried},
+    handed::Handed,
     worker::Core,
 };
 use crate::{cells::Account, pinning};
@@ -143,7 +144,7 @@ impl Worker {
             role: Role::Slot,
             since: Instant::now(),
             tried: Tried::default(),
-            _open: None,
+            open: None,
         };
         self.shared.send(Command::Adopt { client, prepared: false });
     }
@@ -163,6 +164,24 @@ impl Worker {
     /// completes, no socket of this worker is in a former backend's namespace.
     pub fn close_backend_connections(&self) -> Receiver<Drained> {
         self.command(|done| Command::CloseFormer { done })
+    }
+
+    /// Accepts nothing more and hands nothing to siblings, until the next [`set_backend`](Self::set_backend). When this has
+    /// completed for all siblings, none of them gets anything from another.
+    pub fn stop_taking(&self) -> Receiver<()> {
+        self.command(|done| Command::StopTaking { done })
+    }
+
+    /// Gives up every connection, and every client that waits for one, each as it stands. The caller has told the worker to
+    /// [`stop_taking`](Self::stop_taking).
+    pub fn release(&self) -> Receiver<Vec<Handed>> {
+        self.command(|done| Command::Release { done })
+    }
+
+    /// Goes on with connections that another worker gave up, whatever its backend is: established ones need none, and count as
+    /// connections of a former backend from the next [`set_backend`](Self::set_backend) on. Completes with how many there were.
+    pub fn resume(&self, connections: Vec<Handed>) -> Receiver<u32> {
+        self.command(|done| Command::Resume { connections, done })
     }
 
     /// Ends the worker and waits for its thread. What it still relays is reset.

@@ -1,6 +1,9 @@
 //! The pipes that bytes are spliced through: made when first needed, kept for reuse, bounded in number.
 
-use std::os::fd::OwnedFd;
+use std::{
+    io::{self, Read},
+    os::fd::OwnedFd,
+};
 
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
@@ -49,6 +52,21 @@ impl Pipes {
         if self.spare.len() < MAX_SPARE {
             self.spare.push(pipe);
         }
+    }
+
+    /// Takes back a pipe and the `len` bytes that are in it.
+    ///
+    /// # Errors
+    /// As read(2); the pipe is closed then, with what is in it.
+    pub(super) fn empty(&mut self, pipe: Pipe, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        let (mut reader, write) = (io::PipeReader::from(pipe.read), pipe.write);
+        if let Err(error) = reader.read_exact(&mut bytes) {
+            self.lent -= 1;
+            return Err(error);
+        }
+        self.put(Pipe { read: reader.into(), write });
+        Ok(bytes)
     }
 
     /// Closes a pipe with what is in it.

@@ -162,8 +162,13 @@ pub(super) fn half_close(fd: BorrowedFd<'_>) {
     let _ = socket::shutdown(fd.as_raw_fd(), socket::Shutdown::Write);
 }
 
+/// Whether the socket's last close resets the connection instead of ending it. One that is gone already needs neither.
+pub(super) fn set_reset_on_close(fd: &OwnedFd, reset: bool) {
+    let _ = socket::setsockopt(fd, sockopt::Linger, &libc::linger { l_onoff: i32::from(reset), l_linger: 0 });
+}
+
 /// Closes with a reset, so that the peer doesn't take what it got for everything there was.
 pub(super) fn reset(fd: OwnedFd) {
-    let _ = socket::setsockopt(&fd, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
+    set_reset_on_close(&fd, true);
     drop(fd);
 }

@@ -152,6 +152,8 @@ pub struct WorkerStats {
     pub adopted: Counter,
     /// Connections that this worker handed to a sibling, after a failed connect or from an anchor.
     pub handed_over: Counter,
+    /// Connections that another worker gave up and this one went on with; neither accepted nor established here.
+    pub resumed: Counter,
     /// Connections established to the shard, over time.
     pub established: Counter,
     /// Connections that have ended, whatever way, after they were established.

@@ -3,6 +3,7 @@
 
 mod connecting;
 mod deadlines;
+mod handing;
 mod orders;
 mod relaying;
 mod serving;
@@ -81,9 +82,11 @@ struct Clock {
 }
 
 impl Clock {
-    fn new() -> Self {
-        let start = Instant::now();
-        Self { start, now: start, tick: 0 }
+    /// Ticks begin so long ago that a connection of a former worker can have been silent before.
+    fn new(idle_timeout: Option<Duration>) -> Self {
+        let now = Instant::now();
+        let start = now.checked_sub(idle_timeout.unwrap_or_default()).unwrap_or(now);
+        Self { start, now, tick: ticks(now - start) }
     }
 
     fn update(&mut self) {
@@ -107,7 +110,7 @@ impl Core {
             limits,
             commands,
             epoll,
-            clock: Clock::new(),
+            clock: Clock::new(limits.idle_timeout),
             connections: Slab::new(),
             forced: BTreeMap::new(),
             deadlines: Wheel::new(),

@@ -17,29 +17,61 @@ pub(crate) struct Received {
     pub(crate) truncated: bool,
 }
 
+/// Descriptors of one message, at most (`SCM_MAX_FD`, include/net/scm.h).
+pub(crate) const MAX_FDS: usize = 253;
+
+/// Room for the control messages of one receive, in words: aligned as cmsghdr.
+const FEW: usize = 8;
+const MANY: usize = (MAX_FDS * size_of::<RawFd>()).div_ceil(size_of::<u64>()) + 4;
+
 /// Sends bytes, with a descriptor on the first of them; returns how many bytes went.
 pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<usize> {
-    let raw: Vec<RawFd> = fd.iter().map(AsRawFd::as_raw_fd).collect();
+    send_many(socket, bytes, fd.as_slice())
+}
+
+/// The same with up to [`MAX_FDS`] descriptors.
+pub(crate) fn send_many(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
     Ok(sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?)
 }
 
-/// Receives up to `bytes.len()` bytes and the descriptors that came with them.
-///
-/// By hand: nix gives nothing of a truncated message, and the descriptors that did arrive would stay open for ever.
+/// Receives up to `bytes.len()` bytes and the descriptors that came with them: a few, what is beyond is dropped.
 pub(crate) fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received> {
+    receive_into(socket, bytes, &mut [0; FEW], 0)
+}
+
+/// The same with room for [`MAX_FDS`] descriptors, and without waiting.
+pub(crate) fn receive_many(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received> {
+    receive_into(socket, bytes, &mut [0; MANY], libc::MSG_DONTWAIT)
+}
+
+/// The bytes of the next message, which stays where it is, as do its descriptors.
+pub(crate) fn peek(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<usize> {
+    receive_into(socket, bytes, &mut [], libc::MSG_DONTWAIT | libc::MSG_PEEK).map(|received| received.bytes)
+}
+
+/// Takes the next message away, and its descriptors with it. `false`: there is none.
+pub(crate) fn discard(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    receive_into(socket, &mut [0], &mut [], libc::MSG_DONTWAIT).map(|received| received.bytes > 0)
+}
+
+/// By hand: nix gives nothing of a truncated message, and the descriptors that did arrive would stay open for ever.
+///
+/// Where `control` has no room, the kernel makes no descriptor at all (`scm_recv`, `scm_detach_fds`).
+fn receive_into(socket: BorrowedFd<'_>, bytes: &mut [u8], control: &mut [u64], flags: i32) -> io::Result<Received> {
     let mut data = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-    // Aligned as cmsghdr; room for a few descriptors.
-    let mut control = [0u64; 8];
     // SAFETY: all zeros is a valid msghdr.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &raw mut data;
     message.msg_iovlen = 1;
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = size_of_val(&control) as _;
+    if !control.is_empty() {
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(control) as _;
+    }
     // SAFETY: `message` points to `bytes` and `control`, with their lengths, which outlive the call.
-    let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC | flags) };
     let bytes = usize::try_from(result).map_err(|_| io::Error::last_os_error())?;
     let truncated = message.msg_flags & libc::MSG_CTRUNC != 0;
     Ok(Received { bytes, fds: take_fds(&message), truncated })

@@ -3,6 +3,7 @@
 mod counted;
 mod direct;
 mod ends;
+mod handing;
 mod limits;
 mod moves;
 mod namespaces;

@@ -16,7 +16,7 @@ use sherd_testkit::eventually;
 use crate::rig::{Bytes, Front, SOON, alone, ask, named, shard};
 
 /// Both ends send what the first 24 bytes of the client say, at the same time, and check what they get.
-fn exchange(stream: &TcpStream, send: (u64, usize), expect: (u64, usize)) {
+pub(crate) fn exchange(stream: &TcpStream, send: (u64, usize), expect: (u64, usize)) {
     thread::scope(|scope| {
         scope.spawn(move || {
             Bytes::of(send.0).send(stream, send.1).unwrap();

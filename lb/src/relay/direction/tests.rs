@@ -103,6 +103,8 @@ enum Step {
     /// Takes the one pipe away, or gives it back.
     Pipe(bool),
     Fin,
+    /// Another worker goes on.
+    HandOver,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -113,6 +115,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Interrupt),
         1 => any::<bool>().prop_map(Step::Pipe),
         1 => Just(Step::Fin),
+        2 => Just(Step::HandOver),
     ];
     prop::collection::vec(step, 1..60)
 }
@@ -131,6 +134,22 @@ fn event(direction: &mut Direction<()>, wires: &mut Wires, arrival: Option<Arriv
             assert_eq!(flow == Flow::Blocked, direction.is_blocked());
             return flow;
         }
+    }
+}
+
+/// The same in other hands: it is pumped at once, and epoll reports what is there already.
+fn hand_over(direction: &mut Direction<()>, wires: &mut Wires) -> Flow {
+    let rest = direction.stop(|(), len| {
+        assert_eq!(wires.piped.len(), len);
+        wires.pipes += 1;
+        Ok::<_, Errno>(wires.piped.drain(..).collect())
+    });
+    *direction = Direction::resume(rest.expect("nothing fails here"));
+    let flow = direction.pump(wires, &mut [0; 8 << 10]).expect("nothing fails here");
+    match (wires.queue.is_empty(), wires.fin) {
+        (true, false) => flow,
+        (_, is_over) if wires.mark.is_none() && is_over => event(direction, wires, Some(Arrival::BytesAndEnd)),
+        _ => event(direction, wires, Some(Arrival::Uncertain)),
     }
 }
 
@@ -166,6 +185,7 @@ proptest! {
                         flow = event(&mut direction, &mut wires, None);
                     }
                 }
+                Step::HandOver => flow = hand_over(&mut direction, &mut wires),
                 Step::Interrupt => wires.interrupt = true,
                 Step::Pipe(back) if direction.held.is_none() => wires.pipes = usize::from(back),
                 _ => {}

@@ -116,7 +116,7 @@ impl Core {
         }
     }
 
-    fn watch(&self, token: Token, side: Side) -> bool {
+    pub(super) fn watch(&self, token: Token, side: Side) -> bool {
         let Some(connection) = self.connections.get(token) else { return false };
         let event = EpollEvent::new(INTEREST, Source::Socket(token, side).encode());
         self.epoll.add(connection.socket(side), event).is_ok()

@@ -61,6 +61,16 @@ impl Core {
             Command::CloseFormer { done } => {
                 self.begin_drain(Scope::Former, self.clock.now, Cause::ShardGone, done);
             }
+            Command::StopTaking { done } => {
+                self.stop_taking();
+                let _ = done.send(());
+            }
+            Command::Release { done } => {
+                let _ = done.send(self.release());
+            }
+            Command::Resume { connections, done } => {
+                let _ = done.send(self.resume(connections));
+            }
             Command::Pin { pin, done } => {
                 let _ = done.send(pin());
             }

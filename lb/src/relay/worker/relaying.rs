@@ -19,8 +19,8 @@ impl Core {
         if connection.stage == Stage::Connecting {
             return self.on_connecting(token, events);
         }
-        connection.active = self.clock.tick;
         if let Some(arrival) = arrival(events) {
+            connection.active = self.clock.tick;
             connection.from(side).direction.arrived(arrival);
             self.pump(token, side);
         }
@@ -34,7 +34,10 @@ impl Core {
 
     /// The sink of what `side` sends has room again.
     fn pump_blocked(&mut self, token: Token, side: Side) {
-        if self.connections.get_mut(token).is_some_and(|connection| connection.from(side).direction.is_blocked()) {
+        let Some(connection) = self.connections.get_mut(token) else { return };
+        // Room that nobody waits for, as epoll reports it of every new socket, is no sign of life.
+        if connection.from(side).direction.is_blocked() {
+            connection.active = self.clock.tick;
             self.pump(token, side);
         }
     }

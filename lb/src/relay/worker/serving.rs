@@ -30,14 +30,7 @@ impl Core {
         let mut doors = std::mem::take(&mut self.doors);
         let accepted = doors.accept(place, self.clock.now, |client| {
             let open = account.as_ref().map(Account::open);
-            self.accepted(Client {
-                socket: client,
-                port,
-                role,
-                since: self.clock.now,
-                tried: Tried::default(),
-                _open: open,
-            });
+            self.accepted(Client { socket: client, port, role, since: self.clock.now, tried: Tried::default(), open });
             // The last of a burst may have found no room: what is still queued stays there.
             let room = if stopping { self.can_wait() } else { self.standing() != Standing::Full };
             self.exhausted_until.is_none() && room
