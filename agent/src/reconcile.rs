@@ -60,8 +60,6 @@ pub use counters::Counters;
 const TICK: Duration = Duration::from_millis(250);
 /// The same while every slot serves.
 const QUIET_TICK: Duration = Duration::from_secs(1);
-/// How often steering is asked whether it met a closed listener, where shards accept themselves.
-const LOOK_FOR_MISSES: Duration = Duration::from_millis(100);
 /// How often the runtimes are asked for everything, whatever they reported.
 const OBSERVE_EVERY: Duration = Duration::from_secs(30);
 /// Passes over a group's slots before the loop turns to messages again. A slot takes about ten steps from nothing to
@@ -144,7 +142,7 @@ pub struct Reconciler {
     contained_seen: u64,
     watch: Option<watch::Watch>,
     /// What the watch was told to look at.
-    watched: Vec<(GroupName, std::net::SocketAddr, Vec<watch::WatchedSlot>)>,
+    watched: Vec<watch::WatchedShape>,
     /// Connections of shards are being counted.
     counting_direct: bool,
     relayed_images: RelayedImages,
@@ -205,8 +203,7 @@ impl Reconciler {
 
     /// Runs until `shutdown` fires; then drains what is relayed, and leaves shards and listeners as they are.
     pub async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut shutdown: oneshot::Receiver<()>) {
-        let (mut next_tick, mut next_look) = (Instant::now(), Instant::now());
-        let mut quiet = true;
+        let (mut next_tick, mut quiet) = (Instant::now(), true);
         self.watch_runtimes();
         loop {
             let mut extent = Extent::All;
@@ -222,12 +219,6 @@ impl Reconciler {
                     self.on_tick();
                     next_tick = Instant::now() + QUIET_TICK;
                     extent = Extent::Unsettled;
-                }
-                () = tokio::time::sleep_until(next_look.into()), if self.any_direct() => {
-                    next_look = Instant::now() + LOOK_FOR_MISSES;
-                    if !self.look_for_misses() {
-                        continue;
-                    }
                 }
                 _ = &mut shutdown => break,
             }

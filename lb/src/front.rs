@@ -24,7 +24,7 @@ mod tests;
 pub use direct::{Force, Forced};
 pub use error::{AdoptError, OpenError, Owners, SlotError};
 pub(crate) use listener::bound;
-pub use maps::Totals;
+pub use maps::{Misses, Totals};
 pub use places::{Path, Place};
 pub use steering::Explanation;
 use steering::Steering;

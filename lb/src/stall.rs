@@ -13,12 +13,18 @@ pub struct StallBounds {
 }
 
 impl Default for StallBounds {
-    /// 60 ms, which with a sample every 20 ms has a hung shard out within 100 ms; 2 s.
+    /// 50 ms, which with a look every 20 ms, and every 5 ms on [suspicion](AcceptQueue::is_suspicious), has a hung shard out
+    /// within 100 ms; 2 s.
     fn default() -> Self {
-        Self { hung_after: Duration::from_millis(60), move_after: Duration::from_secs(2) }
+        Self { hung_after: Duration::from_millis(50), move_after: Duration::from_secs(2) }
     }
 }
 
+/// What one look counts for at most: who looks late got no CPU, or the whole machine stood still, and the shard with it.
+const MOST_OF_A_LOOK: Duration = Duration::from_millis(20);
+/// A queue that has been suspicious for so long without a finding, because its shard gets no CPU or was slow before, is looked at
+/// as any other.
+const SUSPECTED_FOR: Duration = Duration::from_millis(200);
 /// A shard that comes back sooner than this was slow, not hung: it gets more time before the next finding.
 const SLOW: Duration = Duration::from_secs(1);
 /// The most that it gets.
@@ -59,12 +65,19 @@ pub struct AcceptQueue {
     standing: Duration,
     hung: Option<Hung>,
     last_finding: Option<Instant>,
+    suspicious: Option<Suspicion>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Look {
     at: Instant,
     accepted: i64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Suspicion {
+    since: Instant,
+    is_fresh: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -88,12 +101,18 @@ enum Phase {
 impl AcceptQueue {
     /// Nothing is known yet.
     pub fn new(bounds: StallBounds) -> Self {
-        Self { bounds, patience: 1, last: None, standing: Duration::ZERO, hung: None, last_finding: None }
+        let (standing, last_finding) = (Duration::ZERO, None);
+        Self { bounds, patience: 1, last: None, standing, hung: None, last_finding, suspicious: None }
     }
 
     /// Whether the shard is taken to be hung.
     pub fn is_hung(&self) -> bool {
         self.hung.is_some()
+    }
+
+    /// Whether the next look should come soon: nothing was accepted since the last one, or less than waits now.
+    pub fn is_suspicious(&self) -> bool {
+        self.suspicious.is_some_and(|suspicion| suspicion.is_fresh)
     }
 
     /// The queue was moved, or could not be; it is found again after a while then.
@@ -115,6 +134,7 @@ impl AcceptQueue {
         let accepted = sample.established.cast_signed() - i64::from(sample.queued);
         let last = self.last.replace(Look { at: now, accepted })?;
         let moves = accepted > last.accepted;
+        self.suspect(now, accepted - last.accepted, sample.queued);
         let finding = match self.hung {
             Some(hung) => self.observe_hung(now, hung, moves, sample.queued),
             None => self.observe_moving(now, now.duration_since(last.at), moves, sample),
@@ -127,11 +147,22 @@ impl AcceptQueue {
         finding
     }
 
+    fn suspect(&mut self, now: Instant, accepted: i64, queued: u32) {
+        let before = self.suspicious.take();
+        let stands = accepted <= 0 && queued > 0;
+        // It may have stopped since the last look; the next one tells.
+        let stops = before.is_none() && i64::from(queued) > accepted;
+        if self.hung.is_none() && (stands || stops) {
+            let since = before.map_or(now, |suspicion| suspicion.since);
+            self.suspicious = Some(Suspicion { since, is_fresh: now.duration_since(since) < SUSPECTED_FOR });
+        }
+    }
+
     fn observe_moving(&mut self, now: Instant, passed: Duration, moves: bool, sample: QueueSample) -> Option<Finding> {
         if moves || sample.queued == 0 {
             self.standing = Duration::ZERO;
         } else {
-            self.standing += passed.saturating_sub(sample.starved);
+            self.standing += passed.min(MOST_OF_A_LOOK).saturating_sub(sample.starved);
         }
         if self.standing < self.bounds.hung_after * self.patience {
             return None;
@@ -208,6 +239,76 @@ mod tests {
         check(samples, &[(12, Finding::Hung)]);
     }
 
+    /// Looks as often as is asked for at a shard that gets and accepts 5 connections a millisecond, until it stops at
+    /// `stop`; when it is found. The first of the looks that find it standing knows nothing of the time before.
+    fn found_ms(stop: u64) -> u64 {
+        let (start, mut queue, mut now) = (Instant::now(), AcceptQueue::new(StallBounds::default()), 0);
+        let mut knows = false;
+        loop {
+            let (established, accepted) = (5 * now, 5 * now.min(stop));
+            let queued = u32::try_from(established - accepted).unwrap();
+            let stands = queued > 0 && !queue.moves(established, queued);
+            let starved = if stands && !knows { Duration::MAX } else { Duration::ZERO };
+            knows = stands;
+            let sample = QueueSample { queued, established, starved };
+            if let Some(finding) = queue.observe(start + Duration::from_millis(now), sample) {
+                assert!(finding == Finding::Hung && now > stop, "{finding:?} at {now}");
+                return now - stop;
+            }
+            now += if queue.is_suspicious() { 5 } else { STEP_MS };
+        }
+    }
+
+    #[test]
+    fn a_shard_that_stops_at_any_time_is_found_within_85_ms() {
+        let found: Vec<u64> = (100..=200).map(found_ms).collect();
+        assert!(found.iter().all(|ms| (60..=85).contains(ms)), "{found:?}");
+    }
+
+    #[test]
+    fn a_late_look_counts_for_little() {
+        let (start, mut queue) = (Instant::now(), AcceptQueue::new(StallBounds::default()));
+        let looks = (0..10).map(|n| {
+            let sample = QueueSample { queued: 1, established: 1, starved: Duration::ZERO };
+            queue.observe(start + Duration::from_secs(n), sample)
+        });
+        let first = looks.collect::<Vec<_>>().iter().position(|finding| *finding == Some(Finding::Hung));
+        assert_eq!(first, Some(3));
+    }
+
+    /// Looks every 5 ms: (queued, accepted so far, starved); after which of them another should come soon.
+    fn check_suspicion(looks: &[(u32, u64, bool)], expected: &[bool]) {
+        let (start, mut queue) = (Instant::now(), AcceptQueue::new(StallBounds::default()));
+        let suspicious = looks.iter().zip(0..).map(|((queued, accepted, starved), n)| {
+            let starved = if *starved { Duration::MAX } else { Duration::ZERO };
+            let sample = QueueSample { queued: *queued, established: accepted + u64::from(*queued), starved };
+            queue.observe(start + Duration::from_millis(5 * n), sample);
+            queue.is_suspicious()
+        });
+        assert_eq!(suspicious.collect::<Vec<_>>(), expected, "{looks:?}");
+    }
+
+    #[test]
+    fn what_may_have_stopped_is_looked_at_soon_and_not_for_ever() {
+        check_suspicion(&[(0, 0, false), (0, 10, false), (5, 20, false)], &[false; 3]);
+        // Less was accepted than waits; it goes on, it doesn't.
+        check_suspicion(&[(0, 0, false), (9, 5, false), (9, 6, false)], &[false, true, false]);
+        check_suspicion(&[(0, 0, false), (9, 5, false), (9, 5, false)], &[false, true, true]);
+        // A long queue that moves: every other look at most.
+        check_suspicion(
+            &[(99, 0, false), (99, 5, false), (99, 9, false), (99, 12, false)],
+            &[false, true, false, true],
+        );
+        // A shard that gets no CPU.
+        let starved = [(9, 5, true); 60];
+        let expected: Vec<bool> = (0..60).map(|n| (1..=40).contains(&n)).collect();
+        check_suspicion(&starved, &expected);
+        // One that is known to be hung.
+        let stands = [(9, 5, false); 60];
+        let expected: Vec<bool> = (0..60).map(|n| (1..=10).contains(&n)).collect();
+        check_suspicion(&stands, &expected);
+    }
+
     #[test]
     fn time_without_a_cpu_does_not_count() {
         check((0..500).map(|_| (3, 10, true)), &[]);
@@ -223,7 +324,7 @@ mod tests {
                 (3, Finding::Hung),
                 (10, Finding::Back(stood)),
                 // It was slow, and has twice the time.
-                (16, Finding::Hung),
+                (15, Finding::Hung),
             ],
         );
         // Empty: it has accepted all.

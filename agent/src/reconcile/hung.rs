@@ -14,9 +14,9 @@ use sherd_topology::plan::SlotId;
 use super::{
     Reconciler,
     group::{Group, SlotRun},
-    publish::watched,
+    publish::watched_shapes,
     view::Service,
-    watch::{Found, Watch, WatchedAddress},
+    watch::{Found, Watch},
 };
 use crate::runtime::procfs;
 
@@ -41,10 +41,8 @@ impl HungRun {
 impl Reconciler {
     /// Tells the watch what there is to look at, if that has changed.
     pub(super) fn direct_watch(&mut self) {
-        let watched: Vec<WatchedAddress> = self.groups.iter().flat_map(|(name, group)| watched(name, group)).collect();
-        let shape: Vec<_> =
-            watched.iter().map(|address| (address.group.clone(), address.address, address.slots.clone())).collect();
-        if self.watched == shape {
+        let shapes: Vec<_> = self.groups.iter().flat_map(|(name, group)| watched_shapes(name, group)).collect();
+        if self.watched == shapes {
             return;
         }
         if self.watch.is_none() {
@@ -53,8 +51,11 @@ impl Reconciler {
                 Err(error) => return tracing::error!("hung shards can't be found: no thread: {error}"),
             }
         }
-        self.watched = shape;
-        self.watch.iter().for_each(|watch| watch.look_at(watched.clone()));
+        let watched = shapes.iter().filter_map(|shape| self.groups.get(&shape.group)?.fronts.watched(shape)).collect();
+        if let Some(watch) = &self.watch {
+            watch.look_at(watched);
+        }
+        self.watched = shapes;
     }
 
     pub(super) fn on_found(&mut self, found: &Found) {

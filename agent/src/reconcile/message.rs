@@ -69,6 +69,8 @@ pub(super) enum Message {
     Grafted { key: ShardKey, generation: Generation, report: Report },
     /// A shard was seen to accept no more, or again.
     Found(Found),
+    /// Steering met an empty place: some shard has closed its listener.
+    Missed,
     /// Connections that shards have accepted themselves, by pid.
     DirectCounted { began: Instant, counts: Vec<(ShardKey, u32, u64)> },
     /// A shard of no group is gone, or isn't.

@@ -34,7 +34,7 @@ use self::{
 };
 pub(super) use self::{
     addresses::{by_address, limits, table},
-    direct::{ProgramFamily, host_address, watched},
+    direct::{ProgramFamily, host_address, watched_shapes},
 };
 use super::{anchor_age::AnchorAge, keeper::Keeper, steering_table::index_of};
 use crate::{
@@ -68,8 +68,6 @@ pub(super) struct Published {
     age: AnchorAge,
     /// A worker serves what waited in its anchor.
     anchor_served: bool,
-    /// How often steering had met an empty place when it was last asked.
-    misses: u64,
     retry_after: Instant,
 }
 
@@ -228,7 +226,6 @@ impl Fronts {
             leaving: false,
             age: AnchorAge::default(),
             anchor_served: false,
-            misses: 0,
             retry_after,
         });
     }

@@ -56,6 +56,7 @@ impl Reconciler {
             Message::ListenCalled { key, generation, call } => self.on_listen(&key, generation, call),
             Message::ListenerJoins { key, generation, join } => self.on_listener_joins(&key, generation, &join),
             Message::Found(found) => self.on_found(&found),
+            Message::Missed => self.note_closed_listeners(),
             Message::Grafted { key, generation, report } => self.on_graft_report(&key, generation, report),
             Message::DirectCounted { began, counts } => self.on_direct_counted(began, counts),
             Message::OrphanRemoved { runtime, id, result } => {

@@ -16,7 +16,7 @@ use std::{
 use socket2::SockRef;
 
 use super::{
-    Front, SlotError,
+    Front, Misses, SlotError,
     ebpf::Ebpf,
     listener,
     maps::Forcing,
@@ -118,6 +118,14 @@ impl Front {
     /// As setsockopt(2); unsupported with classic steering.
     pub fn attach_again(&self) -> io::Result<()> {
         self.steering.ebpf()?.attach(self.anchor.as_fd())
+    }
+
+    /// A way to ask how often steering met a listener that its shard has closed.
+    ///
+    /// # Errors
+    /// Unsupported with classic steering; no descriptor is left.
+    pub fn misses(&self) -> io::Result<Misses> {
+        self.steering.ebpf()?.misses()
     }
 
     /// Who gets the slot's connections.

@@ -12,7 +12,7 @@ use socket2::SockRef;
 
 use super::{
     AdoptError, SlotError,
-    maps::{Forcing, Inheritance, Maps, NAMES, Shape, Totals},
+    maps::{Forcing, Inheritance, Maps, Misses, NAMES, Shape, Totals},
     places::{Path, Place, Places},
 };
 use crate::{
@@ -146,6 +146,10 @@ impl Ebpf {
 
     pub(super) fn forcing(&self) -> io::Result<Forcing> {
         self.maps.forcing()
+    }
+
+    pub(super) fn misses(&self) -> io::Result<Misses> {
+        self.maps.misses()
     }
 
     pub(super) fn direct_index(&self, slot: SlotIndex, place: Place) -> Option<u32> {

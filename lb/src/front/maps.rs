@@ -50,6 +50,8 @@ const CHUNK_ENTRIES: usize = 2048;
 const CHUNK_SIZE: usize = CHUNK_ENTRIES * size_of::<u16>();
 const ROW_SIZE: usize = LEVELS * SlotMask::WORDS * size_of::<u64>();
 const TOTALS_WORDS: usize = 8;
+/// Of these, [`Totals::retries`].
+const RETRIES: usize = 3;
 /// Of `struct force_key`.
 const FORCE_KEY_SIZE: usize = 20;
 /// Connections of our own that are on their way at a time.
@@ -387,24 +389,50 @@ impl Maps {
         Ok(Forcing { map, state: SharedMap::new(self.maps[0].as_fd(), state::SIZE)? })
     }
 
+    /// A descriptor of its own, for another thread.
+    pub(super) fn misses(&self) -> io::Result<Misses> {
+        Ok(Misses { totals: Map::new(self.maps[5].as_fd().try_clone_to_owned()?, possible_cpus()?.1)? })
+    }
+
     pub(super) fn picks(&self, slot: u32) -> u64 {
         self.maps[4].lookup(slot).map_or(0, |per_cpu| per_cpu.iter().sum())
     }
 
     pub(super) fn totals(&self) -> Totals {
         let per_cpu = self.maps[5].lookup(0).unwrap_or_default();
-        let sum = |word| per_cpu.chunks_exact(TOTALS_WORDS).map(|cpu| cpu[word]).sum();
+        let sum = |word| sum_of(&per_cpu, word);
         Totals {
             failovers: sum(0),
             anchored: sum(1),
             dropped: sum(2),
-            retries: sum(3),
+            retries: sum(RETRIES),
             foreign: sum(4),
             migrated: sum(5),
             unread: sum(6),
             deflected: sum(7),
         }
     }
+}
+
+/// Selections that failed because a slot's listener was gone. Outlives the front.
+#[derive(Debug)]
+pub struct Misses {
+    totals: Map,
+}
+
+impl Misses {
+    /// Since the address was opened; never falls.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn count(&self) -> io::Result<u64> {
+        Ok(sum_of(&self.totals.lookup(0)?, RETRIES))
+    }
+}
+
+/// A word of the totals over all CPUs.
+fn sum_of(per_cpu: &[u64], word: usize) -> u64 {
+    per_cpu.chunks_exact(TOTALS_WORDS).map(|cpu| cpu[word]).sum()
 }
 
 /// Has connections of our own go to a listener of our choice, whatever the table says.

@@ -15,7 +15,7 @@ use std::{
 
 use sherd_lb::{
     cells::Cells,
-    front::{AdoptError, Front, FrontConfig},
+    front::{AdoptError, Front, FrontConfig, Place},
     holder::{HolderClient, Idle, serve},
     table::{Choice, Policy, SlotIndex, SteeringTable},
 };
@@ -107,11 +107,12 @@ fn what_a_killed_agent_forced_is_forgotten() {
         let (address, fds) = (front.address(), copies(&front));
         let (first, second) = (bound_here(), bound_here());
         // To a listener that isn't there: who is forced is refused.
-        let force = front.force(SlotIndex(0)).expect("eBPF");
+        let force = front.force(SlotIndex(0), Place::A).expect("eBPF");
         std::mem::forget(force.bind(&first).expect("it is bound"));
         drop((front, force));
         let front = Front::adopt(fds, &FrontConfig::new(address), &table).expect("all is there");
-        let _under_way = front.force(SlotIndex(0)).and_then(|force| force.bind(&second)).expect("it is bound");
+        let _under_way =
+            front.force(SlotIndex(0), Place::A).and_then(|force| force.bind(&second)).expect("it is bound");
         let refused = second.connect(&address.into()).expect_err("nobody listens there");
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
         first.connect(&address.into()).expect("it is steered as all others");

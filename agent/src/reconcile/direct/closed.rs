@@ -11,21 +11,6 @@ use crate::{
 };
 
 impl Reconciler {
-    /// Whether some shard accepts its connections itself.
-    pub(in crate::reconcile) fn any_direct(&self) -> bool {
-        self.groups.values().any(|group| group.fronts.any_direct())
-    }
-
-    /// Steering tries again where a shard has closed its listener, and counts that: one number for each address is looked
-    /// at often, instead of every listener. As long as nobody connects, nobody has to know before the next tick.
-    pub(in crate::reconcile) fn look_for_misses(&mut self) -> bool {
-        let missed = self.groups.values_mut().map(|group| group.fronts.take_misses()).filter(|missed| *missed).count();
-        if missed > 0 {
-            self.note_closed_listeners();
-        }
-        missed > 0
-    }
-
     /// A shard that has closed its listener is reached no more: its slot is out until it is shown to accept again. Most have
     /// died, and their worker must not get what comes meanwhile: it would relay that, for want of a shard, to others.
     pub(in crate::reconcile) fn note_closed_listeners(&mut self) {

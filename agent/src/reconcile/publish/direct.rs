@@ -4,7 +4,6 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::OwnedFd,
-    sync::Arc,
 };
 
 use sherd_lb::{
@@ -28,7 +27,7 @@ use crate::{
         group::Group,
         keeper::Keeper,
         steering_table::index_of,
-        watch::{WatchedAddress, WatchedSlot},
+        watch::{WatchedAddress, WatchedShape, WatchedSlot},
     },
     spec::{ContainerPort, GroupSpec, PortSpec},
 };
@@ -167,24 +166,6 @@ impl Fronts {
         }
     }
 
-    /// Whether that is so of any slot.
-    pub(in crate::reconcile) fn any_direct(&self) -> bool {
-        self.bound().any(|front| front.slots().any(|slot| front.path(slot).is_direct()))
-    }
-
-    /// Whether steering has met an empty place since it was last asked.
-    pub(in crate::reconcile) fn take_misses(&mut self) -> bool {
-        let mut missed = false;
-        for published in &mut self.list {
-            let Ok(front) = &published.front else { continue };
-            if front.slots().any(|slot| front.path(slot).is_direct()) {
-                let retries = front.totals().retries;
-                missed |= std::mem::replace(&mut published.misses, retries) != retries;
-            }
-        }
-        missed
-    }
-
     /// Has a slot in service that is out although its shard still has the listener that it served on; whether it is one.
     pub(in crate::reconcile) fn readmit(&mut self, slot: SlotId) -> bool {
         let index = index_of(slot);
@@ -297,10 +278,9 @@ pub(in crate::reconcile) fn host_address(published: IpAddr, takes_v4: bool, loop
 }
 
 /// What there is to look at of a group.
-pub(in crate::reconcile) fn watched(name: &GroupName, group: &Group) -> Vec<WatchedAddress> {
-    let address = |published: &Published| {
+pub(in crate::reconcile) fn watched_shapes(name: &GroupName, group: &Group) -> impl Iterator<Item = WatchedShape> {
+    let shape = |published: &Published| {
         let front = published.front.as_ref().ok()?;
-        let cells = Arc::clone(front.cells()?);
         let slot = |(position, slot): (usize, &Slot)| {
             let (index, run) = (index_of(slot.id), group.slots.get(&slot.id)?);
             let is_direct = front.path(index).is_direct();
@@ -310,11 +290,25 @@ pub(in crate::reconcile) fn watched(name: &GroupName, group: &Group) -> Vec<Watc
                 index,
                 weight: published.port.weights.as_ref().and_then(|weights| weights.get(position)).copied().unwrap_or(1),
                 in_service: front.is_in(index),
+                is_direct,
                 shard: listener.zip(run.live.as_ref().map(|live| live.pid)),
             })
         };
         let slots = group.planned().iter().enumerate().filter_map(slot).collect();
-        Some(WatchedAddress { group: name.clone(), address: published.address, cells, slots })
+        Some(WatchedShape { group: name.clone(), address: published.address, slots })
     };
-    group.fronts.list.iter().filter_map(address).collect()
+    group.fronts.list.iter().filter_map(shape)
+}
+
+impl Fronts {
+    /// The same with the way to look at it.
+    pub(in crate::reconcile) fn watched(&self, shape: &WatchedShape) -> Option<WatchedAddress> {
+        let front = self.front_at(shape.address)?;
+        let misses = shape.slots.iter().any(|slot| slot.is_direct).then(|| front.misses());
+        let misses = misses.transpose().unwrap_or_else(|error| {
+            tracing::warn!(address = %shape.address, "closed listeners are found late: {error}");
+            None
+        });
+        Some(WatchedAddress { shape: shape.clone(), cells: front.cells().cloned(), misses })
+    }
 }

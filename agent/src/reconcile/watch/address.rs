@@ -7,26 +7,26 @@ use std::{
 };
 
 use sherd_lb::{
-    cells::{Counts, LostConnections},
+    cells::{Counts, LostConnections, SlotCells},
     sockdiag,
     stall::{AcceptQueue, Finding, QueueSample, StallBounds},
     table::SlotIndex,
 };
 use sherd_topology::plan::GroupName;
 
-use super::{Found, WatchedAddress, WatchedSlot, bounds::bounds};
-use crate::runtime::procfs;
-
-/// Between two settings of the slots' bounds.
-const BOUND_EVERY: Duration = Duration::from_millis(100);
+use super::{Found, IDLE, WatchedAddress, WatchedShape, WatchedSlot, bounds::bounds};
+use crate::{reconcile::message::Message, runtime::procfs};
 
 /// An address, and what was seen of it.
 #[derive(Debug)]
 pub(super) struct Looks {
     watched: WatchedAddress,
     slots: BTreeMap<SlotIndex, SlotLooks>,
-    last: Option<Instant>,
+    /// When the slots' bounds were last set.
     bounded: Option<Instant>,
+    /// How often steering had met an empty place when it was last asked, and when that was.
+    misses: u64,
+    asked: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -73,12 +73,12 @@ impl SlotLooks {
 impl Looks {
     /// Goes on with these addresses, and with what was seen of those that stay.
     pub(super) fn renew(before: Vec<Self>, now: Vec<WatchedAddress>) -> Vec<Self> {
-        let key = |watched: &WatchedAddress| -> (GroupName, SocketAddr) { (watched.group.clone(), watched.address) };
+        let key = |watched: &WatchedAddress| (watched.shape.group.clone(), watched.shape.address);
         let mut before: BTreeMap<_, _> = before.into_iter().map(|looks| (key(&looks.watched), looks)).collect();
         let renewed = |watched: WatchedAddress| {
             let mut looks = match before.remove(&key(&watched)) {
                 Some(looks) => Self { watched, ..looks },
-                None => Self { watched, slots: BTreeMap::new(), last: None, bounded: None },
+                None => Self { watched, slots: BTreeMap::new(), bounded: None, misses: 0, asked: None },
             };
             looks.renew_slots();
             looks
@@ -87,7 +87,7 @@ impl Looks {
     }
 
     fn renew_slots(&mut self) {
-        let watched = &self.watched.slots;
+        let watched = &self.watched.shape.slots;
         self.slots.retain(|index, _| watched.iter().any(|slot| slot.index == *index));
         for slot in watched {
             let listener = slot.shard.map(|(listener, _)| listener);
@@ -99,7 +99,7 @@ impl Looks {
     }
 
     pub(super) fn is_of(&self, group: &GroupName, address: SocketAddr) -> bool {
-        self.watched.group == *group && self.watched.address == address
+        self.watched.shape.group == *group && self.watched.shape.address == address
     }
 
     pub(super) fn note_moved(&mut self, now: Instant, listener: u64, moved: bool) {
@@ -107,36 +107,56 @@ impl Looks {
         of.into_iter().for_each(|looks| looks.queue.note_moved(now, moved));
     }
 
-    /// Looks once; true if anything moves, or waits. Later than `late` after the last look, time tells nothing of shards:
-    /// this thread didn't get a CPU either.
-    pub(super) fn look(&mut self, now: Instant, late: Duration, told: &mut impl FnMut(Found)) -> bool {
-        let is_late = self.last.replace(now).is_some_and(|last| now.duration_since(last) > late);
-        let mut due = false;
-        let mut moves = false;
-        for slot in &self.watched.slots {
-            let Some(looks) = self.slots.get_mut(&slot.index) else { continue };
-            let counts = self.watched.cells.counts(slot.index);
+    /// Whether a queue of it may have begun to stand.
+    pub(super) fn is_suspicious(&self) -> bool {
+        self.slots.values().any(|looks| looks.queue.is_suspicious())
+    }
+
+    /// Looks once; true if anything moves, or waits.
+    pub(super) fn look(&mut self, now: Instant, tell: &mut impl FnMut(Message)) -> bool {
+        self.look_for_misses(now, tell);
+        let Self { watched: WatchedAddress { shape, cells: Some(cells), .. }, slots, bounded, .. } = self else {
+            return false;
+        };
+        let (mut due, mut moves) = (false, false);
+        for slot in &shape.slots {
+            let Some(looks) = slots.get_mut(&slot.index) else { continue };
+            let counts = cells.counts(slot.index);
             if let Some(lost) = looks.lost.observe(now, counts.pending()) {
-                self.watched.cells.add_lost(slot.index, lost);
+                cells.add_lost(slot.index, lost);
             }
             looks.due = looks.is_due(counts);
             due |= looks.due;
             moves |= counts.picked != looks.counts.picked;
             looks.counts = counts;
         }
-        if due {
-            self.look_at_queues(now, is_late, told);
+        if moves && bounded.is_none_or(|at| now.duration_since(at) >= IDLE) {
+            *bounded = Some(now);
+            set_bounds(cells, &shape.slots);
         }
-        if moves && self.bounded.is_none_or(|at| now.duration_since(at) >= BOUND_EVERY) {
-            self.bounded = Some(now);
-            self.set_bounds();
+        if due {
+            self.look_at_queues(now, tell);
         }
         moves || due
     }
 
-    fn look_at_queues(&mut self, now: Instant, is_late: bool, told: &mut impl FnMut(Found)) {
-        let Ok(listening) = sockdiag::listeners(self.watched.address.port()) else { return };
-        for slot in &self.watched.slots {
+    /// Steering tries again where a shard has closed its listener, and counts that: one number is looked at often, instead of
+    /// every listener.
+    fn look_for_misses(&mut self, now: Instant, tell: &mut impl FnMut(Message)) {
+        let due = self.asked.is_none_or(|at| now.duration_since(at) >= IDLE);
+        let Some(misses) = self.watched.misses.as_ref().filter(|_| due) else { return };
+        self.asked = Some(now);
+        // What can't be read now can be a moment later.
+        let Ok(count) = misses.count() else { return };
+        if std::mem::replace(&mut self.misses, count) != count {
+            tell(Message::Missed);
+        }
+    }
+
+    fn look_at_queues(&mut self, now: Instant, tell: &mut impl FnMut(Message)) {
+        let shape = &self.watched.shape;
+        let Ok(listening) = sockdiag::listeners(shape.address.port()) else { return };
+        for slot in &shape.slots {
             let (Some((cookie, pid)), Some(looks)) = (slot.shard, self.slots.get_mut(&slot.index)) else { continue };
             let Some(listener) = listening.iter().find(|listening| listening.cookie == cookie) else { continue };
             let established = looks.counts.established;
@@ -145,7 +165,6 @@ impl Looks {
                     looks.delays.clear();
                     Duration::ZERO
                 }
-                _ if is_late => Duration::MAX,
                 // Most queues move: then nobody has to be asked.
                 queued if looks.queue.moves(established, queued) => Duration::ZERO,
                 _ => looks.starved(pid),
@@ -153,21 +172,20 @@ impl Looks {
             (looks.queued, looks.due) = (listener.queued, false);
             let sample = QueueSample { queued: listener.queued, established, starved };
             if let Some(finding) = looks.queue.observe(now, sample) {
-                told(found(&self.watched, slot, cookie, finding));
+                tell(Message::Found(found(shape, slot, cookie, finding)));
             }
-        }
-    }
-
-    fn set_bounds(&self) {
-        let cells = &self.watched.cells;
-        let slots: Vec<_> =
-            self.watched.slots.iter().map(|slot| (slot.weight, cells.load(slot.index).load, slot.in_service)).collect();
-        for (slot, bound) in self.watched.slots.iter().zip(bounds(&slots)) {
-            cells.set_bound(slot.index, bound);
         }
     }
 }
 
-fn found(watched: &WatchedAddress, slot: &WatchedSlot, listener: u64, finding: Finding) -> Found {
+fn set_bounds(cells: &SlotCells, watched: &[WatchedSlot]) {
+    let slots: Vec<_> =
+        watched.iter().map(|slot| (slot.weight, cells.load(slot.index).load, slot.in_service)).collect();
+    for (slot, bound) in watched.iter().zip(bounds(&slots)) {
+        cells.set_bound(slot.index, bound);
+    }
+}
+
+fn found(watched: &WatchedShape, slot: &WatchedSlot, listener: u64, finding: Finding) -> Found {
     Found { group: watched.group.clone(), slot: slot.id, address: watched.address, listener, finding }
 }
