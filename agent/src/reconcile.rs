@@ -34,6 +34,7 @@ mod anchor_age;
 mod apply;
 mod counters;
 mod direct;
+pub mod drift;
 mod execute;
 mod explain;
 mod group;
@@ -141,6 +142,7 @@ pub struct Reconciler {
     /// Sockets that were contained, as far as they have been ended.
     contained_seen: u64,
     watch: Option<watch::Watch>,
+    drift: drift::DriftWatch,
     /// What the watch was told to look at.
     watched: Vec<watch::WatchedShape>,
     /// Connections of shards are being counted.
@@ -192,6 +194,7 @@ impl Reconciler {
             means,
             contained_seen: 0,
             watch: None,
+            drift: drift::DriftWatch::default(),
             watched: Vec::new(),
             counting_direct: false,
             relayed_images,
@@ -251,6 +254,7 @@ impl Reconciler {
             }
         }
         self.nudge_probers();
+        self.look_for_drift(now);
         self.note_closed_listeners();
         self.end_contained();
         self.groups.values().for_each(|group| group.fronts.attach_again());

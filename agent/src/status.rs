@@ -327,7 +327,7 @@ pub struct Event {
     /// Which slot's.
     #[schema(value_type = Option<u32>)]
     pub slot: Option<SlotId>,
-    /// What sort of event: `group-applied`, `group-stopped`, `slot-state`, `progress`, `plan`, `runtime`, `lagged`.
+    /// What sort of event: `group-applied`, `group-stopped`, `rollout`, `drift`, `drift-repaired`, `slot-state`, `progress`, `plan`, `runtime`, `lagged`.
     pub kind: String,
     /// The slot's state, for `slot-state`.
     pub state: Option<SlotState>,

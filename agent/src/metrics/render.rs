@@ -75,6 +75,15 @@ fn groups(families: &mut Families, snapshot: &Snapshot) {
     for counters in &snapshot.groups {
         family.add_count(&[("group", counters.group.as_str())], counters.rollout_failures);
     }
+    let help = "Times something was found to be otherwise than planned, by what.";
+    let mut family = families.counter("sherd_drift_total", help);
+    for (group, cause, count) in &snapshot.drifts {
+        family.add_count(&[("group", group.as_str()), ("cause", cause)], *count);
+    }
+    let (count, seconds) = snapshot.repairs;
+    families.counter("sherd_drift_repairs_total", "Times that was repaired.").add_count(&[], count);
+    let help = "Time from when it was found until it was repaired, altogether.";
+    families.counter("sherd_drift_repair_seconds_total", help).add(&[], seconds);
     let mut family =
         families.counter("sherd_unready_ended_total", "Connections ended because no shard was ready in time.");
     for counters in &snapshot.groups {

@@ -8,6 +8,8 @@ use std::{
 
 use sherd_topology::plan::{Change, GroupName, SlotId};
 
+use super::drift::DriftCause;
+
 /// Upper bounds of the buckets of reconcile durations, in seconds.
 pub(super) const RECONCILE_BUCKETS: [f64; 10] = [0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0];
 
@@ -28,6 +30,12 @@ pub struct Counters {
     pub hung: BTreeMap<(GroupName, SlotId), u64>,
     /// Calls of listen(2) that had to wait because their slot made too many.
     pub delayed_listens: Arc<AtomicU64>,
+    /// Times that something was found to be otherwise than planned.
+    pub drifts: BTreeMap<(GroupName, DriftCause), u64>,
+    /// How often it was repaired.
+    pub repairs: u64,
+    /// How long that took altogether, from when it was found.
+    pub repair_seconds: f64,
     /// Times that a new shard failed its rollout.
     pub rollout_failures: BTreeMap<GroupName, u64>,
     /// Connections ended because no shard was ready within the bound.
@@ -58,6 +66,15 @@ impl Counters {
 
     pub(super) fn note_hung(&mut self, group: &GroupName, slot: SlotId) {
         *self.hung.entry((group.clone(), slot)).or_default() += 1;
+    }
+
+    pub(super) fn note_drift(&mut self, group: &GroupName, cause: DriftCause) {
+        *self.drifts.entry((group.clone(), cause)).or_default() += 1;
+    }
+
+    pub(super) fn note_repair(&mut self, took: Duration) {
+        self.repairs += 1;
+        self.repair_seconds += took.as_secs_f64();
     }
 
     pub(super) fn note_rollout_failure(&mut self, group: &GroupName) {

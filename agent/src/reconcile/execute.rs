@@ -157,6 +157,7 @@ impl Reconciler {
             Outcome::NotPinned(cause) | Outcome::Worker(cause) => (faulty, Some(cause)),
             Outcome::Engine(error) => (faulty, Some(super::chain(&error))),
         };
+        let holds = matches!(pinning, Pinning::Holds(_));
         if let Some(live) = &mut slot.live {
             live.pinning = pinning;
         }
@@ -164,6 +165,8 @@ impl Reconciler {
             tracing::warn!(group = %name, slot = %id, "{name}/{id} is not pinned as planned: {cause}");
             slot.last_error = Some(cause);
             self.counters.note_pinning_fault(name, id);
+        } else if holds {
+            self.note_repaired(name, id);
         }
     }
 }

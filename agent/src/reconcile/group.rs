@@ -20,6 +20,7 @@ use tokio::{
 
 use super::{
     direct::{DirectRun, Trial},
+    drift::DriftCause,
     hung::HungRun,
     inspect::Reach,
     publish::Fronts,
@@ -256,6 +257,8 @@ pub(super) struct SlotRun {
     /// The worker has to be told anew where it connects: there are other ports, or the shard may be reached otherwise.
     pub(super) reconnect: bool,
     pub(super) worker: Option<Arc<Worker>>,
+    /// Since when its shard is known not to be where it should be.
+    pub(super) drifted: Option<(Instant, DriftCause)>,
     /// Its shard doesn't accept.
     pub(super) hung: Option<HungRun>,
     /// Its shard runs behind the shim.

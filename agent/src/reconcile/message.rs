@@ -3,11 +3,15 @@
 use std::time::Instant;
 
 use sherd_lb::graft::Report;
-use sherd_topology::plan::{GroupName, Slot, SlotId};
+use sherd_topology::{
+    model::Host,
+    plan::{GroupName, Slot, SlotId},
+};
 
 use super::{
     apply::Reply,
     direct::{Generation, Greeting, ListenCall, ListenerJoin},
+    drift::Look,
     inspect::{Reach, Unreached},
     rollout::Change,
     view::Step,
@@ -73,6 +77,10 @@ pub(super) enum Message {
     Missed,
     /// Connections that shards have accepted themselves, by pid.
     DirectCounted { began: Instant, counts: Vec<(ShardKey, u32, u64)> },
+    /// Where shards are, as far as it isn't where they should be.
+    Looked(Look),
+    /// The machine has other CPUs.
+    HostChanged(Box<Host>),
     /// A shard of no group is gone, or isn't.
     OrphanRemoved { runtime: &'static str, id: ShardId, result: Result<(), RuntimeError> },
 }

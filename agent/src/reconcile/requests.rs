@@ -55,6 +55,8 @@ impl Reconciler {
             Message::ShimCame { key, generation, greeting } => self.on_shim(&key, generation, greeting),
             Message::ListenCalled { key, generation, call } => self.on_listen(&key, generation, call),
             Message::ListenerJoins { key, generation, join } => self.on_listener_joins(&key, generation, &join),
+            Message::Looked(look) => return self.on_looked(look),
+            Message::HostChanged(host) => self.on_host_changed(*host),
             Message::Found(found) => self.on_found(&found),
             Message::Missed => self.note_closed_listeners(),
             Message::Grafted { key, generation, report } => self.on_graft_report(&key, generation, report),

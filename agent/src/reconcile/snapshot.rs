@@ -55,6 +55,12 @@ impl Reconciler {
             },
             reconcile_unsettled: counters.unsettled,
             plan_changes: counters.plan_changes.iter().map(|(kind, count)| (*kind, *count)).collect(),
+            drifts: counters
+                .drifts
+                .iter()
+                .map(|((group, cause), count)| (group.clone(), cause.name(), *count))
+                .collect(),
+            repairs: (counters.repairs, counters.repair_seconds),
             held_descriptors: self.keeper.held(),
             delayed_listens: counters.delayed_listens.load(Ordering::Relaxed),
             contained: self.keeper.cells().map(|cells| cells.contained()),

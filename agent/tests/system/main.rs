@@ -9,6 +9,7 @@ mod crash_points;
 mod direct;
 mod direct_changes;
 mod direct_kills;
+mod drift;
 mod explaining;
 mod hostile;
 mod hung;
