@@ -5,10 +5,12 @@
 //! readable by root and the group `sherd` only.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
 use crate::control::Request;
+use crate::metrics::Sampler;
 
 pub(crate) use self::connections::{Bounds, serve_router};
 pub use self::openapi::document;
@@ -24,6 +26,7 @@ mod rollout;
 mod routes;
 mod socket;
 mod stream;
+mod usage;
 pub mod wire;
 
 /// Connections served at once; more wait in the socket's backlog.
@@ -32,12 +35,18 @@ pub const MAX_CONNECTIONS: usize = 128;
 pub const MAX_BODY_BYTES: usize = 1 << 20;
 
 /// Serves the API until `stop` is ready, then lets requests in flight end, within a bound, and removes the socket.
-pub async fn serve(socket: ApiSocket, requests: mpsc::Sender<Request>, stop: impl Future<Output = ()>) {
+pub async fn serve(
+    socket: ApiSocket,
+    requests: mpsc::Sender<Request>,
+    sampler: Arc<Sampler>,
+    stop: impl Future<Output = ()>,
+) {
     let ApiSocket { listener, path } = socket;
     // Removed before the connections end: who comes now starts no conversation with an agent that leaves.
     let stop = async {
         stop.await;
         socket::remove(&path);
     };
-    serve_router(listener, routes::router(requests), Bounds { connections: MAX_CONNECTIONS }, stop).await;
+    let router = routes::router(ask::Served { reconcile: ask::Loop(requests), sampler });
+    serve_router(listener, router, Bounds { connections: MAX_CONNECTIONS }, stop).await;
 }

@@ -15,8 +15,9 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use crate::api::wire::{ErrorBody, ErrorDetail, LogRecord, PlanBody, Stopped};
+use crate::control::ExplainQuestion;
 use crate::control::{ExplainQuestion, RolloutAction};
-use crate::status::{AgentStatus, Event, Explanation, PlanReport, RolloutStatus};
+use crate::status::{AgentStatus, Event, Explanation, PlanReport, RolloutStatus, UsageReport};
 
 pub use self::lines::Lines;
 
@@ -157,6 +158,11 @@ impl Client {
             RolloutAction::Status => self.document(Method::GET, &path, String::new()).await,
             action => self.document(Method::POST, &format!("{path}/{}", action.name()), String::new()).await,
         }
+    }
+
+    /// What slots have used up to now.
+    pub async fn usage(&self) -> Result<UsageReport, ClientError> {
+        self.document(Method::GET, "/v1/usage", String::new()).await
     }
 
     /// What happens from now on.

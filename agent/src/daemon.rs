@@ -80,11 +80,12 @@ async fn serve(config: &AgentConfig) -> Result<()> {
     let (stop, stopped) = oneshot::channel();
     let reconcile = tokio::spawn(reconciler.run(inbox, stopped));
     let (closing, closed) = watch::channel(false);
-    let api = tokio::spawn(api::serve(listener, requests.clone(), told(closed.clone())));
+    let sampler = Arc::new(metrics::Sampler::new());
+    let api = tokio::spawn(api::serve(listener, requests.clone(), Arc::clone(&sampler), told(closed.clone())));
     let metrics = match config.metrics_address {
         Some(address) => {
             let listener = metrics::bind(address).await?;
-            Some(tokio::spawn(metrics::serve(listener, requests.clone(), told(closed))))
+            Some(tokio::spawn(metrics::serve(listener, requests.clone(), sampler, told(closed))))
         }
         None => None,
     };

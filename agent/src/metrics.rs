@@ -1,7 +1,8 @@
-//! Prometheus metrics: a snapshot of what the agent knows, rendered as text. Counts nothing itself and owns no state.
+//! Prometheus metrics: a snapshot of what the agent knows, rendered as text. Owns no counter but
+//! those of foreign CPU time.
 //!
 //! Counters live where things happen (workers, fronts, the reconcile loop). A scrape asks the loop for a [`Snapshot`],
-//! adds what the kernel knows of each shard's CPU time, and prints it.
+//! adds what the kernel knows of CPU time and memory (a [`Sample`]), and prints it.
 
 use std::net::SocketAddr;
 
@@ -9,12 +10,19 @@ use sherd_topology::plan::{GroupName, SlotId};
 
 use crate::status::AgentStatus;
 
+pub use self::foreign::ForeignTime;
 pub use self::render::render;
+pub use self::sampler::{Sample, Sampler};
 pub use self::server::{BindError, bind, serve};
-pub use self::usage::{Usage, UsageReader};
+pub use self::usage::{MemoryLocality, Usage, UsageReader};
 
+mod cpu_ticks;
 mod family;
+mod foreign;
+mod locality;
+mod mappings;
 mod render;
+mod sampler;
 mod server;
 mod telemetry;
 mod usage;
@@ -97,6 +105,8 @@ pub struct KernelCounters {
 /// What one relay worker counts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RelayCounters {
+    /// The kernel's number of its thread.
+    pub thread_id: Option<u32>,
     /// Connections accepted from its listeners.
     pub accepted: u64,
     /// Connections that others accepted and handed to it.

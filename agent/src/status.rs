@@ -9,9 +9,11 @@ use utoipa::ToSchema;
 
 pub use self::explanation::{CpuDestination, Destination, Explanation, Level, Outcome};
 pub use self::rollout::{RolloutPhase, RolloutSlot, RolloutStage, RolloutStatus};
+pub use self::usage::{ForeignSeconds, SlotUsage, UsageReport};
 
 mod explanation;
 mod rollout;
+mod usage;
 
 /// The agent and everything it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

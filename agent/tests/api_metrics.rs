@@ -7,22 +7,36 @@ mod fake_agent;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
 
 use fake_agent::{group, snapshot};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use sherd::control::Request;
-use sherd::metrics::{self, Usage, UsageReader};
+use sherd::metrics::{self, ForeignTime, Sample, Sampler, Usage};
+use sherd_topology::model::NodeId;
+use sherd_topology::plan::SlotId;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 fn text() -> String {
-    let usage =
-        Usage { cpu_seconds: 1.5, throttled_seconds: Some(0.25), throttled_periods: Some(3), resident_bytes: None };
-    let usage = BTreeMap::from([(std::process::id(), usage)]);
+    let usage = Usage {
+        cpu_seconds: 1.5,
+        throttled_seconds: Some(0.25),
+        throttled_periods: Some(3),
+        memory_bytes: Some(8192),
+        memory_by_node: BTreeMap::from([(NodeId(0), 4096), (NodeId(1), 1024)]),
+    };
+    let foreign = ForeignTime { irq: 0.5, softirq: 1.0, steal: 2.0, relay: 4.0, others: 8.0 };
+    let sample = Sample {
+        at: Duration::from_secs(1),
+        shards: BTreeMap::from([(std::process::id(), usage)]),
+        foreign: BTreeMap::from([(("web".parse().unwrap(), SlotId(1)), foreign)]),
+    };
     let groups = vec![group("web", ["ready", "waiting"]), group("api", ["ready", "ready"])];
-    metrics::render(&snapshot(groups), &usage, &UsageReader::new().of_self())
+    metrics::render(&snapshot(groups), &sample, &Sampler::new().of_self())
 }
 
 #[test]
@@ -61,6 +75,14 @@ fn values_are_where_they_belong() {
         "sherd_shard_cpu_seconds_total{group=\"web\",slot=\"0\"} 1.5",
         "sherd_shard_cpu_throttled_seconds_total{group=\"web\",slot=\"0\"} 0.25",
         "sherd_shard_cpu_throttled_periods_total{group=\"web\",slot=\"0\"} 3",
+        "sherd_shard_memory_bytes{group=\"web\",slot=\"0\"} 8192",
+        "sherd_slot_memory_bytes{group=\"web\",slot=\"0\",locality=\"local\"} 4096",
+        "sherd_slot_memory_bytes{group=\"web\",slot=\"0\",locality=\"remote\"} 1024",
+        "sherd_slot_foreign_cpu_seconds_total{group=\"web\",slot=\"1\",kind=\"irq\"} 0.5",
+        "sherd_slot_foreign_cpu_seconds_total{group=\"web\",slot=\"1\",kind=\"softirq\"} 1",
+        "sherd_slot_foreign_cpu_seconds_total{group=\"web\",slot=\"1\",kind=\"steal\"} 2",
+        "sherd_slot_foreign_cpu_seconds_total{group=\"web\",slot=\"1\",kind=\"relay\"} 4",
+        "sherd_slot_foreign_cpu_seconds_total{group=\"web\",slot=\"1\",kind=\"others\"} 8",
         "sherd_pinning_errors_total{group=\"web\",slot=\"0\"} 1",
         "sherd_connections_active{group=\"web\",slot=\"0\"} 6",
         "sherd_relay_bytes_total{group=\"web\",slot=\"0\",direction=\"out\"} 9",
@@ -110,7 +132,8 @@ async fn metrics_and_health_are_served_and_follow_the_loop() {
     let address = listener.local_addr().unwrap();
     let (requests, mut inbox) = mpsc::channel(4);
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = tokio::spawn(metrics::serve(listener, requests, async { drop(stopped.await) }));
+    let server =
+        tokio::spawn(metrics::serve(listener, requests, Arc::new(Sampler::new()), async { drop(stopped.await) }));
     let answers = tokio::spawn(async move {
         for _ in 0..2 {
             let Some(Request::Metrics { reply }) = inbox.recv().await else { panic!("not about metrics") };
@@ -130,7 +153,7 @@ async fn metrics_and_health_are_served_and_follow_the_loop() {
     server.await.unwrap();
     // Another test's child has a copy of the listener for a moment, between fork and exec.
     let again = || std::net::TcpListener::bind(address).ok();
-    sherd_testkit::eventually("the address is free again", std::time::Duration::from_secs(5), again);
+    sherd_testkit::eventually("the address is free again", Duration::from_secs(5), again);
 }
 
 #[tokio::test]

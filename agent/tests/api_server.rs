@@ -228,7 +228,7 @@ async fn the_socket_is_removed_at_the_end() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("sherd.sock");
     let (requests, _inbox) = tokio::sync::mpsc::channel(1);
-    sherd::api::serve(sherd::api::bind(&socket).unwrap(), requests, std::future::ready(())).await;
+    sherd::api::serve(sherd::api::bind(&socket).unwrap(), requests, Default::default(), std::future::ready(())).await;
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
@@ -259,7 +259,7 @@ fn a_loop_that_is_gone_or_full_is_said() {
         let _guard = runtime.enter();
         sherd::api::bind(&socket).unwrap()
     };
-    runtime.spawn(sherd::api::serve(listener, requests.clone(), std::future::pending()));
+    runtime.spawn(sherd::api::serve(listener, requests.clone(), Default::default(), std::future::pending()));
     let (reply, _answer) = tokio::sync::oneshot::channel();
     requests.try_send(sherd::control::Request::Status { reply }).unwrap();
     check_error(&socket, "GET", "/v1/status", "", 503, "busy");

@@ -1,8 +1,10 @@
 //! One question to the reconcile loop and its answer, bounded in time and in number.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::FromRef;
 use axum::http::StatusCode;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::{mpsc, oneshot};
@@ -10,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::MAX_BODY_BYTES;
 use super::error::ApiError;
 use crate::control::Request;
+use crate::metrics::Sampler;
 
 /// How long the loop may take for what it knows by heart.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -19,6 +22,19 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// The way to the reconcile loop.
 #[derive(Debug, Clone)]
 pub(super) struct Loop(pub(super) mpsc::Sender<Request>);
+
+/// What handlers answer from.
+#[derive(Clone)]
+pub(super) struct Served {
+    pub(super) reconcile: Loop,
+    pub(super) sampler: Arc<Sampler>,
+}
+
+impl FromRef<Served> for Loop {
+    fn from_ref(served: &Served) -> Self {
+        served.reconcile.clone()
+    }
+}
 
 impl Loop {
     /// Asks what the loop knows.

@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{explain, groups, rollout, stream};
+use super::{explain, groups, rollout, stream, usage};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -21,6 +21,7 @@ use super::{explain, groups, rollout, stream};
         explain::explain,
         rollout::status,
         rollout::act,
+        usage::usage,
         stream::events,
         get
     )

@@ -3,16 +3,14 @@
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::{self, MethodRouter};
-use tokio::sync::mpsc;
 
-use super::ask::Loop;
+use super::ask::Served;
 use super::error::ApiError;
-use super::{explain, groups, openapi, rollout, stream};
-use crate::control::Request;
+use super::{explain, groups, openapi, rollout, stream, usage};
 
-type Route = (&'static str, &'static str, MethodRouter<Loop>);
+type Route = (&'static str, &'static str, MethodRouter<Served>);
 
-fn routes() -> [Route; 14] {
+fn routes() -> [Route; 15] {
     [
         ("get", "/v1/status", routing::get(groups::status)),
         ("get", "/v1/groups", routing::get(groups::list)),
@@ -25,15 +23,16 @@ fn routes() -> [Route; 14] {
         ("get", "/v1/groups/{group}/rollout", routing::get(rollout::status)),
         ("post", "/v1/groups/{group}/rollout/{action}", routing::post(rollout::act)),
         ("post", "/v1/plan", routing::post(groups::plan)),
+        ("get", "/v1/usage", routing::get(usage::usage)),
         ("get", "/v1/events", routing::get(stream::events)),
         ("get", "/v1/topology", routing::get(groups::topology)),
         ("get", "/openapi.json", routing::get(openapi::get)),
     ]
 }
 
-pub(super) fn router(requests: mpsc::Sender<Request>) -> Router {
+pub(super) fn router(served: Served) -> Router {
     let router = routes().into_iter().fold(Router::new(), |router, (_, path, handler)| router.route(path, handler));
-    router.fallback(no_such_path).method_not_allowed_fallback(no_such_method).with_state(Loop(requests))
+    router.fallback(no_such_path).method_not_allowed_fallback(no_such_method).with_state(served)
 }
 
 async fn no_such_path() -> ApiError {

@@ -1,22 +1,21 @@
 //! A snapshot as Prometheus text: the one place that knows the metrics' names.
 
-use std::collections::BTreeMap;
-
 use super::family::Families;
 use super::telemetry::telemetry;
-use super::{PortCounters, RelayCounters, Snapshot, Usage};
+use super::{PortCounters, RelayCounters, Sample, Snapshot, Usage};
 use crate::status::{GroupState, Path, RolloutPhase, SlotState, SlotStatus, Steering};
 
 /// A metric's name, help and how it is got.
 type Value<T, V = u64> = (&'static str, &'static str, fn(&T) -> V);
 
-/// The metrics' text. `usage` is the CPU time of shards by their pid, `own` what the agent itself uses.
-pub fn render(snapshot: &Snapshot, usage: &BTreeMap<u32, Usage>, own: &Usage) -> String {
+/// The metrics' text. `sample` is what the kernel tells of shards and slots, `own` what the agent itself uses.
+pub fn render(snapshot: &Snapshot, sample: &Sample, own: &Usage) -> String {
     let mut families = Families::default();
     agent(&mut families, snapshot, own);
     groups(&mut families, snapshot);
     slots(&mut families, snapshot);
-    cpu(&mut families, snapshot, usage);
+    cpu(&mut families, snapshot, sample);
+    memory(&mut families, snapshot, sample);
     connections(&mut families, snapshot);
     bytes(&mut families, snapshot);
     steering(&mut families, snapshot);
@@ -33,7 +32,7 @@ fn agent(families: &mut Families, snapshot: &Snapshot, own: &Usage) {
     let start_seconds = status.started_unix_ms as f64 / 1000.0;
     families.gauge("process_start_time_seconds", "Start of the agent, in seconds since 1970.").add(&[], start_seconds);
     families.counter("process_cpu_seconds_total", "CPU time of the agent.").add(&[], own.cpu_seconds);
-    if let Some(bytes) = own.resident_bytes {
+    if let Some(bytes) = own.memory_bytes {
         families.gauge("process_resident_memory_bytes", "Resident memory of the agent.").add_count(&[], bytes);
     }
     let mut up = families.gauge("sherd_runtime_up", "Whether the runtime answers.");
@@ -126,7 +125,7 @@ fn slots(families: &mut Families, snapshot: &Snapshot) {
     }
 }
 
-fn cpu(families: &mut Families, snapshot: &Snapshot, usage: &BTreeMap<u32, Usage>) {
+fn cpu(families: &mut Families, snapshot: &Snapshot, sample: &Sample) {
     let values: [Value<Usage, Option<f64>>; 3] = [
         ("sherd_shard_cpu_seconds_total", "CPU time of the shard.", |usage| Some(usage.cpu_seconds)),
         ("sherd_shard_cpu_throttled_seconds_total", "Time the shard was kept from running by a CPU quota.", |usage| {
@@ -139,9 +138,35 @@ fn cpu(families: &mut Families, snapshot: &Snapshot, usage: &BTreeMap<u32, Usage
     for (name, help, value) in values {
         let mut family = families.counter(name, help);
         for (group, slot) in each_slot(snapshot) {
-            if let Some(value) = slot.pid.and_then(|pid| usage.get(&pid)).and_then(value) {
+            if let Some(value) = sample.of_shard(slot).and_then(value) {
                 family.add(&[("group", group), ("slot", &slot.slot.to_string())], value);
             }
+        }
+    }
+    let help = "CPU time on the slot's PUs that was not its shard's, by whose it was.";
+    let mut family = families.counter("sherd_slot_foreign_cpu_seconds_total", help);
+    for ((group, slot), foreign) in &sample.foreign {
+        for (kind, seconds) in foreign.kinds() {
+            family.add(&[("group", group.as_str()), ("slot", &slot.to_string()), ("kind", kind)], seconds);
+        }
+    }
+}
+
+fn memory(families: &mut Families, snapshot: &Snapshot, sample: &Sample) {
+    let of_slots = || each_slot(snapshot).filter_map(|(group, slot)| Some((group, slot, sample.of_shard(slot)?)));
+    let help = "Memory of the shard: charged to its control group, or resident in its first process.";
+    let mut family = families.gauge("sherd_shard_memory_bytes", help);
+    for (group, slot, usage) in of_slots() {
+        if let Some(bytes) = usage.memory_bytes {
+            family.add_count(&[("group", group), ("slot", &slot.slot.to_string())], bytes);
+        }
+    }
+    let help = "Anonymous and file pages of the slot's shard, by whether they are on the slot's NUMA nodes.";
+    let mut family = families.gauge("sherd_slot_memory_bytes", help);
+    for (group, slot, usage) in of_slots() {
+        let Some(locality) = usage.locality(slot) else { continue };
+        for (name, bytes) in [("local", locality.local_bytes), ("remote", locality.remote_bytes)] {
+            family.add_count(&[("group", group), ("slot", &slot.slot.to_string()), ("locality", name)], bytes);
         }
     }
 }

@@ -16,7 +16,7 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Snapshot, UsageReader, render};
+use super::{Sampler, Snapshot, render};
 use crate::api::{Bounds, serve_router};
 use crate::control::Request;
 
@@ -30,7 +30,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 struct Source {
     requests: mpsc::Sender<Request>,
-    usage: Arc<UsageReader>,
+    sampler: Arc<Sampler>,
 }
 
 /// Why metrics have no address.
@@ -49,19 +49,21 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 }
 
 /// Serves metrics until `stop` is ready.
-pub async fn serve(listener: TcpListener, requests: mpsc::Sender<Request>, stop: impl Future<Output = ()>) {
-    let source = Source { requests, usage: Arc::new(UsageReader::new()) };
+pub async fn serve(
+    listener: TcpListener,
+    requests: mpsc::Sender<Request>,
+    sampler: Arc<Sampler>,
+    stop: impl Future<Output = ()>,
+) {
+    let source = Source { requests, sampler };
     let router = Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).with_state(source);
     serve_router(listener, router, Bounds { connections: MAX_CONNECTIONS }, stop).await;
 }
 
 async fn metrics(State(source): State<Source>) -> Response {
     let Some(snapshot) = snapshot(&source).await else { return unavailable() };
-    let usage = Arc::clone(&source.usage);
-    let text = tokio::task::spawn_blocking(move || {
-        let pids = snapshot.status.groups.iter().flat_map(|group| group.slots.iter().filter_map(|slot| slot.pid));
-        render(&snapshot, &usage.of_shards(pids), &usage.of_self())
-    });
+    let sampler = Arc::clone(&source.sampler);
+    let text = tokio::task::spawn_blocking(move || render(&snapshot, &sampler.sample(&snapshot), &sampler.of_self()));
     match text.await {
         Ok(text) => ([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
         Err(_) => unavailable(),

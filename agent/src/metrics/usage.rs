@@ -1,9 +1,16 @@
-//! CPU time of processes as the kernel counts it: of a shard's own control group where it has one, else of its process.
+//! CPU time and memory of processes as the kernel counts them: of a shard's own control group where it has one, else of
+//! its process.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{SysconfVar, sysconf};
+
+use sherd_topology::model::NodeId;
+
+use super::locality::{self, ByNode};
+use crate::status::SlotStatus;
 
 /// What one shard, or the agent, has used.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -14,13 +21,42 @@ pub struct Usage {
     pub throttled_seconds: Option<f64>,
     /// CFS periods in which that happened.
     pub throttled_periods: Option<u64>,
-    /// Resident memory; only of a single process.
-    pub resident_bytes: Option<u64>,
+    /// Memory that its control group is charged with, page cache too; of a process: what is resident.
+    pub memory_bytes: Option<u64>,
+    /// Anonymous and file pages by NUMA node; empty where its control group doesn't tell.
+    pub memory_by_node: BTreeMap<NodeId, u64>,
+}
+
+/// Where memory is, as seen from a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryLocality {
+    /// On the slot's memory nodes, or where it has none of its own (`memory = "none"`) on the nodes of its PUs.
+    pub local_bytes: u64,
+    /// On all others.
+    pub remote_bytes: u64,
+}
+
+impl Usage {
+    /// How much of the shard's memory is near the slot; none where the kernel doesn't tell.
+    pub fn locality(&self, slot: &SlotStatus) -> Option<MemoryLocality> {
+        if self.memory_by_node.is_empty() {
+            return None;
+        }
+        let near = if slot.mems.is_empty() { &slot.node } else { &slot.mems };
+        let is_near = |node: &NodeId| near.contains(*node);
+        let sum = |wanted: bool| -> u64 {
+            let nodes = self.memory_by_node.iter().filter(|(node, _)| is_near(node) == wanted);
+            nodes.fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
+        };
+        Some(MemoryLocality { local_bytes: sum(true), remote_bytes: sum(false) })
+    }
 }
 
 /// Reads usages. Blocks on small reads of procfs and cgroupfs.
 #[derive(Debug, Clone)]
 pub struct UsageReader {
+    /// `/`, but in tests.
+    root: PathBuf,
     mounts: Mounts,
     ticks_per_second: f64,
     page_bytes: u64,
@@ -29,9 +65,14 @@ pub struct UsageReader {
 impl UsageReader {
     /// Finds the control groups' mount points.
     pub fn new() -> Self {
+        Self::below("/".into())
+    }
+
+    fn below(root: PathBuf) -> Self {
         let number = |name, default| sysconf(name).ok().flatten().unwrap_or(default);
         Self {
-            mounts: Mounts::parse(&std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()),
+            mounts: Mounts::parse(&std::fs::read_to_string(root.join("proc/self/mountinfo")).unwrap_or_default()),
+            root,
             ticks_per_second: number(SysconfVar::CLK_TCK, 100) as f64,
             page_bytes: number(SysconfVar::PAGE_SIZE, 4096) as u64,
         }
@@ -39,48 +80,94 @@ impl UsageReader {
 
     /// Usage of shards by their pids; one that has just ended is left out.
     pub fn of_shards(&self, pids: impl IntoIterator<Item = u32>) -> BTreeMap<u32, Usage> {
-        let own = membership("self");
+        let own = self.membership("self");
         pids.into_iter().filter_map(|pid| Some((pid, self.of_shard(pid, &own)?))).collect()
     }
 
     /// Usage of this process.
     pub fn of_self(&self) -> Usage {
-        let mut usage = self.of_process("self").unwrap_or_default();
-        let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-        let resident = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
-        usage.resident_bytes = resident.map(|pages| pages * self.page_bytes);
-        usage
+        let usage = self.of_process("self").unwrap_or_default();
+        Usage { memory_bytes: self.resident("self"), ..usage }
+    }
+
+    /// Ticks in which /proc/stat counts.
+    pub(super) fn ticks_per_second(&self) -> f64 {
+        self.ticks_per_second
+    }
+
+    /// Memory of one process by node, from its mappings. The kernel walks all its page tables for that, with the lock
+    /// held that the process's own page faults need: some milliseconds for each GiB.
+    pub(super) fn by_node_of_mappings(&self, pid: u32) -> ByNode {
+        let text = self.proc(pid, "numa_maps").unwrap_or_default();
+        locality::parse_maps(&text, self.page_bytes)
     }
 
     fn of_shard(&self, pid: u32, own: &BTreeMap<String, PathBuf>) -> Option<Usage> {
-        let shard = membership(&pid.to_string());
+        let shard = self.membership(&pid.to_string());
         // A group that the shard shares with the agent, or the root group, counts others' time too.
         let private = |controller: &str| {
             let path = shard.get(controller).filter(|path| *path != Path::new("/"))?;
-            (own.get(controller) != Some(path)).then(|| self.mounts.directory(controller, path)).flatten()
+            (own.get(controller) != Some(path)).then(|| self.directory(controller, path)).flatten()
         };
         let quota_v1 = private("cpu").map(|dir| keys(&dir.join("cpu.stat"))).unwrap_or_default();
-        let v2 = private("").map(|dir| keys(&dir.join("cpu.stat"))).unwrap_or_default();
-        let v1 = private("cpuacct").and_then(|dir| std::fs::read_to_string(dir.join("cpuacct.usage")).ok());
-        let v1 = v1.and_then(|nanos| nanos.trim().parse::<u64>().ok());
-        let mut usage = match (v2.get("usage_usec"), v1) {
+        let unified = private("");
+        let v2 = unified.as_ref().map(|dir| keys(&dir.join("cpu.stat"))).unwrap_or_default();
+        let v1 = private("cpuacct").and_then(|dir| number(&dir.join("cpuacct.usage")));
+        let cpu_seconds = match (v2.get("usage_usec"), v1) {
             // In a hybrid hierarchy either may be the shard's; what isn't its own has been left out above.
-            (_, Some(nanos)) => Usage { cpu_seconds: nanos as f64 / 1e9, ..Usage::default() },
-            (Some(micros), None) => Usage { cpu_seconds: *micros as f64 / 1e6, ..Usage::default() },
-            (None, None) => self.of_process(&pid.to_string())?,
+            (_, Some(nanos)) => nanos as f64 / 1e9,
+            (Some(micros), None) => *micros as f64 / 1e6,
+            (None, None) => self.of_process(&pid.to_string())?.cpu_seconds,
         };
         let throttled_v1 = quota_v1.get("throttled_time").map(|nanos| *nanos as f64 / 1e9);
-        usage.throttled_seconds = throttled_v1.or_else(|| v2.get("throttled_usec").map(|micros| *micros as f64 / 1e6));
-        usage.throttled_periods = quota_v1.get("nr_throttled").or_else(|| v2.get("nr_throttled")).copied();
-        Some(usage)
+        let (memory_bytes, memory_by_node) = self.memory(private("memory").as_deref(), unified.as_deref());
+        Some(Usage {
+            cpu_seconds,
+            throttled_seconds: throttled_v1.or_else(|| v2.get("throttled_usec").map(|micros| *micros as f64 / 1e6)),
+            throttled_periods: quota_v1.get("nr_throttled").or_else(|| v2.get("nr_throttled")).copied(),
+            memory_bytes: memory_bytes.or_else(|| self.resident(&pid.to_string())),
+            memory_by_node,
+        })
+    }
+
+    /// Of the groups' memory controllers; both hierarchies may be there, the controller is in one of them.
+    fn memory(&self, v1: Option<&Path>, v2: Option<&Path>) -> (Option<u64>, ByNode) {
+        let text = |dir: &Path| std::fs::read_to_string(dir.join("memory.numa_stat")).unwrap_or_default();
+        let in_v2 = || Some((number(&v2?.join("memory.current"))?, locality::parse_v2(&text(v2?))));
+        let in_v1 =
+            || Some((number(&v1?.join("memory.usage_in_bytes"))?, locality::parse_v1(&text(v1?), self.page_bytes)));
+        let found: Option<(u64, ByNode)> = in_v2().or_else(in_v1);
+        found.map_or_else(Default::default, |(bytes, by_node)| (Some(bytes), by_node))
     }
 
     /// proc_pid_stat(5): fields 14 to 17 are utime, stime, cutime and cstime, counted after the command's last `)`.
     fn of_process(&self, pid: &str) -> Option<Usage> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let stat = self.proc(pid, "stat").ok()?;
         let fields = stat.rsplit_once(") ")?.1.split(' ').skip(11).take(4);
         let ticks: u64 = fields.map(|field| field.parse::<u64>().unwrap_or(0)).sum();
         Some(Usage { cpu_seconds: ticks as f64 / self.ticks_per_second, ..Usage::default() })
+    }
+
+    fn proc(&self, pid: impl Display, file: &str) -> std::io::Result<String> {
+        std::fs::read_to_string(self.root.join(format!("proc/{pid}/{file}")))
+    }
+
+    /// `ID:CONTROLLERS:PATH` lines of /proc/PID/cgroup, by controller.
+    fn membership(&self, pid: &str) -> BTreeMap<String, PathBuf> {
+        let text = self.proc(pid, "cgroup").unwrap_or_default();
+        let lines = text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+        let each = lines.flat_map(|(controllers, path)| controllers.split(',').map(move |name| (name, path)));
+        each.map(|(name, path)| (name.to_owned(), PathBuf::from(path))).collect()
+    }
+
+    fn directory(&self, controller: &str, cgroup: &Path) -> Option<PathBuf> {
+        let directory = self.mounts.directory(controller, cgroup)?;
+        Some(self.root.join(directory.strip_prefix("/").unwrap_or(&directory)))
+    }
+
+    fn resident(&self, pid: &str) -> Option<u64> {
+        let statm = self.proc(pid, "statm").ok()?;
+        Some(statm.split(' ').nth(1)?.parse::<u64>().ok()?.saturating_mul(self.page_bytes))
     }
 }
 
@@ -123,12 +210,9 @@ impl Mounts {
     }
 }
 
-/// `ID:CONTROLLERS:PATH` lines of /proc/PID/cgroup, by controller.
-fn membership(pid: &str) -> BTreeMap<String, PathBuf> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let lines = text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
-    let each = lines.flat_map(|(controllers, path)| controllers.split(',').map(move |name| (name, path)));
-    each.map(|(name, path)| (name.to_owned(), PathBuf::from(path))).collect()
+/// A file of one number.
+fn number(file: &Path) -> Option<u64> {
+    std::fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 /// A flat keyed file.
@@ -139,40 +223,4 @@ fn keys(file: &Path) -> BTreeMap<String, u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hierarchies_are_found_behind_their_roots() {
-        let mounts = Mounts::parse(
-            "30 25 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
-             31 25 0:27 /docker/x /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
-             32 25 0:28 / /proc rw - proc proc rw\n",
-        );
-        let check = |controller, path, expected: Option<&str>| {
-            assert_eq!(
-                mounts.directory(controller, Path::new(path)),
-                expected.map(PathBuf::from),
-                "{controller} {path}"
-            );
-        };
-        check("", "/a", Some("/sys/fs/cgroup/unified/a"));
-        check("cpuacct", "/docker/x/y", Some("/sys/fs/cgroup/cpu,cpuacct/y"));
-        check("memory", "/a", None);
-    }
-
-    #[test]
-    fn this_process_has_used_time_and_memory() {
-        let usage = UsageReader::new().of_self();
-        assert!(usage.cpu_seconds >= 0.0 && usage.resident_bytes.is_some_and(|bytes| bytes > 0), "{usage:?}");
-    }
-
-    #[test]
-    fn a_child_is_counted_and_a_missing_process_left_out() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let usage = UsageReader::new().of_shards([child.id(), u32::MAX]);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert_eq!(usage.keys().copied().collect::<Vec<_>>(), [child.id()]);
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use sherd_lb::{
     cells::{CellReading, DURATION_BOUNDS_MICROS, RTT_BOUNDS_MICROS},
-    relay::{Cause, LATENCY_BOUNDS_MICROS, WorkerStats},
+    relay::{Cause, LATENCY_BOUNDS_MICROS, Worker},
     table::Load,
 };
 use sherd_topology::plan::{GroupName, SlotId};
@@ -26,7 +26,7 @@ impl Reconciler {
                 group: name.clone(),
                 slot: *id,
                 pinning_errors: counters.pinning_faults.get(&(name.clone(), *id)).copied().unwrap_or(0),
-                relay: slot.worker.as_ref().map(|worker| relay(worker.stats())),
+                relay: slot.worker.as_ref().map(|worker| relay(worker)),
                 kernel: kernel(group, *id),
                 hung: counters.hung.get(&(name.clone(), *id)).copied().unwrap_or(0),
                 is_hung: slot.hung.is_some(),
@@ -112,8 +112,10 @@ fn histogram(bounds_micros: &[u64], counts: &[u64], sum_micros: u64) -> Histogra
     }
 }
 
-fn relay(stats: &WorkerStats) -> RelayCounters {
+fn relay(worker: &Worker) -> RelayCounters {
+    let stats = worker.stats();
     RelayCounters {
+        thread_id: worker.thread_id(),
         accepted: stats.accepted.get(),
         adopted: stats.adopted.get(),
         handed_over: stats.handed_over.get(),

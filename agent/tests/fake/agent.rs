@@ -42,7 +42,7 @@ impl FakeAgent {
                 let (requests, inbox) = mpsc::channel(64);
                 tokio::spawn(answer(inbox, groups, log));
                 bound.send(()).unwrap();
-                sherd::api::serve(listener, requests, async { drop(stopped.await) }).await;
+                sherd::api::serve(listener, requests, Default::default(), async { drop(stopped.await) }).await;
             });
         });
         is_bound.recv_timeout(Duration::from_secs(10)).unwrap();
@@ -215,6 +215,7 @@ pub fn group(name: &str, states: [&str; 2]) -> GroupStatus {
 pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
     let histogram = Histogram { bounds_seconds: vec![0.001, 0.01], counts: vec![1, 2, 3], sum_seconds: 4.5 };
     let relay = RelayCounters {
+        thread_id: None,
         accepted: 1,
         adopted: 2,
         handed_over: 3,

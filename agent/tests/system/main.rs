@@ -5,6 +5,7 @@
 mod bad_input;
 mod closing;
 mod containers;
+mod cpu_time;
 mod crash_points;
 mod direct;
 mod direct_changes;

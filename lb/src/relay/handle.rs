@@ -13,9 +13,12 @@ use std::{
     time::Instant,
 };
 
-use nix::sys::{
-    eventfd::{EfdFlags, EventFd},
-    signal::{SigSet, Signal},
+use nix::{
+    sys::{
+        eventfd::{EfdFlags, EventFd},
+        signal::{SigSet, Signal},
+    },
+    unistd::gettid,
 };
 
 use super::{
@@ -43,6 +46,7 @@ pub(super) struct Shared {
     slot: u16,
     commands: Sender<Command>,
     bell: EventFd,
+    thread_id: OnceLock<u32>,
     ended: OnceLock<String>,
     stats: WorkerStats,
 }
@@ -54,11 +58,19 @@ impl Worker {
         let (commands, inbox) = mpsc::channel();
         let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         let stats = WorkerStats::default();
-        let shared = WorkerRef(Arc::new(Shared { slot, commands, bell, ended: OnceLock::new(), stats }));
+        let shared = WorkerRef(Arc::new(Shared {
+            slot,
+            commands,
+            bell,
+            thread_id: OnceLock::new(),
+            ended: OnceLock::new(),
+            stats,
+        }));
         let (started, starts) = mpsc::channel();
         let worker = shared.clone();
         let thread = thread::Builder::new().name(name).spawn(move || {
             let result = catch_unwind(AssertUnwindSafe(|| {
+                worker.note_thread();
                 // A splice to a socket that was reset raises it, and has no flag against that.
                 SigSet::from(Signal::SIGPIPE).thread_block()?;
                 pin()?;
@@ -91,6 +103,11 @@ impl Worker {
     /// The worker's counters.
     pub fn stats(&self) -> &WorkerStats {
         self.shared.stats()
+    }
+
+    /// The kernel's number of its thread, below `/proc/self/task`.
+    pub fn thread_id(&self) -> Option<u32> {
+        self.shared.0.thread_id.get().copied()
     }
 
     /// The thread runs. After it ended, [`last_error`](Self::last_error) says why.
@@ -248,6 +265,11 @@ impl WorkerRef {
         if self.0.commands.send(command).is_ok() {
             self.ring();
         }
+    }
+
+    fn note_thread(&self) {
+        // Thread numbers are positive, and it is set once.
+        let _ = u32::try_from(gettid().as_raw()).map(|id| self.0.thread_id.set(id));
     }
 
     /// Notes why the thread ends, so that nobody takes it for alive.
