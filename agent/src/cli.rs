@@ -29,6 +29,7 @@ mod rollout;
 mod run;
 mod stop;
 mod table;
+mod top;
 mod topology;
 
 const EXAMPLES: &str = "\
@@ -36,6 +37,7 @@ Examples:
   sherd run -g web -p 8080:80 nginx:1.27         one nginx per core, one port in front
   sherd run --process -p 8080:80 -- ./server     the same for a program that listens on $PORT
   sherd ps                                       groups, slots, CPUs, states, connections
+  sherd top                                      what each slot uses, and who else uses its CPUs
   sherd logs -f web                              what the shards write
   sherd explain 192.0.2.1:51234 web              which slot a connection goes to, and why
   sherd rollout status                           how far changes are; undo brings back what ran before
@@ -57,6 +59,7 @@ struct Line {
 enum Command {
     Run(Box<run::Args>),
     Ps(ps::Args),
+    Top(top::Args),
     Stop(stop::Args),
     Apply(apply::Args),
     Logs(logs::Args),
@@ -105,6 +108,7 @@ impl Line {
         match self.command {
             Command::Run(args) => wait_for(run::run(*args, client())),
             Command::Ps(args) => wait_for(ps::run(args, client())),
+            Command::Top(args) => wait_for(top::run(args, client())),
             Command::Stop(args) => wait_for(stop::run(args, client())),
             Command::Apply(args) => wait_for(apply::run(args, client())),
             Command::Logs(args) => wait_for(logs::run(args, client())),

@@ -15,7 +15,6 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use crate::api::wire::{ErrorBody, ErrorDetail, LogRecord, PlanBody, Stopped};
-use crate::control::ExplainQuestion;
 use crate::control::{ExplainQuestion, RolloutAction};
 use crate::status::{AgentStatus, Event, Explanation, PlanReport, RolloutStatus, UsageReport};
 

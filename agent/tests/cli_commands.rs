@@ -62,6 +62,22 @@ fn ps_is_one_line_per_slot_in_every_column() {
 }
 
 #[test]
+fn top_is_one_line_per_slot_in_every_column() {
+    let agent = agent();
+    let (code, out, err) = said(sherd(agent.run_dir(), &["top", "web", "--no-stream"]).output().unwrap());
+    assert_eq!((code, &*err), (Some(0), ""));
+    let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines.len(), 3, "{out}");
+    assert!(lines.iter().all(|line| line.len() == 13), "{out}");
+    assert_eq!(lines[0][..6], ["GROUP", "SLOT", "CPUS", "STATE", "CPU", "OTHERS"]);
+    assert_eq!(lines[2][..4], ["web", "1", "1", "ready"]);
+    // Of a real process, this one: it has used some CPU time and memory.
+    assert!(lines[1][4].parse::<f64>().is_ok_and(|percent| percent >= 0.0), "{out}");
+    assert!(lines[1][9].ends_with("iB"), "{out}");
+    check(agent.run_dir(), &["top", "nobody"], 1, &[], &["there is no group nobody with a slot", "`sherd ps`"]);
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_error() {
     let agent = agent();
     let mut child = sherd(agent.run_dir(), &["ps"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -74,7 +90,7 @@ fn a_reader_that_goes_away_is_no_error() {
 #[test]
 fn without_an_agent_the_error_says_how_to_start_one() {
     let directory = tempfile::tempdir().unwrap();
-    for args in [&["ps"][..], &["stop", "-g", "web"], &["logs", "web"], &["run", "nginx"]] {
+    for args in [&["ps"][..], &["top"], &["stop", "-g", "web"], &["logs", "web"], &["run", "nginx"]] {
         check(directory.path(), args, 1, &[], &["sherd: no sherd agent answers on", "systemctl start sherd"]);
     }
 }

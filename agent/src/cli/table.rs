@@ -46,6 +46,17 @@ pub(super) fn age(span: Duration) -> String {
     }
 }
 
+/// An amount of memory in the largest binary unit that it has one of: `3.0MiB`.
+pub(super) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut amount, mut unit) = (count as f64, 0);
+    while amount >= 1024.0 && unit + 1 < UNITS.len() {
+        amount /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count}B") } else { format!("{amount:.1}{}", UNITS[unit]) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,5 +77,15 @@ mod tests {
         check(200, "3m20s");
         check(7_260, "2h1m");
         check(90_000, "1d1h");
+    }
+
+    #[test]
+    fn amounts_of_memory() {
+        let check = |count, expected: &str| assert_eq!(bytes(count), expected);
+        check(0, "0B");
+        check(1023, "1023B");
+        check(1536, "1.5KiB");
+        check(5 << 40, "5.0TiB");
+        check(u64::MAX, "16777216.0TiB");
     }
 }
