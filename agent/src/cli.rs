@@ -15,6 +15,7 @@ pub use self::failure::Failure;
 
 mod agent;
 mod apply;
+mod doctor;
 mod draw;
 mod explain;
 mod failure;
@@ -42,6 +43,7 @@ Examples:
   sherd explain 192.0.2.1:51234 web              which slot a connection goes to, and why
   sherd rollout status                           how far changes are; undo brings back what ran before
   sherd stop -g web --purge                      drain, stop and forget
+  sherd doctor                                   what is wrong on this host, and what mends it
   sherd topology                                 a picture of this machine";
 
 /// One pinned shard of a service per core, and one port in front of them.
@@ -65,6 +67,7 @@ enum Command {
     Logs(logs::Args),
     Explain(explain::Args),
     Rollout(rollout::Args),
+    Doctor(doctor::Args),
     Plan(plan::Args),
     Topology(topology::Args),
     Agent(agent::Args),
@@ -114,6 +117,7 @@ impl Line {
             Command::Logs(args) => wait_for(logs::run(args, client())),
             Command::Explain(args) => wait_for(explain::run(args, client())),
             Command::Rollout(args) => wait_for(rollout::run(args, client())),
+            Command::Doctor(args) => wait_for(doctor::run(args, client())),
             Command::Plan(args) => wait_for(plan::run(args, client())),
             Command::Topology(args) => topology::run(&args),
             Command::Agent(args) => agent::run(args, self.run_dir.as_deref()),

@@ -78,6 +78,32 @@ fn top_is_one_line_per_slot_in_every_column() {
 }
 
 #[test]
+fn doctor_works_with_an_agent_and_without() {
+    let ends_as_it_says = |run_dir: &Path| {
+        let (code, json, err) = said(sherd(run_dir, &["doctor", "--json"]).output().unwrap());
+        assert_eq!(err, "");
+        let diagnosis: sherd::doctor::Diagnosis = serde_json::from_str(&json).unwrap();
+        let errors = diagnosis.count(sherd::doctor::Severity::Error);
+        assert_eq!(code, Some(i32::from(errors > 0)), "{json}");
+        diagnosis
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let alone = ends_as_it_says(directory.path());
+    let agent = agent();
+    let with_agent = ends_as_it_says(agent.run_dir());
+    let about_agent = |diagnosis: &sherd::doctor::Diagnosis| {
+        let mut found = diagnosis.findings.iter();
+        found.any(|finding| finding.check == "agent" && finding.what.contains("nobody listens there"))
+    };
+    assert!(about_agent(&alone) && !about_agent(&with_agent));
+    // The fake one has none.
+    assert!(with_agent.findings.iter().any(|finding| finding.check == "holder"), "{with_agent:#?}");
+    let (_, text, _) = said(sherd(directory.path(), &["doctor"]).output().unwrap());
+    assert!(text.contains("        do:   systemctl start sherd") || text.contains("journalctl -u sherd"), "{text}");
+    assert!(text.trim_end().ends_with(&format!("from {} checks", alone.checks)), "{text}");
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_error() {
     let agent = agent();
     let mut child = sherd(agent.run_dir(), &["ps"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

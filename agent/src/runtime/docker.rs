@@ -23,6 +23,7 @@ use crate::{
 mod body;
 mod connection;
 mod credentials;
+mod describe;
 mod events;
 mod extra;
 mod failure;
@@ -34,7 +35,9 @@ mod reference;
 mod shim;
 mod wire;
 
+pub(crate) use self::connection::OLDEST_API;
 pub use self::connection::Timeouts;
+pub use self::describe::{EngineFacts, describe_engine};
 
 /// Containers that are asked about at once.
 const INSPECTIONS: usize = 8;

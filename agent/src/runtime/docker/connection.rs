@@ -13,7 +13,7 @@ use super::{failure::Failure, wire};
 use crate::runtime::{Operation, RuntimeError};
 
 /// The oldest API that has all we use.
-const OLDEST_API: (usize, usize) = (1, 41);
+pub(crate) const OLDEST_API: (usize, usize) = (1, 41);
 const OLDEST_API_TEXT: &str = "1.41";
 /// bollard bounds the time to the response's head only; ours ends earlier and bounds all of it.
 const VENDOR_TIMEOUT_S: u64 = 24 * 3600;
