@@ -31,6 +31,8 @@ const CAPABILITIES: [(u32, &str, &str); 8] = [
     (5, "CAP_KILL", "stop shards that run as another user"),
     (24, "CAP_SYS_RESOURCE", "raise a shard's limits above the agent's own"),
 ];
+/// What sherd can do without: a message is less exact, a limit can't be raised.
+const DISPENSABLE: [&str; 2] = ["CAP_DAC_READ_SEARCH", "CAP_SYS_RESOURCE"];
 /// Since Linux 5.8; before, CAP_SYS_ADMIN is enough.
 const CAP_BPF: (u32, &str, &str) = (39, "CAP_BPF", "load the steering program");
 
@@ -95,18 +97,24 @@ fn capabilities(facts: &HostFacts, findings: &mut Findings<'_>) {
     }
     let names: Vec<&str> = missing.iter().map(|(_, name, _)| *name).collect();
     let uses: Vec<&str> = missing.iter().map(|(.., purpose)| *purpose).collect();
+    let severity = match names.iter().all(|name| DISPENSABLE.contains(name)) {
+        true => Severity::Warning,
+        false => Severity::Error,
+    };
     findings.add(
-        Severity::Error,
+        severity,
         format!("the agent (pid {}) lacks {}", agent.pid, names.join(", ")),
         format!("it can't {}", uses.join(", ")),
-        "run it as root, with the CapabilityBoundingSet= of sherd.service: systemctl revert sherd",
+        "run it as root with the CapabilityBoundingSet= that sherd.service has: systemctl revert sherd",
     );
 }
 
 fn agent_files(facts: &HostFacts, findings: &mut Findings<'_>) {
     let Some(agent) = findings.known(&facts.processes.agent) else { return };
     let why = "a relayed connection takes 2 to 6 of them; what doesn't fit is refused";
-    files(("agent", agent), AGENT_FILES, (why, "LimitNOFILE=8388608 in sherd.service: systemctl edit sherd"), findings);
+    let remedy =
+        "LimitNOFILE=8388608 in sherd.service (systemctl edit sherd), or `ulimit -n` where it is started by hand";
+    files(("agent", agent), AGENT_FILES, (why, remedy), findings);
 }
 
 fn holder_files(facts: &HostFacts, findings: &mut Findings<'_>) {

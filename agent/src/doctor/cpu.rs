@@ -11,7 +11,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check { name: "cpu-governor", source: "/sys/devices/system/cpu/cpufreq/policy*/scaling_governor", run: governor },
     Check {
         name: "irq-affinity",
-        source: "/proc/irq/*/effective_affinity_list and /proc/interrupts against the slots of the agent",
+        source: "/proc/irq/*/effective_affinity_list, /proc/interrupts and /proc/uptime against the agent's slots",
         run: interrupts,
     },
     Check { name: "irqbalance", source: "/proc/*/comm and the daemon's environment", run: irqbalance },
@@ -23,6 +23,9 @@ pub(super) const CHECKS: &[Check] = &[
         run: clocksource,
     },
 ];
+
+/// On average since boot; fewer are lost in a timer's own 100 or more a second.
+const MANY_IRQS_PER_SECOND: f64 = 10.0;
 
 /// Interrupts that are named; the others are counted.
 const NAMED_IRQS: usize = 3;
@@ -65,37 +68,42 @@ fn interrupts(facts: &HostFacts, findings: &mut Findings<'_>) {
     let (Some(irqs), Some(online)) = (findings.known(&facts.cpu.irqs), findings.known(&facts.cpu.online)) else {
         return;
     };
+    let Some(&uptime) = findings.known(&facts.cpu.uptime_seconds) else { return };
     let mut on_slots: Vec<(&Irq, u64)> = irqs.iter().map(|irq| (irq, came(irq, &claims.quiet))).collect();
     on_slots.retain(|(_, count)| *count > 0);
     on_slots.sort_by_key(|(irq, count)| (std::cmp::Reverse(*count), irq.number));
     let Some((first, _)) = on_slots.first() else { return };
-    let named = on_slots.iter().take(NAMED_IRQS).map(|(irq, count)| {
-        format!(
-            "{} ({}, {count} times since boot, on CPUs {})",
-            irq.number,
-            irq.name,
-            irq.cpus.intersection(&claims.quiet)
-        )
-    });
-    let named: Vec<String> = named.collect();
-    let more = match on_slots.len().saturating_sub(NAMED_IRQS) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let what = format!("interrupts go to CPUs of slots: {}{more}", named.join(", "));
+    let per_second = on_slots.iter().map(|(_, count)| *count as f64).sum::<f64>() / uptime.max(1.0);
+    let what = format!(
+        "interrupts go to CPUs of slots, {per_second:.1} a second since boot: {}",
+        named(&on_slots, &claims.quiet)
+    );
     let why = "each of them takes time from a shard and lines from its caches; `sherd top` says how much";
     let free = claims.left_over(online);
-    if free.is_empty() {
-        let remedy = "keep a core for them: reserved_cpus in /etc/sherd/sherd.toml, if that is worth a shard";
-        findings.add(Severity::Note, format!("{what}; no CPU is without a slot"), why, remedy);
-        return;
+    let few = per_second < MANY_IRQS_PER_SECOND;
+    let severity = if few || free.is_empty() { Severity::Note } else { Severity::Warning };
+    let remedy = match free.is_empty() {
+        true => "no CPU is without a slot: reserved_cpus in /etc/sherd/sherd.toml, if that is worth a shard".to_owned(),
+        false => format!(
+            "echo {free} >/proc/irq/{}/smp_affinity_list, and so for the others; the kernel refuses it (EIO) for those \
+             that it manages itself",
+            first.number
+        ),
+    };
+    findings.add(severity, what, why, remedy);
+}
+
+fn named(irqs: &[(&Irq, u64)], slots: &CpuSet) -> String {
+    let each = irqs.iter().take(NAMED_IRQS);
+    let each: Vec<String> = each
+        .map(|(irq, count)| {
+            format!("{} ({}, {count} times on CPUs {})", irq.number, irq.name, irq.cpus.intersection(slots))
+        })
+        .collect();
+    match irqs.len().saturating_sub(NAMED_IRQS) {
+        0 => each.join(", "),
+        more => format!("{} and {more} more", each.join(", ")),
     }
-    let remedy = format!(
-        "echo {free} >/proc/irq/{}/smp_affinity_list, and so for the others; the kernel refuses it (EIO) for those that \
-         it manages itself",
-        first.number
-    );
-    findings.add(Severity::Warning, what, why, remedy);
 }
 
 /// How often the interrupt came on those of the CPUs that it goes to now.

@@ -43,6 +43,8 @@ pub(super) struct CpuFacts {
     pub(super) nohz_full: Fact<CpuSet>,
     pub(super) frequency: Fact<Vec<FrequencyPolicy>>,
     pub(super) irqs: Fact<Vec<Irq>>,
+    /// Since boot.
+    pub(super) uptime_seconds: Fact<f64>,
     pub(super) irqbalance: Fact<Irqbalance>,
     pub(super) clocksource: Fact<String>,
     pub(super) clocksources: Fact<String>,

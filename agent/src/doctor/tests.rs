@@ -18,8 +18,9 @@ const HEALTHY: &[(&str, &str)] = &[
     ("sys/devices/system/cpu/cpufreq/policy0/scaling_available_governors", "performance powersave\n"),
     (
         "proc/interrupts",
-        "           CPU0       CPU1       CPU2       CPU3\n 24:    700    1    2    3  PCI-MSI 5-edge  eth0\nERR: 0\n",
+        "           CPU0       CPU1       CPU2       CPU3\n 24:    700   10   5000    3  PCI-MSI 5-edge  eth0\nERR: 0\n",
     ),
+    ("proc/uptime", "100.5 390.1\n"),
     ("proc/irq/24/effective_affinity_list", "0\n"),
     ("proc/irq/24/smp_affinity_list", "0-3\n"),
     ("proc/irq/24/eth0/handler", ""),
@@ -212,17 +213,21 @@ fn interrupts() {
         &[(
             Warning,
             "irq-affinity",
-            "24 (eth0, 2 times since boot, on CPUs 2)",
+            "49.8 a second since boot: 24 (eth0, 5000 times on CPUs 2)",
             "echo 0,3 >/proc/irq/24/smp_affinity_list",
         )],
     );
-    check(&[(effective, None)], &[(Warning, "irq-affinity", "3 times since boot, on CPUs 1-2", "echo 0,3")]);
+    check(&[(effective, None)], &[(Warning, "irq-affinity", "5010 times on CPUs 1-2", "echo 0,3")]);
     // It may go there, and never did.
     check(&[(effective, Some("2\n")), ("proc/interrupts", Some("     CPU0 CPU1 CPU2 CPU3\n 24: 9 9 0 9 PCI\n"))], &[]);
+    check(
+        &[(effective, Some("2\n")), ("proc/uptime", Some("50000.0 1.0\n"))],
+        &[(Note, "irq-affinity", "0.1 a second since boot", "echo 0,3")],
+    );
     // Nobody handles it.
     check(&[(effective, Some("2\n")), ("proc/irq/24/eth0/handler", None)], &[]);
     let all = Host { agent: Ok(Some(status(&[group("web", "connection", &["0-1", "2-3"])]))), ..healthy() };
-    check_host(&all, &[(Note, "irq-affinity", "no CPU is without a slot", "reserved_cpus")]);
+    check_host(&all, &[(Note, "irq-affinity", "24 (eth0, 700 times on CPUs 0)", "no CPU is without a slot")]);
     // Their packets belong on the slots' CPUs.
     check_host(&Host { agent: Ok(Some(status(&[group("web", "local", &["0-1", "2-3"])]))), ..healthy() }, &[]);
     // Shared CPUs are nobody's own.
@@ -453,6 +458,10 @@ fn the_agent() {
         )],
     );
     check(&[("proc/100/status", Some("CapEff:\t0000008001a81424\n"))], &[]);
+    check(
+        &[("proc/100/status", Some("CapEff:\t000001fffeffffff\n"))],
+        &[(Warning, "agent-capabilities", "lacks CAP_SYS_RESOURCE", "sherd.service")],
+    );
     check(
         &[("proc/100/limits", Some("Max open files  1024  1024  files\n"))],
         &[(Warning, "agent-files", "the agent (pid 100) may have 1024 files open, and has 1", "LimitNOFILE=8388608")],

@@ -21,6 +21,7 @@ pub(super) fn facts(tree: &Tree) -> CpuFacts {
         }),
         frequency: frequency(tree),
         irqs: irqs(tree),
+        uptime_seconds: tree.parsed("/proc/uptime", |text| text.split(' ').next()?.parse().ok()),
         irqbalance: irqbalance(tree),
         clocksource: tree.value(&format!("{CLOCKS}/current_clocksource")),
         clocksources: tree.value(&format!("{CLOCKS}/available_clocksource")),
