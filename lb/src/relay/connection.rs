@@ -93,6 +93,8 @@ pub(super) struct Connection {
     pub(super) stage: Stage,
     /// A byte was taken from either side: the connection can't begin anew elsewhere.
     pub(super) moved: bool,
+    /// The shard has sent something.
+    pub(super) answered: bool,
     /// Keepalive was set towards the shard: done late, as most connections end before it could matter.
     pub(super) kept_alive: bool,
     /// When connecting began.
@@ -119,6 +121,7 @@ impl Connection {
             down: Direction::new(),
             stage: Stage::Connecting,
             moved: false,
+            answered: false,
             kept_alive: false,
             began,
             active: 0,

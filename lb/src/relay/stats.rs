@@ -156,6 +156,10 @@ pub struct WorkerStats {
     pub resumed: Counter,
     /// Connections established to the shard, over time.
     pub established: Counter,
+    /// Connections of which the shard has sent a first byte.
+    pub answered: Counter,
+    /// Connections that the shard ended before it had sent a byte, and before their client ended them.
+    pub unanswered: Counter,
     /// Connections that have ended, whatever way, after they were established.
     pub closed: Counter,
     /// Connections being connected or relayed now.

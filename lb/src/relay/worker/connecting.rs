@@ -166,6 +166,7 @@ impl Core {
         let Some(Connection { mut client, shard, .. }) = self.take_out(token) else { return };
         let stats = self.shared.stats();
         stats.count(Cause::ResetByShard);
+        stats.unanswered.add(1);
         stats.closed.add(1);
         socket::reset(shard);
         client.tried.insert(self.shared.slot());

@@ -61,6 +61,9 @@ impl Core {
         let queue = flow == Ok(Flow::More) && !mem::replace(&mut direction.queued, true);
         connection.moved |= taken;
         let stats = self.shared.stats();
+        if taken && side == Side::Shard && !mem::replace(&mut connection.answered, true) {
+            stats.answered.add(1);
+        }
         match side {
             Side::Client => stats.bytes_in.add(written as u64),
             Side::Shard => stats.bytes_out.add(written as u64),
@@ -92,9 +95,13 @@ impl Core {
     fn pass_end(&mut self, token: Token, side: Side) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let other_closed = connection.from(side.other()).direction.closed;
+        let unanswered = side == Side::Shard && !connection.answered && !other_closed;
         let Flowing { direction, sink, .. } = connection.from(side);
         if mem::replace(&mut direction.closed, true) {
             return;
+        }
+        if unanswered {
+            self.shared.stats().unanswered.add(1);
         }
         if other_closed {
             self.finish(token);
@@ -116,6 +123,9 @@ impl Core {
         let Some(connection) = self.connections.get(token) else { return };
         if side == Side::Shard && !connection.moved {
             return self.shard_gave_up(token);
+        }
+        if side == Side::Shard && !connection.answered && !connection.down.closed {
+            self.shared.stats().unanswered.add(1);
         }
         self.cut(token, if side == Side::Client { Cause::ResetByClient } else { Cause::ResetByShard });
     }
