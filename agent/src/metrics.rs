@@ -67,15 +67,16 @@ pub struct SlotCounters {
     pub pinning_errors: u64,
     /// Its relay worker; absent when the group publishes no port.
     pub relay: Option<RelayCounters>,
-    /// What the kernel counts, of all its addresses; absent where it doesn't.
-    pub kernel: Option<KernelCounters>,
+    /// What the kernel counts of it at each published address where it does. An address that is given up takes its own along:
+    /// a sum over all of them would fall.
+    pub kernel: Vec<(SocketAddr, KernelCounters)>,
     /// Times its shard was found not to accept.
     pub hung: u64,
     /// It doesn't accept now.
     pub is_hung: bool,
 }
 
-/// What the kernel counts of one slot. Bytes, retransmits and distributions are of direct connections that have ended.
+/// What the kernel counts of one slot at one address. Bytes, retransmits and distributions are of direct connections that have ended.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct KernelCounters {
     /// Connections that were steered to it.
@@ -182,15 +183,4 @@ pub struct Histogram {
     pub counts: Vec<u64>,
     /// All observations added up.
     pub sum_seconds: f64,
-}
-
-impl Histogram {
-    /// Both, which have the same bounds.
-    pub fn plus(&self, other: &Self) -> Self {
-        Self {
-            bounds_seconds: self.bounds_seconds.clone(),
-            counts: self.counts.iter().zip(&other.counts).map(|(one, other)| one + other).collect(),
-            sum_seconds: self.sum_seconds + other.sum_seconds,
-        }
-    }
 }

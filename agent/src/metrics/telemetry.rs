@@ -49,8 +49,9 @@ pub(super) fn telemetry(families: &mut Families, snapshot: &Snapshot) {
     }
     let help = "Bytes of direct connections that have ended; `in` is towards the shard.";
     each_slot(families.counter("sherd_direct_bytes_total", help), snapshot, |family, labels, kernel| {
-        family.add_count(&[labels[0], labels[1], ("direction", "in")], kernel.bytes_in);
-        family.add_count(&[labels[0], labels[1], ("direction", "out")], kernel.bytes_out);
+        let [group, address, slot] = *labels;
+        family.add_count(&[group, address, slot, ("direction", "in")], kernel.bytes_in);
+        family.add_count(&[group, address, slot, ("direction", "out")], kernel.bytes_out);
     });
     let help = "Smoothed round-trip times of direct connections at their end.";
     each_slot(families.histogram("sherd_direct_rtt_seconds", help), snapshot, |family, labels, kernel| {
@@ -89,11 +90,12 @@ fn hung(families: &mut Families, snapshot: &Snapshot) {
 fn each_slot(
     mut family: Family<'_>,
     snapshot: &Snapshot,
-    add: impl Fn(&mut Family<'_>, &[(&str, &str); 2], &KernelCounters),
+    add: impl Fn(&mut Family<'_>, &[(&str, &str); 3], &KernelCounters),
 ) {
     for slot in &snapshot.slots {
-        if let Some(kernel) = &slot.kernel {
-            add(&mut family, &[("group", slot.group.as_str()), ("slot", &slot.slot.to_string())], kernel);
+        let (group, number) = (slot.group.as_str(), slot.slot.to_string());
+        for (address, kernel) in &slot.kernel {
+            add(&mut family, &[("group", group), ("address", &address.to_string()), ("slot", &number)], kernel);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The numbers of one moment for the metrics: read from workers, fronts and the loop's own counters.
 
-use std::sync::atomic::Ordering;
+use std::{net::SocketAddr, sync::atomic::Ordering};
 
 use sherd_lb::{
     cells::{CellReading, DURATION_BOUNDS_MICROS, RTT_BOUNDS_MICROS},
@@ -68,23 +68,14 @@ impl Reconciler {
     }
 }
 
-/// Of all addresses of the group.
-fn kernel(group: &Group, id: SlotId) -> Option<KernelCounters> {
+/// At each address of the group.
+fn kernel(group: &Group, id: SlotId) -> Vec<(SocketAddr, KernelCounters)> {
     let index = index_of(id);
-    let cells = group.fronts.bound().filter_map(|front| Some((front.cells()?.read(index), front.cells()?.load(index))));
-    cells.map(|(reading, load)| kernel_counters(&reading, load)).reduce(|sum, next| KernelCounters {
-        steered: sum.steered + next.steered,
-        established: sum.established + next.established,
-        closed: sum.closed + next.closed,
-        migrated: sum.migrated + next.migrated,
-        load: sum.load + next.load,
-        bound: sum.bound + next.bound,
-        bytes_in: sum.bytes_in + next.bytes_in,
-        bytes_out: sum.bytes_out + next.bytes_out,
-        retransmits: sum.retransmits + next.retransmits,
-        rtt: sum.rtt.plus(&next.rtt),
-        duration: sum.duration.plus(&next.duration),
-    })
+    let of = |published: &Published| {
+        let cells = published.front.as_ref().ok()?.cells()?;
+        Some((published.address, kernel_counters(&cells.read(index), cells.load(index))))
+    };
+    group.fronts.list.iter().filter_map(of).collect()
 }
 
 fn kernel_counters(reading: &CellReading, load: Load) -> KernelCounters {

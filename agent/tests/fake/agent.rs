@@ -252,7 +252,7 @@ pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
                 slot: SlotId(0),
                 pinning_errors: 1,
                 relay: Some(relay.clone()),
-                kernel: Some(kernel.clone()),
+                kernel: vec![("[::]:8080".parse().unwrap(), kernel.clone())],
                 hung: 2,
                 is_hung: true,
             })
