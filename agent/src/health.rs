@@ -1,66 +1,15 @@
-//! Readiness and restart back-off as state machines: probe results and exits in, verdicts out. PURE: the clock is
-//! passed in, nothing is probed or started here.
+//! How shards are, as state machines: results of checks, outcomes of connections and exits in, verdicts out. PURE: the clock
+//! is passed in, nothing is probed, taken out or started here.
 
 use std::time::{Duration, Instant};
 
-/// What the last probes of a shard amount to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Too few successful probes so far, or too many failed ones.
-    Unready,
-    /// Enough successful probes in a row; failures since then are still fewer than `fall`.
-    Ready,
-}
+pub mod outlier;
+pub mod pace;
+pub mod panic;
+mod readiness;
+pub mod slow_start;
 
-/// How many results in a row change the verdict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Thresholds {
-    /// Successes in a row that make an unready shard ready; at least 1.
-    pub rise: u32,
-    /// Failures in a row that make a ready shard unready; at least 1.
-    pub fall: u32,
-}
-
-/// The readiness of one shard. Starts unready: a shard gets connections when it has shown that it takes them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Readiness {
-    thresholds: Thresholds,
-    verdict: Verdict,
-    /// Results in a row that contradict the verdict.
-    streak: u32,
-}
-
-impl Readiness {
-    /// An unready shard.
-    pub fn new(thresholds: Thresholds) -> Self {
-        Self { thresholds, verdict: Verdict::Unready, streak: 0 }
-    }
-
-    /// A shard found serving by an agent that has just started: its predecessor had probed it.
-    pub fn adopted(thresholds: Thresholds) -> Self {
-        Self { thresholds, verdict: Verdict::Ready, streak: 0 }
-    }
-
-    /// What holds now.
-    pub fn verdict(&self) -> Verdict {
-        self.verdict
-    }
-
-    /// Takes the result of one probe; returns the verdict after it.
-    pub fn note(&mut self, passed: bool) -> Verdict {
-        let (needed, next) = match self.verdict {
-            Verdict::Unready => (self.thresholds.rise, Verdict::Ready),
-            Verdict::Ready => (self.thresholds.fall, Verdict::Unready),
-        };
-        let contradicts = passed == (self.verdict == Verdict::Unready);
-        self.streak = if contradicts { self.streak + 1 } else { 0 };
-        if self.streak >= needed {
-            self.verdict = next;
-            self.streak = 0;
-        }
-        self.verdict
-    }
-}
+pub use self::readiness::{Readiness, Thresholds, Verdict};
 
 /// How long to wait before a shard that ended is started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,25 +61,6 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn check(rise: u32, fall: u32, results: &str, expected: &str) {
-        let mut readiness = Readiness::new(Thresholds { rise, fall });
-        let verdicts: String = results
-            .chars()
-            .map(|result| match readiness.note(result == '+') {
-                Verdict::Ready => 'R',
-                Verdict::Unready => 'u',
-            })
-            .collect();
-        assert_eq!(verdicts, expected, "rise {rise}, fall {fall}, results {results}");
-    }
-
-    #[test]
-    fn the_verdict_changes_after_enough_results_in_a_row() {
-        check(1, 1, "+-+", "RuR");
-        check(2, 3, "+-++--+---+", "uuuRRRRRRuu");
-        check(3, 1, "++-+++-", "uuuuuRu");
-    }
 
     #[test]
     fn waits_double_up_to_the_longest_and_start_again_after_a_good_run() {

@@ -19,6 +19,7 @@ pub use self::usage::{MemoryLocality, Usage, UsageReader};
 mod cpu_ticks;
 mod family;
 mod foreign;
+mod health;
 mod locality;
 mod mappings;
 mod render;
@@ -74,6 +75,10 @@ pub struct SlotCounters {
     pub hung: u64,
     /// It doesn't accept now.
     pub is_hung: bool,
+    /// Checks of its shards that passed, and those that failed and counted.
+    pub checks: (u64, u64),
+    /// Times it was taken out of service for its health, by reason; every reason, also at 0.
+    pub ejections: Vec<(&'static str, u64)>,
 }
 
 /// What the kernel counts of one slot at one address. Bytes, retransmits and distributions are of direct connections that have ended.
@@ -116,6 +121,8 @@ pub struct RelayCounters {
     pub handed_over: u64,
     /// Connections established to the shard.
     pub established: u64,
+    /// Those that the shard ended before it had sent a byte.
+    pub unanswered: u64,
     /// Established connections that have ended.
     pub closed: u64,
     /// Connections being connected or relayed now.
@@ -172,6 +179,8 @@ pub struct GroupCounters {
     pub overdue: u64,
     /// New shards that failed in a rollout.
     pub rollout_failures: u64,
+    /// Shards that fail and are in service, because too many do.
+    pub held: u64,
 }
 
 /// A distribution as its owner counts it.

@@ -40,10 +40,12 @@ mod explain;
 mod group;
 mod hung;
 mod inspect;
+mod judging;
 pub mod keeper;
 mod message;
 mod observe;
 mod plan;
+mod probe;
 mod publish;
 mod report;
 mod requests;
@@ -255,6 +257,8 @@ impl Reconciler {
         }
         self.nudge_probers();
         self.look_for_drift(now);
+        self.observe_connections(now);
+        self.tend_all_shares(now);
         self.note_closed_listeners();
         self.end_contained();
         self.groups.values().for_each(|group| group.fronts.attach_again());
@@ -285,6 +289,7 @@ impl Reconciler {
             if !self.is_listed(group.spec.runtime.kind()) {
                 return;
             }
+            self.judge(name);
             let Some(group) = self.groups.get_mut(name) else { return };
             let views = group.views();
             let (turns, findings) = group.step_rollout(&views, Instant::now());

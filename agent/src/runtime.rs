@@ -16,11 +16,13 @@ pub(crate) mod cgroup;
 pub mod docker;
 pub mod environment;
 mod error;
+mod executed;
 pub mod process;
 pub(crate) mod procfs;
 pub mod verify;
 
 pub use error::{Operation, RuntimeError};
+pub use executed::{End, EngineHealth, Executed};
 
 /// Fault points (see [`crate::fault::point`]) that both runtimes pass, in the order of a start and a stop.
 /// The process runtime also passes [`process::FAULT_POINTS`].
@@ -259,6 +261,19 @@ pub trait Runtime: Send + Sync {
 
     /// Moves a running shard to the slot's present CPUs and memory nodes.
     fn update_cpus<'a>(&'a self, id: &'a ShardId, slot: &'a Slot) -> BoxFuture<'a, Result<(), RuntimeError>>;
+
+    /// Runs a command where a running shard runs, as its user and with its environment. `pid` is the shard's. What it
+    /// started is killed after `timeout`; starting it is bounded as other calls are.
+    fn exec<'a>(
+        &'a self,
+        id: &'a ShardId,
+        pid: u32,
+        command: &'a [String],
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<Executed, RuntimeError>>;
+
+    /// What the runtime itself says of the shard's health.
+    fn health<'a>(&'a self, id: &'a ShardId) -> BoxFuture<'a, Result<EngineHealth, RuntimeError>>;
 
     /// What it wrote: the last `tail` lines or all that is kept, and with `follow` what it writes from now on, until
     /// it ends. An error ends the stream.

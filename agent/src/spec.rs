@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sherd_topology::plan::{GroupName, LayoutRequest};
 
 pub use self::fault::{SpecFault, SpecFaults};
+pub use self::health::{BodyMatch, Check, HealthPolicy, HttpCheck, METHODS, Observe, Pattern, Readiness};
 pub use self::path::PathChoice;
 pub use self::port::{ContainerPort, HostAddress, HostPort, PortSpec, PublishError};
 pub use self::rollout::{FailureAction, Order, RolloutPolicy};
@@ -19,6 +20,7 @@ pub use sherd_lb::table::Policy;
 pub mod document;
 pub mod fault;
 mod hash;
+mod health;
 mod image;
 mod parse;
 mod path;
@@ -44,6 +46,8 @@ pub struct GroupSpec {
     pub path: PathChoice,
     /// When a shard gets connections.
     pub readiness: Readiness,
+    /// What follows for the group from how its shards are.
+    pub health: HealthPolicy,
     /// What happens to a connection while no shard of the group is ready.
     pub unready: Unready,
     /// How long established connections may go on after a slot is taken out of service.
@@ -250,55 +254,6 @@ pub struct ProcessSpec {
     pub working_dir: Option<String>,
     /// `USER[:GROUP]` to run as; the agent's own when absent.
     pub user: Option<String>,
-}
-
-/// When a shard counts as ready.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Readiness {
-    /// What is asked of it.
-    pub check: Check,
-    /// Which container port is asked; absent: TCP asks every published port, HTTP the first.
-    pub port: Option<ContainerPort>,
-    /// Time from one check to the next.
-    pub interval: Duration,
-    /// How long an answer may take.
-    pub timeout: Duration,
-    /// Successes in a row until it is ready; at least 1.
-    pub rise: u32,
-    /// Failures in a row until it is unready; at least 1.
-    pub fall: u32,
-    /// How long a new shard has until its first success; then it is restarted.
-    pub start_timeout: Duration,
-}
-
-impl Default for Readiness {
-    fn default() -> Self {
-        Self {
-            check: Check::Tcp,
-            port: None,
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_secs(1),
-            rise: 1,
-            fall: 3,
-            start_timeout: Duration::from_secs(60),
-        }
-    }
-}
-
-/// What a readiness check asks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Check {
-    /// The port accepts a connection.
-    Tcp,
-    /// A GET is answered with a status in the range.
-    Http {
-        /// Request target, starting with `/`.
-        path: String,
-        /// Host header; the shard's address when absent.
-        host: Option<String>,
-        /// Good statuses, both ends included.
-        status: (u16, u16),
-    },
 }
 
 /// What happens to a new connection while no shard of its group is ready.

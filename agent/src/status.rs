@@ -196,6 +196,8 @@ pub struct SlotStatus {
     pub restarts: u64,
     /// Whether it gets connections.
     pub ready: bool,
+    /// How its shard is; absent without a running shard.
+    pub health: Option<HealthStatus>,
     /// Connections established now.
     pub connections: u64,
     /// Connections accepted since the agent's start.
@@ -204,6 +206,23 @@ pub struct SlotStatus {
     pub cause: Option<String>,
     /// The last thing that went wrong, also when it is ready again.
     pub last_error: Option<String>,
+}
+
+/// How the shard of a slot is, as checks and its connections tell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HealthStatus {
+    /// What is asked of it: `tcp`, `http`, `command` or `image`.
+    pub check: String,
+    /// Whether the last checks passed.
+    pub passing: bool,
+    /// Why its connections keep it out of service, and for how long; absent when they don't.
+    pub ejected: Option<String>,
+    /// It fails, and stays in service because too many shards of its group fail.
+    pub held: bool,
+    /// Checks that failed since the agent's start, but for those of start periods.
+    pub checks_failed: u64,
+    /// Per cent of its share of connections that it gets; below 100 in its slow start.
+    pub share_percent: u32,
 }
 
 /// Where a slot is between nothing and ready.
@@ -218,8 +237,10 @@ pub enum SlotState {
     Starting,
     /// It gets connections.
     Ready,
-    /// It was ready and fails its checks.
+    /// It was ready and fails its checks, or its connections do: it gets no new ones.
     Unready,
+    /// It fails and gets connections all the same, because too many shards of its group fail.
+    Unhealthy,
     /// No new connections; the ones there are finish.
     Draining,
     /// Its shard was told to end.
@@ -232,12 +253,13 @@ pub enum SlotState {
 
 impl SlotState {
     /// Every state, for tables and metrics.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Waiting,
         Self::Creating,
         Self::Starting,
         Self::Ready,
         Self::Unready,
+        Self::Unhealthy,
         Self::Draining,
         Self::Stopping,
         Self::Failed,
@@ -252,6 +274,7 @@ impl SlotState {
             Self::Starting => "starting",
             Self::Ready => "ready",
             Self::Unready => "unready",
+            Self::Unhealthy => "unhealthy",
             Self::Draining => "draining",
             Self::Stopping => "stopping",
             Self::Failed => "failed",
@@ -329,7 +352,8 @@ pub struct Event {
     /// Which slot's.
     #[schema(value_type = Option<u32>)]
     pub slot: Option<SlotId>,
-    /// What sort of event: `group-applied`, `group-stopped`, `rollout`, `drift`, `drift-repaired`, `slot-state`, `progress`, `plan`, `runtime`, `lagged`.
+    /// What sort of event: `group-applied`, `group-stopped`, `group-panic`, `group-panic-over`, `rollout`, `drift`, `drift-repaired`, `slot-state`, `slot-hung`,
+    /// `slot-accepts`, `slot-ejected`, `slot-returned`, `progress`, `plan`, `runtime`, `lagged`.
     pub kind: String,
     /// The slot's state, for `slot-state`.
     pub state: Option<SlotState>,

@@ -9,7 +9,7 @@ use nix::{
 };
 use sherd::{
     runtime::{
-        LogLine, LogOutput, Runtime, RuntimeError, ShardId, ShardState,
+        End, LogLine, LogOutput, Runtime, RuntimeError, ShardId, ShardState,
         process::{Launch, ProcessConfig, ProcessRuntime},
         verify,
     },
@@ -424,4 +424,47 @@ fn torn_and_strange_directories_hurt_nobody() {
         assert!(shards.join("strange").exists());
         runtime.remove(&good).await.unwrap();
     });
+}
+
+/// A command beside a shard runs in its cgroup, with its environment, in its directory; it ends with its time, and so does
+/// what it started.
+#[test]
+fn a_command_runs_beside_a_shard() {
+    let (directory, instance) = place();
+    if !needs("a_command_runs_beside_a_shard", &[Need::Root]) {
+        return;
+    }
+    let runtime = runtime(directory.path(), &instance);
+    block_on(async {
+        let id = started(&runtime, "while :; do sleep 0.05; done", 1).await;
+        let pid = running_pid(&runtime, &id).await;
+        let words = |script: &str| ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        let bound = Duration::from_secs(20);
+        let told = words("echo $SHERD_GROUP/$SHERD_SLOT; cat /proc/self/cgroup >&2; exit 3");
+        let ran = runtime.exec(&id, pid, &told, bound).await.unwrap();
+        assert_eq!(ran.end, End::Exited(3), "{ran:?}");
+        let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        assert_eq!(ran.output, format!("web/0\n{}", cgroups.trim()));
+
+        let missing = runtime.exec(&id, pid, &["/no/such/program".to_owned()], bound).await.unwrap();
+        assert!(missing.end == End::Exited(127) && missing.output.contains("/no/such/program"), "{missing:?}");
+        // What lives on has the pipe, and nobody waits for it.
+        let short = Duration::from_millis(500);
+        let left = runtime.exec(&id, pid, &words("sleep 59 & echo left"), bound).await.unwrap();
+        assert_eq!((left.end, &*left.output), (End::Exited(0), "left"));
+        let endless = runtime.exec(&id, pid, &words("echo begun; sleep 58 & sleep 58"), short).await.unwrap();
+        assert_eq!((endless.end, &*endless.output), (End::TimedOut(short), "begun"));
+        let sleeps = || processes_with(&format!("{instance}/{}", id.0)).into_iter().filter(|pid| is_sleep(*pid, "58"));
+        eventually("its processes are gone", async || (sleeps().count() == 0).then_some(())).await;
+
+        runtime.stop(&id, GRACE).await.unwrap();
+        runtime.remove(&id).await.unwrap();
+        let gone = runtime.exec(&id, pid, &words("true"), bound).await;
+        assert!(matches!(gone, Err(RuntimeError::NoSuchShard { .. })), "{gone:?}");
+    });
+}
+
+fn is_sleep(pid: u32, seconds: &str) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line == format!("sleep\0{seconds}\0").as_bytes()
 }

@@ -117,7 +117,7 @@ fn deadlines_and_bounds() {
     check_line("[readiness]\ninterval = \"0s\"", &["5: readiness.interval: must be from 10ms to 1h"]);
     check_line("[readiness]\npath = \"/x\"", &["5: readiness.path: only with check"]);
     check_line("[readiness]\ncheck = \"http\"\npath = \"x\"", &["6: readiness.path: must start with"]);
-    check_line("[readiness]\ncheck = \"http\"\nstatus = \"399-200\"", &["6: readiness.status: must be a status"]);
+    check_line("[readiness]\ncheck = \"http\"\nstatus = \"399-200\"", &["6: readiness.status: must be statuses"]);
     check_line("[readiness]\nport = 80", &["5: readiness.port: published port"]);
     check_line("[backoff]\nfirst = \"10s\"\nmax = \"1s\"", &["6: backoff.max: less than `first`"]);
     check_line("[relay]\nretries = 99", &["5: relay.retries: must be from 0 to 16, not 99"]);
@@ -130,6 +130,40 @@ fn deadlines_and_bounds() {
         "[environment]\nA = 1\n\"B=C\" = \"x\"\nD = \"a\\u0000\"",
         &["5: environment.A: put it in quotes", "6: environment.B=C: not the name", "7: environment.D: NUL"],
     );
+}
+
+#[test]
+fn checks() {
+    let check_readiness = |lines: &str, expected: &[&str]| check_line(&format!("[readiness]\n{lines}"), expected);
+    check_readiness("check = \"http\"\nstatus = \"200, 204,300-399\"\nbody_regex = \"^ok\"", &[]);
+    check_readiness("check = \"http\"\nstatus = \"200,\"", &["6: readiness.status: must be statuses"]);
+    check_readiness("check = \"http\"\nbody_regex = \"(\"", &["6: readiness.body_regex: unclosed group"]);
+    check_readiness("check = \"http\"\nbody = \"\"", &["6: readiness.body: must not be empty"]);
+    check_readiness("check = \"http\"\nmethod = \"get\"", &["6: readiness.method: must be one of \"GET\""]);
+    check_readiness(
+        "check = \"http\"\nmethod = \"HEAD\"\nbody = \"a\"\nbody_regex = \"b\"",
+        &["6: readiness.method: no body to match", "8: readiness.body_regex: remove one of them"],
+    );
+    check_readiness("check = \"command\"", &["4: readiness.command: name the program"]);
+    check_readiness("check = \"command\"\ncommand = \"true\"", &["6: readiness.command: must be an array"]);
+    check_readiness("command = [\"true\"]", &["5: readiness.command: only with check"]);
+    check_readiness("check = \"image\"\nfall = 2", &["6: readiness.fall: set it in its HEALTHCHECK"]);
+    check_readiness("check = \"htp\"\npath = \"/x\"", &["5: readiness.check: did you mean \"http\""]);
+    check(
+        "name = \"web\"\n[process]\ncommand = [\"a\"]\n[readiness]\ncheck = \"image\"",
+        &["5: readiness.check: image needs containers"],
+    );
+}
+
+#[test]
+fn health() {
+    let check_health = |lines: &str, expected: &[&str]| check_line(&format!("[health]\n{lines}"), expected);
+    check_health("observe = \"answer\"\neject_after = 3\nmax_ejected_percent = 0\nslow_start = \"30s\"", &[]);
+    check_health("observe = \"layer4\"", &["5: health.observe: must be one of \"off\", \"connect\", \"answer\""]);
+    check_health("eject_time = \"9s\"\neject_time_max = \"1s\"", &["6: health.eject_time_max: less than"]);
+    check_health("max_ejected_percent = 101", &["5: health.max_ejected_percent: must be from 0 to 100, not 101"]);
+    check_health("slow_start = 30", &["5: health.slow_start: must be a duration"]);
+    check("slow_start = \"1s\"\nname = \"w\"\n[process]\ncommand = [\"a\"]", &["1: slow_start: belongs in [health]"]);
 }
 
 #[test]

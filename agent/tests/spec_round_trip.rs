@@ -9,8 +9,9 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 use sherd::spec::{
-    Backoff, Check, ContainerPort, ContainerSpec, FailureAction, GroupSpec, Logging, Order, PathChoice, Policy,
-    PortSpec, ProcessSpec, PullPolicy, Readiness, RelayLimits, RolloutPolicy, RuntimeSpec, Ulimit, Unready,
+    Backoff, BodyMatch, Check, ContainerPort, ContainerSpec, FailureAction, GroupSpec, HealthPolicy, HttpCheck,
+    Logging, Observe, Order, PathChoice, Policy, PortSpec, ProcessSpec, PullPolicy, Readiness, RelayLimits,
+    RolloutPolicy, RuntimeSpec, Ulimit, Unready,
 };
 use sherd_topology::model::{CpuId, CpuSet};
 use sherd_topology::plan::{CoreKind, LayoutRequest, MemoryBinding, Placement, ShardCount, Sharing, Smt, Unit};
@@ -120,15 +121,46 @@ fn ports() -> impl Strategy<Value = Vec<PortSpec>> {
     })
 }
 
-fn readiness() -> impl Strategy<Value = Readiness> {
-    let http = (word(), option::of("[a-z.]{1,9}"), 100..599u16).prop_map(|(path, host, first)| {
+fn check() -> impl Strategy<Value = Check> {
+    let body = prop_oneof![
+        Just(None),
+        word().prop_map(|text| Some(BodyMatch::Contains(text))),
+        select(vec!["^up", "a|b", "\\d+ \"é\""]).prop_map(|text| Some(BodyMatch::Matches(text.parse().unwrap()))),
+    ];
+    let statuses = vec((100..400u16, 400..599u16), 1..4);
+    let method = select(vec!["GET", "POST", "OPTIONS"]);
+    let http = (method, word(), option::of("[a-z.]{1,9}"), statuses, body).prop_map(|parts| {
+        let (method, path, host, status, body) = parts;
         let path = format!("/{}", path.replace(char::is_whitespace, ""));
-        Check::Http { path, host, status: (first, 599) }
+        Check::Http(HttpCheck { method, path, host, status, body })
     });
-    let times = (millis(10..=3_600_000), millis(1..=60_000), millis(100..=86_400_000));
-    (prop_oneof![Just(Check::Tcp), http], times, 1..1000u32, 1..1000u32).prop_map(|(check, times, rise, fall)| {
-        let (interval, timeout, start_timeout) = times;
-        Readiness { check, port: None, interval, timeout, rise, fall, start_timeout }
+    prop_oneof![Just(Check::Tcp), http, vec(word(), 1..4).prop_map(Check::Command)]
+}
+
+fn readiness() -> impl Strategy<Value = Readiness> {
+    let times = (millis(10..=3_600_000), millis(1..=60_000), millis(0..=86_400_000), millis(100..=86_400_000));
+    (check(), times, 1..1000u32, 1..1000u32).prop_map(|(check, times, rise, fall)| {
+        let (interval, timeout, start_period, start_timeout) = times;
+        Readiness { check, port: None, interval, timeout, rise, fall, start_period, start_timeout }
+    })
+}
+
+fn health() -> impl Strategy<Value = HealthPolicy> {
+    let observe = select(vec![Observe::Off, Observe::Connect, Observe::Answer]);
+    let counts = (1..1000u32, 1..=100u32, 1..1000u32, 0..=100u32);
+    let times = (millis(100..=60_000), millis(60_000..=86_400_000), millis(0..=3_600_000));
+    (observe, counts, times).prop_map(|(observe, counts, (eject_time, eject_time_max, slow_start))| {
+        let (eject_after, eject_rate, eject_min, max_ejected_percent) = counts;
+        HealthPolicy {
+            observe,
+            eject_after,
+            eject_rate,
+            eject_min,
+            eject_time,
+            eject_time_max,
+            max_ejected_percent,
+            slow_start,
+        }
     })
 }
 
@@ -161,9 +193,10 @@ fn group() -> impl Strategy<Value = GroupSpec> {
     let environment = btree_map("[A-Z_]{1,9}", word(), 0..4);
     let times = (millis(0..=86_400_000), millis(0..=3_600_000), unready);
     let path = select(vec![PathChoice::Auto, PathChoice::Direct, PathChoice::Relay]);
-    let restarts = (backoff, rollout());
-    let parts = (layout(), runtime(), ports(), path, readiness(), times, restarts, relay(), environment);
-    parts.prop_map(|(layout, runtime, ports, path, readiness, times, (backoff, rollout), relay, environment)| {
+    let (restarts, judged) = ((backoff, rollout()), (readiness(), health()));
+    let parts = (layout(), runtime(), ports(), path, judged, times, restarts, relay(), environment);
+    parts.prop_map(|(layout, runtime, ports, path, judged, times, restarts, relay, environment)| {
+        let ((readiness, health), (backoff, rollout)) = (judged, restarts);
         let (drain, stop_grace, unready) = times;
         let name = layout.group.clone();
         let path = match (&runtime, path) {
@@ -177,6 +210,7 @@ fn group() -> impl Strategy<Value = GroupSpec> {
             ports,
             path,
             readiness,
+            health,
             unready,
             drain,
             stop_grace,
@@ -279,7 +313,11 @@ fn the_hash_is_of_what_needs_a_restart() {
     assert_eq!(hash(&relayed), hash(&relayed.replace("8080:80", "8081:81")));
     check_hash("[environment]", "policy = \"local\"\n[environment]", true);
     check_hash("[[ports]]", "pull = \"always\"\nread_only = false\n[[ports]]", true);
-    check_hash("[environment]", "[readiness]\nrise = 3\n[backoff]\nfirst = \"5s\"\n[environment]", true);
+    check_hash(
+        "[environment]",
+        "[readiness]\nrise = 3\n[health]\nslow_start = \"9s\"\n[backoff]\nfirst = \"5s\"\n[environment]",
+        true,
+    );
     check_hash("name = \"web\"", "name = \"web\"\ndrain = \"3s\"", true);
 }
 

@@ -3,9 +3,11 @@
 //! and fall counts are the caller's.
 
 mod accepting;
+mod answer;
 mod status_line;
 
 use std::{
+    fmt,
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     ops::RangeInclusive,
@@ -18,10 +20,19 @@ use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Protocol, Socket, Type};
 
 pub use self::accepting::probe_accept;
+use self::{answer::Answer, status_line::NotHttp};
 use crate::front::Force;
 
-/// The most of an answer that is read: a status line is short, and what follows doesn't matter.
-const MAX_STATUS_LINE_BYTES: usize = 4 << 10;
+/// The longest head of an answer; servers have about the same bound for requests.
+const MAX_HEAD_BYTES: usize = 16 << 10;
+/// How much of an answer is read to find what its body should have; chunks' framing counts.
+pub const MAX_BODY_BYTES: usize = 64 << 10;
+/// Reads of one answer until it is read more slowly: who sends byte by byte shall not have it looked through as often.
+const SWIFT_READS: u32 = 64;
+/// Between two reads then.
+const SLOW_READ: Duration = Duration::from_millis(1);
+/// How much of a wrong body is told.
+const EXCERPT_CHARS: usize = 64;
 
 /// How a probe gets to a shard.
 #[derive(Debug, Clone, Copy)]
@@ -40,15 +51,30 @@ impl From<SocketAddr> for Route<'_> {
     }
 }
 
-/// A GET that a ready shard answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HttpCheck {
+/// Whether what has come of a body is that of a ready shard.
+pub type BodyTest<'a> = dyn Fn(&[u8]) -> bool + Sync + 'a;
+
+/// A request without a body, and what a ready shard answers.
+#[derive(Clone, Copy)]
+pub struct HttpCheck<'a> {
+    /// Its method, for example `GET`.
+    pub method: &'a str,
     /// The request target, beginning with `/`.
-    pub path: String,
+    pub path: &'a str,
     /// The `Host` header. `None`: the probed address.
-    pub host: Option<String>,
-    /// What counts as ready.
-    pub status: RangeInclusive<u16>,
+    pub host: Option<&'a str>,
+    /// Which statuses count as ready.
+    pub status: &'a [RangeInclusive<u16>],
+    /// Asked again as more of the body comes, until it says yes, of [`MAX_BODY_BYTES`] at most. `None`: the body doesn't
+    /// matter, and is not read.
+    pub body: Option<&'a BodyTest<'a>>,
+}
+
+impl fmt::Debug for HttpCheck<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { method, path, host, status, body } = self;
+        write!(f, "{method} {path} of {host:?}: {status:?}, body {}", body.is_some())
+    }
 }
 
 /// Why a shard is not ready.
@@ -83,14 +109,30 @@ pub enum ProbeError {
         address: SocketAddr,
     },
     /// An answer, but not one of a ready shard.
-    #[error("{address} answered status {status}, expected {} to {}", expected.start(), expected.end())]
+    #[error("{address} answered status {status}, expected {}", ranges(expected))]
     UnexpectedStatus {
         /// What was probed.
         address: SocketAddr,
         /// What it answered.
         status: u16,
         /// What the check asks for.
-        expected: RangeInclusive<u16>,
+        expected: Vec<RangeInclusive<u16>>,
+    },
+    /// The status of a ready shard, but not its body.
+    #[error("{address} answered status {status} with another body than expected: {body:?}")]
+    UnexpectedBody {
+        /// What was probed.
+        address: SocketAddr,
+        /// What it answered.
+        status: u16,
+        /// The beginning of the body.
+        body: String,
+    },
+    /// A head without an end.
+    #[error("{address} answered with a head of more than {MAX_HEAD_BYTES} bytes")]
+    HeadTooLong {
+        /// What was probed.
+        address: SocketAddr,
     },
     /// What came is not HTTP/1.
     #[error("{address} answered something that is not HTTP/1; is this the service's HTTP port?")]
@@ -99,7 +141,7 @@ pub enum ProbeError {
         address: SocketAddr,
     },
     /// The check itself can't be sent.
-    #[error("path {path:?} or host {host:?} has a space or a control character")]
+    #[error("method, path {path:?} or host {host:?} has a space or a control character")]
     InvalidCheck {
         /// The check's path.
         path: String,
@@ -130,16 +172,12 @@ pub fn probe_tcp(route: &Route<'_>, timeout: Duration) -> Result<(), ProbeError>
     probe.inside(|| probe.connect().map(drop))
 }
 
-/// Whether `route` leads to somebody who answers `check` as it asks, within `timeout` from connect to status line.
-pub fn probe_http(route: &Route<'_>, check: &HttpCheck, timeout: Duration) -> Result<(), ProbeError> {
+/// Whether `route` leads to somebody who answers `check` as it asks, within `timeout` from connect to the last byte that
+/// matters, whatever comes and however slowly.
+pub fn probe_http(route: &Route<'_>, check: &HttpCheck<'_>, timeout: Duration) -> Result<(), ProbeError> {
     let request = request(route.address, check)?;
     let probe = Probe::new(route, timeout);
-    let status = probe.inside(|| probe.ask(&request))?;
-    if check.status.contains(&status) {
-        Ok(())
-    } else {
-        Err(ProbeError::UnexpectedStatus { address: route.address, status, expected: check.status.clone() })
-    }
+    probe.inside(|| probe.ask(&request, check))
 }
 
 impl Route<'_> {
@@ -160,13 +198,24 @@ impl Route<'_> {
     }
 }
 
-fn request(address: SocketAddr, check: &HttpCheck) -> Result<String, ProbeError> {
-    let host = check.host.clone().unwrap_or_else(|| address.to_string());
-    let path = &check.path;
-    if !path.starts_with('/') || path.chars().chain(host.chars()).any(|c| c.is_control() || c == ' ') {
-        return Err(ProbeError::InvalidCheck { path: path.clone(), host });
+fn request(address: SocketAddr, check: &HttpCheck<'_>) -> Result<String, ProbeError> {
+    let host = check.host.map_or_else(|| address.to_string(), str::to_owned);
+    let HttpCheck { method, path, .. } = check;
+    let parts = [method, path, host.as_str()];
+    if !path.starts_with('/') || parts.iter().any(|part| part.contains(|c: char| c.is_control() || c == ' ')) {
+        return Err(ProbeError::InvalidCheck { path: (*path).to_owned(), host });
     }
-    Ok(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sherd\r\nAccept: */*\r\nConnection: close\r\n\r\n"))
+    Ok(format!(
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sherd\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    ))
+}
+
+fn ranges(ranges: &[RangeInclusive<u16>]) -> String {
+    let range = |range: &RangeInclusive<u16>| match range.start() == range.end() {
+        true => range.start().to_string(),
+        false => format!("{} to {}", range.start(), range.end()),
+    };
+    ranges.iter().map(range).collect::<Vec<_>>().join(", ")
 }
 
 /// One attempt with its deadline.
@@ -200,34 +249,64 @@ impl<'a> Probe<'a> {
         self.route.connect(left).map_err(|error| self.explain(error))
     }
 
-    /// Sends `request` and gives the status of the answer.
-    fn ask(&self, request: &str) -> Result<u16, ProbeError> {
+    /// Sends `request` and reads the answer until it is known what `check` says of it.
+    fn ask(&self, request: &str, check: &HttpCheck<'_>) -> Result<(), ProbeError> {
         let mut stream = self.connect()?;
         let sent = stream.set_write_timeout(Some(self.left()?)).and_then(|()| stream.write_all(request.as_bytes()));
         sent.map_err(|error| self.explain(error))?;
-        let mut answer = Vec::new();
+        let (mut received, mut reads) = (Vec::new(), 0_u32);
         loop {
-            match status_line::parse(&answer) {
-                Ok(Some(status)) => return Ok(status),
-                Ok(None) if answer.len() < MAX_STATUS_LINE_BYTES => self.read(&mut stream, &mut answer)?,
-                Ok(None) | Err(status_line::NotHttp) => {
-                    return Err(ProbeError::Malformed { address: self.route.address });
-                }
+            let ended = self.read(&mut stream, &mut received)? == 0;
+            if let Some(verdict) = self.judge(&received, ended, check) {
+                return verdict;
+            }
+            reads += 1;
+            if reads > SWIFT_READS {
+                thread::sleep(SLOW_READ.min(self.left()?));
             }
         }
     }
 
-    fn read(&self, stream: &mut TcpStream, answer: &mut Vec<u8>) -> Result<(), ProbeError> {
-        let mut buffer = [0; 512];
-        let read = stream.set_read_timeout(Some(self.left()?)).and_then(|()| stream.read(&mut buffer));
-        match read {
-            Ok(0) => Err(ProbeError::Reset { address: self.route.address }),
-            Ok(len) => {
-                answer.extend(&buffer[..len]);
-                Ok(())
+    /// What `check` says of an answer of which this much has come; `None`: more has to come.
+    fn judge(&self, received: &[u8], ended: bool, check: &HttpCheck<'_>) -> Option<Result<(), ProbeError>> {
+        let address = self.route.address;
+        let is_wrong = |status: u16| !check.status.iter().any(|range| range.contains(&status));
+        let wrong_status =
+            |status| Some(Err(ProbeError::UnexpectedStatus { address, status, expected: check.status.to_vec() }));
+        match answer::parse(received, check.method == "HEAD") {
+            Err(NotHttp) => Some(Err(ProbeError::Malformed { address })),
+            // Interim ones are no answer yet.
+            Ok(Answer::Head { status: Some(status) }) if status >= 200 && is_wrong(status) => wrong_status(status),
+            Ok(Answer::Head { .. }) if ended => Some(Err(ProbeError::Reset { address })),
+            Ok(Answer::Head { .. }) if received.len() >= MAX_HEAD_BYTES => {
+                Some(Err(ProbeError::HeadTooLong { address }))
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(error) => Err(self.explain(error)),
+            Ok(Answer::Head { .. }) => None,
+            Ok(Answer::Body { status, .. }) if is_wrong(status) => wrong_status(status),
+            Ok(Answer::Body { status, body, whole }) => match check.body {
+                Some(matches) if !matches(&body) => {
+                    let last = whole || ended || received.len() >= MAX_HEAD_BYTES + MAX_BODY_BYTES;
+                    let excerpt = || String::from_utf8_lossy(&body).chars().take(EXCERPT_CHARS).collect();
+                    last.then(|| Err(ProbeError::UnexpectedBody { address, status, body: excerpt() }))
+                }
+                _ => Some(Ok(())),
+            },
+        }
+    }
+
+    /// Reads what is there, or waits for it; 0 is the end.
+    fn read(&self, stream: &mut TcpStream, received: &mut Vec<u8>) -> Result<usize, ProbeError> {
+        let mut buffer = [0; 4096];
+        loop {
+            let read = stream.set_read_timeout(Some(self.left()?)).and_then(|()| stream.read(&mut buffer));
+            match read {
+                Ok(len) => {
+                    received.extend(&buffer[..len]);
+                    return Ok(len);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.explain(error)),
+            }
         }
     }
 

@@ -9,7 +9,10 @@ use super::Failure;
 use crate::spec::{GroupSpec, SpecFault};
 
 mod body;
+mod health;
 mod naming;
+
+use self::health::HealthFlags;
 
 /// What runs, where, and behind which ports.
 #[derive(Debug, Args)]
@@ -57,9 +60,8 @@ pub(super) struct SpecFlags {
     /// Publish shards that listen on loopback only: they see every client as a local one.
     #[arg(long, help_heading = "Connections")]
     loopback: bool,
-    /// A shard is ready when a GET of this path is answered with 200 to 399.
-    #[arg(long, value_name = "PATH", help_heading = "Connections")]
-    ready_path: Option<String>,
+    #[command(flatten)]
+    health: HealthFlags,
     /// How long connections may go on when a slot is drained.
     #[arg(long, value_name = "DURATION", help_heading = "Connections")]
     drain: Option<String>,
@@ -165,13 +167,7 @@ impl SpecFlags {
         root.insert("layout".to_owned(), Value::Table(self.layout()));
         let ports: Vec<Value> = self.publish.iter().map(|publish| Value::Table(self.port(publish))).collect();
         root.insert("ports".to_owned(), ports.into());
-        if let Some(path) = &self.ready_path {
-            let pairs = [("check", "http"), ("path", path.as_str())];
-            root.insert(
-                "readiness".to_owned(),
-                Value::Table(pairs.map(|(k, v)| (k.to_owned(), v.into())).into_iter().collect()),
-            );
-        }
+        self.health.put(&mut root);
         root.insert("environment".to_owned(), Value::Table(self.environment()?));
         match self.runtime() {
             Runtime::Docker => root.insert("container".to_owned(), Value::Table(self.container()?)),

@@ -127,8 +127,8 @@ pub(super) fn group_remarks(group: &GroupStatus) -> Vec<String> {
 
 /// Why a slot isn't ready; nothing while it is being made or ended, which is no fault.
 pub(super) fn slot_remark(group: &GroupStatus, slot: &SlotStatus) -> Option<String> {
-    let in_trouble =
-        matches!(slot.state, SlotState::Waiting | SlotState::Starting | SlotState::Unready | SlotState::Failed);
+    use SlotState::{Failed, Starting, Unhealthy, Unready, Waiting};
+    let in_trouble = matches!(slot.state, Waiting | Starting | Unready | Unhealthy | Failed);
     let cause = slot.cause.as_ref().or(slot.last_error.as_ref()).filter(|_| in_trouble)?;
     Some(format!("{}/{} is {}: {cause}", group.name, slot.slot, slot.state))
 }

@@ -1,6 +1,7 @@
 //! A snapshot as Prometheus text: the one place that knows the metrics' names.
 
 use super::family::Families;
+use super::health::health;
 use super::telemetry::telemetry;
 use super::{PortCounters, RelayCounters, Sample, Snapshot, Usage};
 use crate::status::{GroupState, Path, RolloutPhase, SlotState, SlotStatus, Steering};
@@ -14,6 +15,7 @@ pub fn render(snapshot: &Snapshot, sample: &Sample, own: &Usage) -> String {
     agent(&mut families, snapshot, own);
     groups(&mut families, snapshot);
     slots(&mut families, snapshot);
+    health(&mut families, snapshot);
     cpu(&mut families, snapshot, sample);
     memory(&mut families, snapshot, sample);
     connections(&mut families, snapshot);
@@ -172,13 +174,18 @@ fn memory(families: &mut Families, snapshot: &Snapshot, sample: &Sample) {
 }
 
 fn connections(families: &mut Families, snapshot: &Snapshot) {
-    let counters: [Value<RelayCounters>; 6] = [
+    let counters: [Value<RelayCounters>; 7] = [
         ("sherd_connections_accepted_total", "Connections accepted for the slot.", |relay| relay.accepted),
         ("sherd_connections_adopted_total", "Connections that other slots handed to the slot.", |relay| relay.adopted),
         ("sherd_connections_handed_over_total", "Connections that the slot handed to others.", |relay| {
             relay.handed_over
         }),
         ("sherd_connections_established_total", "Connections established to the shard.", |relay| relay.established),
+        (
+            "sherd_connections_unanswered_total",
+            "Connections that the shard ended before it had sent a byte.",
+            |relay| relay.unanswered,
+        ),
         ("sherd_connections_closed_total", "Established connections that have ended.", |relay| relay.closed),
         ("sherd_relay_wakeups_total", "Times the slot's worker was woken by events.", |relay| relay.wakeups),
     ];
@@ -289,7 +296,7 @@ fn reconcile(families: &mut Families, snapshot: &Snapshot) {
     }
 }
 
-fn each_slot(snapshot: &Snapshot) -> impl Iterator<Item = (&str, &SlotStatus)> {
+pub(super) fn each_slot(snapshot: &Snapshot) -> impl Iterator<Item = (&str, &SlotStatus)> {
     let groups = snapshot.status.groups.iter();
     groups.flat_map(|group| group.slots.iter().map(|slot| (group.name.as_ref(), slot)))
 }

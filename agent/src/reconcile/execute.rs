@@ -195,9 +195,9 @@ impl SlotRun {
     fn note_overdue(&mut self, spec: &GroupSpec, shard: &ShardId) {
         let Some(live) = self.live.as_ref().filter(|live| live.id == *shard && !live.was_ready) else { return };
         let (ran, silent, spec_of) = (live.seen.elapsed(), live.silent, live.spec.clone());
-        if ran > spec.readiness.start_timeout {
+        if ran > spec.readiness.patience() {
             let why = self.cause.as_deref().unwrap_or("no probe succeeded");
-            let cause = format!("not ready within {:?}: {why}", spec.readiness.start_timeout);
+            let cause = format!("not ready within {:?}: {why}", spec.readiness.patience());
             self.restarts += 1;
             self.failure = Some((spec_of, cause.clone()));
             // One that answers, if only that it isn't ready, has accepted: its listener is not to blame.

@@ -46,7 +46,8 @@ struct Asked<'a> {
 impl Asked<'_> {
     fn answer(&self, question: &ExplainQuestion) -> Explanation {
         let port = &self.published.port;
-        let table = super::publish::table(self.host, self.group.planned(), port);
+        let shares = self.group.fronts.shares();
+        let table = super::publish::shared_table(self.host, self.group.planned(), port, shares);
         let explained = self.front.explain(&table);
         let by_cpu = port.policy == Policy::Local;
         let cpus = self.host.online().iter().filter(|_| by_cpu);

@@ -23,13 +23,14 @@ use super::{
     drift::DriftCause,
     hung::HungRun,
     inspect::Reach,
+    judging::JudgedRun,
     publish::Fronts,
     rollout::RolloutRun,
     view::{Health, Pinning, Service, ShardView, SlotView, Step, Wanted},
 };
 use crate::{
     control::StopError,
-    health::{Backoff, Readiness, Verdict},
+    health::{Backoff, Readiness},
     runtime::{ObservedShard, ShardId, ShardKey, ShardState},
     spec::{GroupSpec, PathChoice, SpecHash},
     status::SlotState,
@@ -148,7 +149,7 @@ impl Group {
             let pinned = slot.live.as_ref().is_some_and(|live| matches!(live.pinning, Pinning::Holds(_)));
             let held = slot.held_until.is_some_and(|until| Instant::now() < until);
             let settled = slot.step.is_none() && !held && !slot.stale && slot.shards.len() == 1;
-            slot.service() == Service::In && pinned && settled
+            slot.service() == Service::In && slot.health() != Health::Unready && pinned && settled
         };
         match self.intent {
             Intent::Run => self.fault.is_none() && !self.rollout.is_active() && self.slots.values().all(serves),
@@ -261,6 +262,8 @@ pub(super) struct SlotRun {
     pub(super) drifted: Option<(Instant, DriftCause)>,
     /// Its shard doesn't accept.
     pub(super) hung: Option<HungRun>,
+    /// How its shard is, beyond its readiness.
+    pub(super) judged: JudgedRun,
     /// Its shard runs behind the shim.
     pub(super) direct: Option<DirectRun>,
     /// Whether its next shard is to accept its connections itself.
@@ -290,7 +293,7 @@ impl SlotRun {
 
     pub(super) fn health(&self) -> Health {
         match &self.live {
-            Some(live) if live.readiness.verdict() == Verdict::Unready => Health::Unready,
+            Some(_) if self.fails() && !self.judged.is_held() => Health::Unready,
             Some(live) if live.reach.is_none() => Health::Adopted,
             Some(_) => Health::Ready,
             None => Health::Unready,
@@ -310,7 +313,7 @@ impl SlotRun {
     }
 
     fn view(&self, id: SlotId, wanted: Wanted, spec: &GroupSpec, queued: impl FnOnce() -> u64) -> SlotView {
-        let start_timeout = spec.readiness.start_timeout;
+        let patience = spec.readiness.patience();
         // Who asks for `direct` gets shards that can be.
         let lacks_shim =
             |shard: &ObservedShard| spec.path == PathChoice::Direct && spec.is_behind_shim() && !shard.behind_shim;
@@ -330,7 +333,7 @@ impl SlotRun {
             busy: self.step.is_some() || self.stale || self.held_until.is_some_and(|until| Instant::now() < until),
             start_after: self.backoff.start_after(),
             health: self.health(),
-            overdue: self.live.as_ref().is_some_and(|live| !live.was_ready && live.seen.elapsed() > start_timeout),
+            overdue: self.live.as_ref().is_some_and(|live| !live.was_ready && live.seen.elapsed() > patience),
             service: self.service(),
             open,
             backend: self.backend.clone(),

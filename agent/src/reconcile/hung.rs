@@ -32,6 +32,11 @@ pub(super) struct HungRun {
 }
 
 impl HungRun {
+    /// When that was found.
+    pub(super) fn since(&self) -> Instant {
+        self.since
+    }
+
     /// For the status.
     pub(super) fn cause(&self) -> String {
         format!("it has not accepted for {:.1} s", self.since.elapsed().as_secs_f64())

@@ -10,12 +10,15 @@ use std::{
 
 use sherd_lb::{
     netns::{Family, Loopback, Netns},
-    ready::{self, HttpCheck, Route},
+    ready::{self, Route},
     relay::Target,
     sockdiag::{self, Listening},
 };
 
-use crate::spec::{Check, ContainerPort};
+use crate::{
+    runtime::RuntimeError,
+    spec::{Check, ContainerPort, HttpCheck},
+};
 
 /// Where a worker connects to reach a shard.
 #[derive(Debug, Clone)]
@@ -71,6 +74,20 @@ pub(super) enum Unreached {
     NoAddress,
     #[error(transparent)]
     Probe(#[from] ready::ProbeError),
+    #[error("its check ended with exit code {code}: {output}")]
+    Command { code: i32, output: String },
+    #[error("its check did not end within {after:?} and was killed: {output}")]
+    CommandTimedOut { after: Duration, output: String },
+    #[error("its check did not end within {after:?} and can't be killed: {output}")]
+    CommandEscaped { after: Duration, output: String },
+    #[error("its HEALTHCHECK has not succeeded yet")]
+    Starting,
+    #[error("its HEALTHCHECK fails: {output}")]
+    Unhealthy { output: String },
+    #[error("its container has no HEALTHCHECK: it was made when its image had none")]
+    NoHealthcheck,
+    #[error("it can't be asked")]
+    Runtime(#[source] RuntimeError),
 }
 
 impl Unreached {
@@ -97,18 +114,20 @@ impl Question {
             None => self.find()?,
         };
         for (container, target) in &reach.ports {
-            if self.is_probed(*container, &reach) {
+            if self.is_probed(*container, &reach, proven) {
                 self.probe(&reach, target, proven)?;
             }
         }
         Ok(reach)
     }
 
-    fn is_probed(&self, container: ContainerPort, reach: &Reach) -> bool {
+    fn is_probed(&self, container: ContainerPort, reach: &Reach, proven: bool) -> bool {
         match (self.only, &self.check) {
+            // What isn't asked over the network must have shown once that it accepts what it is to serve.
+            (_, Check::Command(_) | Check::Image) => !proven,
             (Some(only), _) => only == container,
             (None, Check::Tcp) => true,
-            (None, Check::Http { .. }) => reach.ports.first().is_some_and(|(first, _)| *first == container),
+            (None, Check::Http(_)) => reach.ports.first().is_some_and(|(first, _)| *first == container),
         }
     }
 
@@ -117,12 +136,11 @@ impl Question {
         let netns = reach.netns.as_ref().filter(|_| target.force.is_none()).map(|netns| netns.as_fd());
         let route = Route { netns, address: target.address, force: target.force.as_ref() };
         match &self.check {
-            Check::Tcp if target.force.is_some() && !proven => ready::probe_accept(&route, self.timeout),
-            Check::Tcp => ready::probe_tcp(&route, self.timeout),
-            Check::Http { path, host, status } => {
-                let check = HttpCheck { path: path.clone(), host: host.clone(), status: status.0..=status.1 };
-                ready::probe_http(&route, &check, self.timeout)
+            Check::Http(http) => probe_http(&route, http, self.timeout),
+            Check::Tcp | Check::Command(_) | Check::Image if target.force.is_some() && !proven => {
+                ready::probe_accept(&route, self.timeout)
             }
+            Check::Tcp | Check::Command(_) | Check::Image => ready::probe_tcp(&route, self.timeout),
         }
     }
 
@@ -157,6 +175,19 @@ impl Question {
         }
         Ok(Reach { netns: (!is_own).then(|| Arc::new(netns)), ports })
     }
+}
+
+fn probe_http(route: &Route<'_>, http: &HttpCheck, timeout: Duration) -> Result<(), ready::ProbeError> {
+    let status: Vec<_> = http.status.iter().map(|(first, last)| *first..=*last).collect();
+    let has_body = |body: &[u8]| http.body.as_ref().is_none_or(|wanted| wanted.is_in(body));
+    let check = ready::HttpCheck {
+        method: http.method,
+        path: &http.path,
+        host: http.host.as_deref(),
+        status: &status,
+        body: if http.body.is_some() { Some(&has_body) } else { None },
+    };
+    ready::probe_http(route, &check, timeout)
 }
 
 /// The address of the listener on a port: IPv4 before IPv6, never loopback unless that is meant.

@@ -16,19 +16,17 @@ use super::{
     Reconciler,
     direct::Failed,
     group::{Group, Live, SlotRun},
-    inspect::{PortQuestion, Question, Reach, Unreached},
+    inspect::{Question, Reach, Unreached},
     message::{Consequence, Message},
+    probe::{Prober, question_for},
     view::{Pinning, Service},
 };
 use crate::{
     health::{BackoffPolicy, Readiness, Thresholds, Verdict},
     runtime::{Listing, ObservedShard, Runtime, RuntimeError, ShardId, ShardState},
-    spec::{Check, GroupSpec},
+    spec::GroupSpec,
 };
 
-/// Time between two probes of a shard that is ready and checked by TCP only. Its end is told by the runtime and its
-/// refusals by the worker; this is the net below both.
-const SETTLED_PROBE_INTERVAL: Duration = Duration::from_secs(60);
 /// Longest wait before a lost event stream is opened again.
 const EVENTS_RETRY_MAX: Duration = Duration::from_secs(15);
 
@@ -130,6 +128,7 @@ impl Reconciler {
     pub(super) fn follow_live(&mut self, name: &GroupName) {
         let Some(group) = self.groups.get_mut(name) else { return };
         let Group { spec, slots, hash, fronts, .. } = group;
+        let Some(runtime) = self.runtimes.of(spec.runtime.kind()) else { return };
         for (id, slot) in slots.iter_mut() {
             let running = slot.shards.iter().filter_map(|shard| match shard.state {
                 ShardState::Running { pid, started } => Some((shard, pid, started)),
@@ -157,9 +156,11 @@ impl Reconciler {
                         shard: shard.id.clone(),
                         question: Arc::new(question),
                         spec: Arc::clone(spec),
+                        runtime: Arc::clone(&runtime),
                         nudge: Arc::clone(&nudge),
                     };
                     let prober = tokio::spawn(prober.run());
+                    slot.judged.begin_shard();
                     slot.live = Some(live_shard(slot, spec, shard, pid, started, prober, nudge));
                 }
             }
@@ -193,8 +194,10 @@ impl Reconciler {
             return Consequence::None;
         };
         let before = live.readiness.verdict();
-        let known = live.reach.is_some();
-        let after = live.readiness.note(result.is_ok());
+        let (known, now) = (live.reach.is_some(), Instant::now());
+        let excused = result.is_err() && live.readiness.is_starting(now);
+        let after = live.readiness.note(result.is_ok(), now);
+        run.judged.note_check(result.is_ok(), excused);
         match result {
             Ok(reach) => {
                 live.reach = Some(reach);
@@ -234,13 +237,15 @@ fn live_shard(
 ) -> Live {
     let thresholds = Thresholds { rise: spec.readiness.rise, fall: spec.readiness.fall };
     let adopted = is_adopted(slot);
+    let ran = started.elapsed().unwrap_or_default();
+    let may_fail_until = Instant::now() + spec.readiness.start_period.saturating_sub(ran);
     Live {
         id: shard.id.clone(),
         spec: shard.spec.clone(),
         pid,
         started,
         seen: Instant::now(),
-        readiness: if adopted { Readiness::adopted(thresholds) } else { Readiness::new(thresholds) },
+        readiness: if adopted { Readiness::adopted(thresholds) } else { Readiness::new(thresholds, may_fail_until) },
         was_ready: adopted,
         served: adopted,
         silent: false,
@@ -295,101 +300,6 @@ impl SlotRun {
     }
 }
 
-pub(super) fn question_for(spec: &GroupSpec, shard: &ObservedShard, pid: u32) -> Question {
-    let ports = spec.ports.iter().map(|port| PortQuestion {
-        container: port.container,
-        port: shard
-            .process_ports
-            .iter()
-            .find(|(container, _)| *container == port.container)
-            .map_or(port.container.0, |(_, port)| *port),
-        loopback: port.loopback,
-    });
-    Question {
-        pid,
-        ports: ports.collect(),
-        direct: Vec::new(),
-        proven: false,
-        former: false,
-        check: spec.readiness.check.clone(),
-        only: spec.readiness.port,
-        timeout: spec.readiness.timeout,
-    }
-}
-
-/// Probes one shard for as long as it runs: the loop ends this task with it.
-struct Prober {
-    number: u64,
-    outbox: mpsc::UnboundedSender<Message>,
-    group: GroupName,
-    slot: SlotId,
-    shard: ShardId,
-    question: Arc<Question>,
-    spec: Arc<GroupSpec>,
-    nudge: Arc<Notify>,
-}
-
-impl Prober {
-    async fn run(self) {
-        let (mut known, mut pace) = (None, Pace::new(&self.spec));
-        let mut proven = self.question.proven;
-        loop {
-            let (question, reach) = (Arc::clone(&self.question), known.take());
-            let Ok(result) = tokio::task::spawn_blocking(move || question.ask(reach, proven)).await else { return };
-            known = result.as_ref().ok().cloned();
-            proven |= result.is_ok();
-            let wait = pace.after(result.is_ok());
-            let (group, shard) = (self.group.clone(), self.shard.clone());
-            let probed = Message::Probed { group, slot: self.slot, prober: self.number, shard, result };
-            if self.outbox.send(probed).is_err() {
-                return;
-            }
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = self.nudge.notified() => {}
-            }
-        }
-    }
-}
-
-/// When the next probe is due.
-struct Pace {
-    interval: Duration,
-    settled: Duration,
-    rise: u32,
-    successes: u32,
-    /// While it was never reached: what it takes to become ready is not to be rounded up to whole intervals.
-    starting: Option<Duration>,
-}
-
-impl Pace {
-    fn new(spec: &GroupSpec) -> Self {
-        let interval = spec.readiness.interval;
-        let settled = match spec.readiness.check {
-            Check::Tcp => interval.max(SETTLED_PROBE_INTERVAL),
-            Check::Http { .. } => interval,
-        };
-        let starting = Some(Duration::from_millis(10).min(interval));
-        Self { interval, settled, rise: spec.readiness.rise, successes: 0, starting }
-    }
-
-    fn after(&mut self, passed: bool) -> Duration {
-        if passed {
-            self.successes = self.successes.saturating_add(1);
-            self.starting = None;
-            return if self.successes >= self.rise { self.settled } else { self.interval };
-        }
-        self.successes = 0;
-        match &mut self.starting {
-            Some(wait) => {
-                *wait = (*wait * 2).min(self.interval);
-                *wait
-            }
-            None => self.interval,
-        }
-    }
-}
-
 /// Tells the loop to look again whenever the runtime says that something happened.
 async fn watch(runtime: Arc<dyn Runtime>, outbox: mpsc::UnboundedSender<Message>) {
     let kind = runtime.kind();
@@ -406,7 +316,12 @@ async fn watch(runtime: Arc<dyn Runtime>, outbox: mpsc::UnboundedSender<Message>
         while let Some(Ok(event)) = events.next().await {
             retry = Duration::from_millis(200);
             tracing::debug!(runtime = kind, key = ?event.key, kind = event.kind, "event");
-            if outbox.send(Message::Changed { runtime: kind }).is_err() {
+            let message = match event.key {
+                // Of a check of the engine's own, which changes nothing that a listing tells.
+                Some(key) if event.kind.starts_with("health_status") => Message::HealthChanged { key },
+                _ => Message::Changed { runtime: kind },
+            };
+            if outbox.send(message).is_err() {
                 return;
             }
         }

@@ -29,17 +29,18 @@ use sherd_topology::{
 };
 
 use self::{
-    addresses::{addresses_of, config, not_open, prefix},
+    addresses::{addresses_of, config, not_open, prefix, table},
     leaving::leaving_prefix,
 };
 pub(super) use self::{
-    addresses::{by_address, limits, table},
+    addresses::{by_address, limits, shared_table},
     direct::{ProgramFamily, host_address, watched_shapes},
 };
 use super::{anchor_age::AnchorAge, keeper::Keeper, steering_table::index_of};
 use crate::{
     control::ApplyError,
     fault,
+    health::slow_start,
     spec::{GroupSpec, PortSpec},
 };
 
@@ -78,11 +79,13 @@ pub(super) struct Fronts {
     next_key: u32,
     /// The slot whose worker serves what waited in the anchors.
     anchor_server: Option<SlotId>,
+    /// Per cent of their share that slots in their slow start get.
+    shares: BTreeMap<SlotId, u32>,
 }
 
 impl Fronts {
     pub(super) fn none(group: &GroupName) -> Self {
-        Self { group: group.clone(), list: Vec::new(), next_key: 0, anchor_server: None }
+        Self { group: group.clone(), list: Vec::new(), next_key: 0, anchor_server: None, shares: BTreeMap::new() }
     }
 
     /// Binds every address of a specification that it doesn't have. None of them serves anybody yet.
@@ -279,11 +282,27 @@ impl Fronts {
     pub(super) fn set_tables(&mut self, host: &Host, slots: &[Slot]) {
         for published in &mut self.list {
             if let Ok(front) = &mut published.front
-                && let Err(error) = front.set_table(&table(host, slots, &published.port))
+                && let Err(error) = front.set_table(&shared_table(host, slots, &published.port, &self.shares))
             {
                 tracing::error!(group = %self.group, address = %published.address, "the steering table can't be changed: the former one stays: {}", super::chain(&error));
             }
         }
+    }
+
+    /// Slots that get less than their share.
+    pub(super) fn shares(&self) -> &BTreeMap<SlotId, u32> {
+        &self.shares
+    }
+
+    /// How much of its share a slot gets.
+    pub(super) fn share_percent(&self, slot: SlotId) -> u32 {
+        self.shares.get(&slot).copied().unwrap_or(slow_start::WHOLE_PERCENT)
+    }
+
+    /// Gives slots so much of their share from the next connection on.
+    pub(super) fn set_shares(&mut self, host: &Host, slots: &[Slot], shares: BTreeMap<SlotId, u32>) {
+        self.shares = shares;
+        self.set_tables(host, slots);
     }
 
     /// Gives up every address.

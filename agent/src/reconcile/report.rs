@@ -94,8 +94,9 @@ impl Reconciler {
                     continue;
                 }
                 slot.reported = Some((state, SystemTime::now()));
-                let message = match (&slot.cause, state) {
-                    (Some(cause), SlotState::Failed | SlotState::Waiting | SlotState::Unready) => cause.clone(),
+                use SlotState::{Failed, Unhealthy, Unready, Waiting};
+                let message = match state {
+                    Failed | Waiting | Unready | Unhealthy => slot.told_cause(&group.spec).unwrap_or_default(),
                     _ => String::new(),
                 };
                 let why = if message.is_empty() { String::new() } else { format!(": {message}") };
@@ -147,7 +148,8 @@ impl Group {
         let path = if self.fronts.is_direct(id) { Path::Direct } else { Path::Relay };
         let direct = self.fronts.direct_counts(id).filter(|_| path == Path::Direct);
         let could_be_direct = self.spec.is_behind_shim() || self.spec.is_too_capable();
-        let relayed = could_be_direct && path == Path::Relay && state == SlotState::Ready;
+        let ready = matches!(state, SlotState::Ready | SlotState::Unhealthy);
+        let relayed = could_be_direct && path == Path::Relay && ready;
         let because = || match self.spec.is_too_capable() {
             true => "its container has CAP_NET_ADMIN, and could change the host's network by a listener of ours".into(),
             false => slot.relayed_because(images),
@@ -166,11 +168,12 @@ impl Group {
             since_unix_ms: slot.reported.map_or(0, |(_, since)| unix_ms(since)),
             shard_started_unix_ms: slot.live.as_ref().map(|live| unix_ms(live.started)),
             restarts: slot.restarts,
-            ready: state == SlotState::Ready,
+            ready,
+            health: slot.health_status(&self.spec, self.fronts.share_percent(id)),
             connections: slot.open() + direct.map_or(0, |counts| counts.open()),
             accepted: slot.worker.as_ref().map_or(0, |worker| worker.stats().accepted.get())
                 + direct.map_or(0, |counts| counts.established),
-            cause: slot.hung.as_ref().map(super::hung::HungRun::cause).or_else(|| slot.cause.clone()),
+            cause: slot.told_cause(&self.spec),
             last_error: slot.last_error.clone(),
         }
     }
@@ -190,12 +193,12 @@ impl Group {
             let why = record.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
             return (GroupState::Degraded, Some(format!("the rollout is paused{why}")));
         }
-        if !slots.is_empty() && slots.iter().all(|slot| slot.ready) {
+        if !slots.is_empty() && slots.iter().all(|slot| slot.state == SlotState::Ready) {
             let state = if rollout.is_some() { GroupState::Progressing } else { GroupState::Ready };
             return (state, None);
         }
-        let troubled =
-            slots.iter().find(|slot| matches!(slot.state, SlotState::Failed | SlotState::Waiting | SlotState::Unready));
+        use SlotState::{Failed, Unhealthy, Unready, Waiting};
+        let troubled = slots.iter().find(|slot| matches!(slot.state, Failed | Waiting | Unready | Unhealthy));
         match troubled {
             Some(slot) => {
                 let cause = slot.cause.as_deref().unwrap_or("it is not ready");
@@ -226,12 +229,19 @@ fn port_status(published: &Published) -> PortStatus {
 }
 
 impl SlotRun {
+    /// Why it is as it is.
+    fn told_cause(&self, spec: &GroupSpec) -> Option<String> {
+        let hung = self.hung.as_ref().map(super::hung::HungRun::cause);
+        hung.or_else(|| self.health_cause(&spec.health)).or_else(|| self.cause.clone())
+    }
+
     /// Where the slot is between nothing and ready.
     pub(super) fn state(&self, wanted: bool) -> SlotState {
         let waits = |until: Option<Instant>| until.is_some_and(|until| Instant::now() < until);
         match (&self.step, &self.live, self.service()) {
             (_, _, Service::Draining { .. }) if self.live.is_some() => SlotState::Draining,
             (Some(running), _, _) if matches!(running.step, Step::Stop(_)) => SlotState::Stopping,
+            (_, Some(_), Service::In) if self.judged.is_held() => SlotState::Unhealthy,
             (_, Some(_), Service::In) => SlotState::Ready,
             (_, Some(live), _) if live.served => SlotState::Unready,
             (_, Some(_), _) => SlotState::Starting,

@@ -39,6 +39,12 @@ impl Reconciler {
         match message {
             Message::Listed { runtime, began, result } => self.on_listed(runtime, began, result),
             Message::Changed { runtime } => self.observe(runtime),
+            Message::HealthChanged { key } => {
+                if let Some(live) = self.slot_mut(&key.group, key.slot).and_then(|slot| slot.live.as_ref()) {
+                    live.nudge.notify_one();
+                }
+                return Consequence::None;
+            }
             Message::Version { runtime, version } => {
                 self.runtime_views.entry(runtime).or_default().version = Some(version);
             }

@@ -103,7 +103,8 @@ impl RolloutRun {
                 cache: self.caches.iter().find(|(id, _)| *id == view.id).map_or(0, |(_, cache)| *cache),
                 shard,
                 serving,
-                serves_present: serving && shard == Shard::Present,
+                // One that is in only because too many fail is none that anybody wants.
+                serves_present: serving && shard == Shard::Present && !run.judged.is_held(),
                 failure,
                 is_worse: None,
             })

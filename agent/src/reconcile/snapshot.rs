@@ -30,6 +30,8 @@ impl Reconciler {
                 kernel: kernel(group, *id),
                 hung: counters.hung.get(&(name.clone(), *id)).copied().unwrap_or(0),
                 is_hung: slot.hung.is_some(),
+                checks: slot.judged.checks(),
+                ejections: slot.judged.ejections().collect(),
             };
             group.slots.iter().map(of).collect()
         };
@@ -38,9 +40,10 @@ impl Reconciler {
             .groups
             .iter()
             .flat_map(|(name, group)| group.fronts.list.iter().filter_map(|published| port(name, group, published)));
-        let groups = self.groups.keys().map(|name| GroupCounters {
+        let groups = self.groups.iter().map(|(name, group)| GroupCounters {
             group: name.clone(),
             rollout_failures: counters.rollout_failures.get(name).copied().unwrap_or(0),
+            held: group.slots.values().filter(|slot| slot.judged.is_held()).count() as u64,
             overdue: counters.anchored_overdue.get(name).copied().unwrap_or(0),
         });
         Snapshot {
@@ -111,6 +114,7 @@ fn relay(worker: &Worker) -> RelayCounters {
         adopted: stats.adopted.get(),
         handed_over: stats.handed_over.get(),
         established: stats.established.get(),
+        unanswered: stats.unanswered.get(),
         closed: stats.closed.get(),
         active: stats.active.get(),
         pending: stats.pending.get(),

@@ -1,10 +1,14 @@
 //! From a layout on a machine to the table that steers its connections. PURE.
 
+use std::collections::BTreeMap;
+
 use sherd_lb::table::{CpuEntry, Policy, SlotEntry, SlotIndex, SteeringTable};
 use sherd_topology::{
     model::{CpuId, CpuSet, Host, Locality},
     plan::{Slot, SlotId},
 };
+
+use crate::health::slow_start;
 
 /// What differs from port to port of a group.
 #[derive(Debug, Clone, Copy)]
@@ -13,6 +17,8 @@ pub(super) struct PortChoice<'a> {
     pub(super) policy: Policy,
     /// Share of each slot, in the order of slots; equal where absent.
     pub(super) weights: Option<&'a [u32]>,
+    /// Per cent of its share that a slot gets for now; all of it where absent.
+    pub(super) shares: &'a BTreeMap<SlotId, u32>,
     /// Length of the Maglev table.
     pub(super) table_len: u32,
 }
@@ -25,10 +31,9 @@ pub(super) fn index_of(slot: SlotId) -> SlotIndex {
 
 /// The table of a port of a group with these slots.
 pub(super) fn build(host: &Host, slots: &[Slot], choice: PortChoice<'_>) -> SteeringTable {
-    let weight = |position: usize| choice.weights.and_then(|weights| weights.get(position)).copied().unwrap_or(1);
     let entries = slots.iter().enumerate().map(|(position, slot)| SlotEntry {
         index: index_of(slot.id),
-        weight: weight(position),
+        weight: weight(position, slot.id, choice.weights, choice.shares),
         levels: levels(host, slots, &slot.cpus, [Locality::L3, Locality::Node, Locality::Package]),
     });
     let online = host.online();
@@ -39,6 +44,14 @@ pub(super) fn build(host: &Host, slots: &[Slot], choice: PortChoice<'_>) -> Stee
         cpus: if choice.policy == Policy::Local { cpus.collect() } else { Vec::new() },
         table_len: choice.table_len,
     }
+}
+
+/// The weight of a slot, in the order of slots: as specified (equal where it isn't), times its share for now. While all have
+/// all of theirs, it is as specified.
+pub(super) fn weight(position: usize, id: SlotId, weights: Option<&[u32]>, shares: &BTreeMap<SlotId, u32>) -> u32 {
+    let specified = weights.and_then(|weights| weights.get(position)).copied().unwrap_or(1);
+    let share = if shares.is_empty() { 1 } else { shares.get(&id).copied().unwrap_or(slow_start::WHOLE_PERCENT) };
+    specified.saturating_mul(share)
 }
 
 fn cpu_levels(host: &Host, slots: &[Slot], cpu: CpuId) -> [Vec<SlotIndex>; 4] {

@@ -12,12 +12,12 @@ use sherd_topology::plan::{MemoryBinding, Slot};
 
 use self::{connection::Connection, failure::Failure, labels::Identity};
 use super::{
-    Foreign, Listing, LogLine, ObservedShard, Operation, ProgressSink, Runtime, RuntimeError, RuntimeEvent, ShardId,
-    ShardOrder,
+    EngineHealth, Executed, Foreign, Listing, LogLine, ObservedShard, Operation, ProgressSink, Runtime, RuntimeError,
+    RuntimeEvent, ShardId, ShardOrder,
 };
 use crate::{
     fault,
-    spec::{ContainerSpec, GroupSpec, RuntimeSpec},
+    spec::{Check, ContainerSpec, GroupSpec, RuntimeSpec},
 };
 
 mod body;
@@ -25,8 +25,10 @@ mod connection;
 mod credentials;
 mod describe;
 mod events;
+mod exec;
 mod extra;
 mod failure;
+mod health;
 mod image;
 mod labels;
 mod logs;
@@ -129,6 +131,7 @@ impl DockerRuntime {
     async fn create(&self, order: &ShardOrder) -> Result<ShardId, RuntimeError> {
         let container = container_of(&order.spec)?;
         let image = image::defaults(&self.engine, &container.image).await?;
+        health::check_image(&order.spec, container, &image)?;
         let body = body::create(order, container, &self.instance, &image)?;
         let identity = Identity::of(order);
         let name = identity.name(&self.instance);
@@ -283,7 +286,12 @@ impl Runtime for DockerRuntime {
         async move {
             let container = container_of(spec)?;
             extra::parse(&container.extra)?;
-            image::ensure(&self.engine, &container.image, container.pull, self.credentials.as_deref(), progress).await
+            image::ensure(&self.engine, &container.image, container.pull, self.credentials.as_deref(), progress)
+                .await?;
+            if spec.readiness.check != Check::Image {
+                return Ok(());
+            }
+            health::check_image(spec, container, &image::defaults(&self.engine, &container.image).await?)
         }
         .boxed()
     }
@@ -306,6 +314,25 @@ impl Runtime for DockerRuntime {
 
     fn update_cpus<'a>(&'a self, id: &'a ShardId, slot: &'a Slot) -> BoxFuture<'a, Result<(), RuntimeError>> {
         self.update_cpus(id, slot).boxed()
+    }
+
+    fn exec<'a>(
+        &'a self,
+        id: &'a ShardId,
+        pid: u32,
+        command: &'a [String],
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<Executed, RuntimeError>> {
+        exec::run(&self.engine, id, pid, command, timeout).boxed()
+    }
+
+    fn health<'a>(&'a self, id: &'a ShardId) -> BoxFuture<'a, Result<EngineHealth, RuntimeError>> {
+        async move {
+            let operation = Operation::Health;
+            let found = self.inspect(id.0.clone(), operation).await?;
+            found.map(|found| health::of(&found.state)).ok_or(RuntimeError::NoSuchShard { operation, id: id.clone() })
+        }
+        .boxed()
     }
 
     fn logs(

@@ -17,6 +17,8 @@ pub enum Operation {
     Stop,
     Remove,
     UpdateCpus,
+    Exec,
+    Health,
     Logs,
     Events,
 }
@@ -33,6 +35,8 @@ impl fmt::Display for Operation {
             Self::Stop => "stopping a shard",
             Self::Remove => "removing a shard",
             Self::UpdateCpus => "moving a shard to other CPUs",
+            Self::Exec => "running a command beside a shard",
+            Self::Health => "asking for a shard's health",
             Self::Logs => "reading a shard's logs",
             Self::Events => "watching for events",
         })
@@ -115,6 +119,14 @@ pub enum RuntimeError {
     /// Nothing says what to run. Where no shim is in front the engine itself says so.
     #[error("no command specified: image {image} brings none; set `command` or `entrypoint` in [container]")]
     NoCommand {
+        /// As specified.
+        image: String,
+    },
+    /// The image's own check is to be followed, and there is none.
+    #[error(
+        "image {image} has no HEALTHCHECK for `check = \"image\"` to follow; give it one, set `extra.Healthcheck` in [container], or use another check"
+    )]
+    NoHealthcheck {
         /// As specified.
         image: String,
     },

@@ -20,10 +20,12 @@ use self::{
     watch::{Handle, Watch},
 };
 use super::{
-    Listing, LogLine, Operation, ProgressSink, Runtime, RuntimeError, RuntimeEvent, ShardId, ShardOrder, ShardState,
+    EngineHealth, Executed, Listing, LogLine, Operation, ProgressSink, Runtime, RuntimeError, RuntimeEvent, ShardId,
+    ShardOrder, ShardState,
 };
 use crate::{fault, spec::GroupSpec};
 
+mod beside;
 mod enclosure;
 mod launch;
 mod leftovers;
@@ -241,6 +243,14 @@ impl ProcessRuntime {
         record::write(&directory, &order).map_err(file(Operation::UpdateCpus, &directory))
     }
 
+    async fn exec(&self, id: &ShardId, command: &[String], timeout: Duration) -> Result<Executed, RuntimeError> {
+        let directory = self.directory(id);
+        self.order(id, Operation::Exec)?;
+        let unit = format!("sherd-check-{}-{}.service", self.config.instance, id.0);
+        let ran = beside::run(self.config.launch, &self.config.program, &directory, &unit, command, timeout).await;
+        ran.map_err(file(Operation::Exec, &directory))
+    }
+
     /// The running shim of a shard.
     fn shim(&self, directory: &Path, operation: Operation) -> Result<Option<Handle>, RuntimeError> {
         let shim = record::read::<Shim>(directory).map_err(file(operation, directory))?;
@@ -357,6 +367,20 @@ impl Runtime for ProcessRuntime {
 
     fn update_cpus<'a>(&'a self, id: &'a ShardId, slot: &'a Slot) -> BoxFuture<'a, Result<(), RuntimeError>> {
         self.update_cpus(id, slot).boxed()
+    }
+
+    fn exec<'a>(
+        &'a self,
+        id: &'a ShardId,
+        _pid: u32,
+        command: &'a [String],
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<Executed, RuntimeError>> {
+        self.exec(id, command, timeout).boxed()
+    }
+
+    fn health<'a>(&'a self, _id: &'a ShardId) -> BoxFuture<'a, Result<EngineHealth, RuntimeError>> {
+        future::ready(Ok(EngineHealth::None)).boxed()
     }
 
     fn logs(

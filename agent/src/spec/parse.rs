@@ -7,11 +7,12 @@ use sherd_topology::plan::ShardCount;
 use super::document::{Format, Section, inspect};
 use super::fault::SpecFaults;
 use super::{
-    Backoff, Check, ContainerPort, DEFAULT_DRAIN, DEFAULT_STOP_GRACE, GroupSpec, PathChoice, PortSpec, Readiness,
-    RelayLimits, RolloutPolicy, RuntimeSpec, Unready, words,
+    Backoff, DEFAULT_DRAIN, DEFAULT_STOP_GRACE, GroupSpec, PathChoice, RelayLimits, RolloutPolicy, RuntimeSpec,
+    Unready, words,
 };
 
 mod container;
+mod health;
 mod layout;
 mod ports;
 
@@ -52,7 +53,8 @@ fn read(root: &Section<'_, '_>) -> Option<GroupSpec> {
     }
     let spec = GroupSpec {
         path,
-        readiness: readiness(root, &ports),
+        readiness: health::readiness(root, &ports),
+        health: health::policy(root),
         unready: unready(root),
         drain: root.duration("drain", Duration::ZERO..=DAY).unwrap_or(DEFAULT_DRAIN),
         stop_grace: root.duration("stop_grace", Duration::ZERO..=HOUR).unwrap_or(DEFAULT_STOP_GRACE),
@@ -115,56 +117,6 @@ fn unready(root: &Section<'_, '_>) -> Unready {
         (false, Some(timeout)) => Unready::Wait(timeout),
         (false, None) => Unready::default(),
     }
-}
-
-fn readiness(root: &Section<'_, '_>, ports: &[PortSpec]) -> Readiness {
-    let default = Readiness::default();
-    let Some(section) = root.section("readiness", words::READINESS) else { return default };
-    let http = section.choice("check", &[("tcp", false), ("http", true)]).unwrap_or(false);
-    let check = if http { http_check(&section) } else { Check::Tcp };
-    if !http {
-        for key in ["path", "host", "status"] {
-            if section.has(key) {
-                section.fault(key, "only with check = \"http\": set it, or remove this");
-            }
-        }
-    }
-    let port = section.integer("port", 1..=u16::MAX).map(ContainerPort);
-    if port.is_some_and(|port| !ports.iter().any(|published| published.container == port)) {
-        section.fault("port", "must be the container's side of a published port");
-    }
-    Readiness {
-        check,
-        port,
-        interval: section.duration("interval", 10 * MS..=HOUR).unwrap_or(default.interval),
-        timeout: section.duration("timeout", MS..=MINUTE).unwrap_or(default.timeout),
-        rise: section.integer("rise", 1..=1000).unwrap_or(default.rise),
-        fall: section.integer("fall", 1..=1000).unwrap_or(default.fall),
-        start_timeout: section.duration("start_timeout", 100 * MS..=DAY).unwrap_or(default.start_timeout),
-    }
-}
-
-fn http_check(section: &Section<'_, '_>) -> Check {
-    let path = section.text("path").unwrap_or_else(|| "/".to_owned());
-    if !path.starts_with('/') || path.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        section.fault("path", "must start with `/` and contain no spaces: write for example \"/healthz\"");
-    }
-    let host = section.text("host");
-    if host.as_ref().is_some_and(|host| host.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/')) {
-        section.fault("host", "must be a host name, for example \"www.example.org\"");
-    }
-    let status = section.text("status").map_or(Some((200, 399)), |text| status_range(&text));
-    if status.is_none() {
-        section.fault("status", "must be a status or a range from 100 to 599, for example \"200\" or \"200-399\"");
-    }
-    Check::Http { path, host, status: status.unwrap_or((200, 399)) }
-}
-
-fn status_range(text: &str) -> Option<(u16, u16)> {
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let status = |text: &str| text.trim().parse().ok().filter(|status| (100..=599).contains(status));
-    let (first, last) = (status(first)?, status(last)?);
-    (first <= last).then_some((first, last))
 }
 
 fn backoff(root: &Section<'_, '_>) -> Backoff {

@@ -9,9 +9,11 @@ use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, Val
 
 use super::units::{format_bytes, format_duration};
 use super::{
-    Check, ContainerSpec, DEFAULT_DRAIN, DEFAULT_STOP_GRACE, GroupSpec, PathChoice, Policy, PortSpec, ProcessSpec,
-    Readiness, RelayLimits, RolloutPolicy, RuntimeSpec, Unready, words,
+    ContainerSpec, DEFAULT_DRAIN, DEFAULT_STOP_GRACE, GroupSpec, PathChoice, Policy, PortSpec, ProcessSpec,
+    RelayLimits, RolloutPolicy, RuntimeSpec, Unready, words,
 };
+
+mod health;
 
 pub(super) fn group(spec: &GroupSpec) -> String {
     let mut document = DocumentMut::new();
@@ -36,7 +38,8 @@ pub(super) fn group(spec: &GroupSpec) -> String {
     if !ports.is_empty() {
         root.insert("ports", Item::ArrayOfTables(ports));
     }
-    put_table(root, "readiness", readiness(&spec.readiness));
+    put_table(root, "readiness", health::readiness(&spec.readiness));
+    put_table(root, "health", health::policy(&spec.health));
     put_table(root, "backoff", backoff(&spec.backoff));
     put_table(root, "rollout", rollout(&spec.rollout));
     put_table(root, "relay", relay(&spec.relay));
@@ -122,26 +125,6 @@ fn port(spec: &PortSpec) -> Table {
         put(&mut table, "loopback", true);
     }
     put_integer(&mut table, "table_len", spec.table_len, super::port::DEFAULT_TABLE_LEN);
-    table
-}
-
-fn readiness(spec: &Readiness) -> Table {
-    let default = Readiness::default();
-    let mut table = Table::new();
-    if let Check::Http { path, host, status: (first, last) } = &spec.check {
-        put(&mut table, "check", "http");
-        put(&mut table, "path", path.as_str());
-        put_option(&mut table, "host", host.as_ref());
-        put(&mut table, "status", format!("{first}-{last}"));
-    }
-    if let Some(port) = spec.port {
-        put(&mut table, "port", i64::from(port.0));
-    }
-    put_duration(&mut table, "interval", spec.interval, default.interval);
-    put_duration(&mut table, "timeout", spec.timeout, default.timeout);
-    put_integer(&mut table, "rise", spec.rise, default.rise);
-    put_integer(&mut table, "fall", spec.fall, default.fall);
-    put_duration(&mut table, "start_timeout", spec.start_timeout, default.start_timeout);
     table
 }
 

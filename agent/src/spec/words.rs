@@ -3,7 +3,7 @@
 use sherd_lb::table::Policy;
 use sherd_topology::plan::{CoreKind, MemoryBinding, Placement, Sharing, Smt, Unit};
 
-use super::{FailureAction, Order, PathChoice, PullPolicy};
+use super::{FailureAction, Observe, Order, PathChoice, PullPolicy};
 
 pub(super) const GROUP: &[&str] = &[
     "name",
@@ -17,6 +17,7 @@ pub(super) const GROUP: &[&str] = &[
     "process",
     "ports",
     "readiness",
+    "health",
     "backoff",
     "rollout",
     "relay",
@@ -48,8 +49,33 @@ pub(super) const LOGGING: &[&str] = &["driver", "options"];
 pub(super) const ULIMIT: &[&str] = &["name", "soft", "hard"];
 pub(super) const PROCESS: &[&str] = &["command", "working_dir", "user"];
 pub(super) const PORT: &[&str] = &["publish", "policy", "weights", "loopback", "table_len"];
-pub(super) const READINESS: &[&str] =
-    &["check", "path", "host", "status", "port", "interval", "timeout", "rise", "fall", "start_timeout"];
+pub(super) const READINESS: &[&str] = &[
+    "check",
+    "method",
+    "path",
+    "host",
+    "status",
+    "body",
+    "body_regex",
+    "command",
+    "port",
+    "interval",
+    "timeout",
+    "rise",
+    "fall",
+    "start_period",
+    "start_timeout",
+];
+pub(super) const HEALTH: &[&str] = &[
+    "observe",
+    "eject_after",
+    "eject_rate",
+    "eject_min",
+    "eject_time",
+    "eject_time_max",
+    "max_ejected_percent",
+    "slow_start",
+];
 pub(super) const BACKOFF: &[&str] = &["first", "max", "reset_after"];
 pub(super) const ROLLOUT: &[&str] =
     &["order", "parallelism", "delay", "min_healthy", "monitor", "deadline", "failure_action"];
@@ -63,6 +89,7 @@ pub(super) fn home_of(key: &str) -> Option<&'static str> {
         ("container", CONTAINER),
         ("ports", PORT),
         ("readiness", READINESS),
+        ("health", HEALTH),
         ("backoff", BACKOFF),
         ("rollout", ROLLOUT),
         ("relay", RELAY),
@@ -97,6 +124,8 @@ pub(super) const PATHS: &[(&str, PathChoice)] =
 pub(super) const ORDERS: &[(&str, Order)] = &[("start-first", Order::StartFirst), ("stop-first", Order::StopFirst)];
 pub(super) const FAILURE_ACTIONS: &[(&str, FailureAction)] =
     &[("rollback", FailureAction::Rollback), ("pause", FailureAction::Pause), ("continue", FailureAction::Continue)];
+pub(super) const OBSERVES: &[(&str, Observe)] =
+    &[("off", Observe::Off), ("connect", Observe::Connect), ("answer", Observe::Answer)];
 pub(super) const PULLS: &[(&str, PullPolicy)] =
     &[("missing", PullPolicy::Missing), ("always", PullPolicy::Always), ("never", PullPolicy::Never)];
 

@@ -192,6 +192,8 @@ pub fn group(name: &str, states: [&str; 2]) -> GroupStatus {
             "slot": index, "cpus": index.to_string(), "mems": "0", "node": "0", "state": states[index], "path": "relay",
             "shard": format!("{index}").repeat(64), "pid": if ready { Some(std::process::id()) } else { None },
             "generation": 1, "since_unix_ms": 1_700_000_000_000_u64, "shard_started_unix_ms": 1_700_000_000_000_u64,
+            "health": {"check": "http", "passing": ready, "ejected": null, "held": !ready, "checks_failed": 3,
+                       "share_percent": 28},
             "restarts": 0, "ready": ready, "connections": 3, "accepted": 9,
             "cause": if ready { None } else { Some("exited with code 1") }, "last_error": null,
         })
@@ -220,6 +222,7 @@ pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
         adopted: 2,
         handed_over: 3,
         established: 4,
+        unanswered: 13,
         closed: 5,
         active: 6,
         pending: 7,
@@ -255,6 +258,8 @@ pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
                 kernel: vec![("[::]:8080".parse().unwrap(), kernel.clone())],
                 hung: 2,
                 is_hung: true,
+                checks: (4, 5),
+                ejections: vec![("check", 6)],
             })
             .collect(),
         ports: names
@@ -275,7 +280,7 @@ pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
             .collect(),
         groups: names
             .iter()
-            .map(|group| GroupCounters { group: group.clone(), overdue: 1, rollout_failures: 0 })
+            .map(|group| GroupCounters { group: group.clone(), overdue: 1, rollout_failures: 0, held: 2 })
             .collect(),
         status: status(groups),
         reconcile: histogram,

@@ -12,6 +12,7 @@ mod direct_changes;
 mod direct_kills;
 mod drift;
 mod explaining;
+mod health;
 mod hostile;
 mod hung;
 mod images;

@@ -27,12 +27,30 @@ fn answers(answer: &'static [u8], piece: usize, pause: Duration) -> SocketAddr {
     address
 }
 
-fn check() -> HttpCheck {
-    HttpCheck { path: "/healthz".into(), host: None, status: 200..=399 }
-}
+const CHECK: HttpCheck<'_> =
+    HttpCheck { method: "GET", path: "/healthz", host: None, status: &[200..=204, 300..=399], body: None };
 
 fn ask(address: SocketAddr) -> Result<(), ProbeError> {
-    probe_http(&address.into(), &check(), Duration::from_millis(500))
+    ask_for(address, &CHECK)
+}
+
+fn ask_for(address: SocketAddr, check: &HttpCheck<'_>) -> Result<(), ProbeError> {
+    probe_http(&address.into(), check, Duration::from_millis(500))
+}
+
+/// A listener that sends `piece` for ever.
+fn sends_for_ever(head: &'static [u8], piece: &'static [u8], pause: Duration) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 1024]);
+        let _ = stream.write_all(head);
+        while stream.write_all(piece).is_ok() {
+            thread::sleep(pause);
+        }
+    });
+    address
 }
 
 #[test]
@@ -60,6 +78,39 @@ fn the_deadline_is_for_the_whole_and_not_for_each_read() {
 }
 
 #[test]
+fn a_body_counts_where_it_is_asked_for() {
+    let has_ok = |body: &[u8]| body.windows(2).any(|part| part == b"OK");
+    let check = HttpCheck { body: Some(&has_ok), ..CHECK };
+    let good = answers(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nall is OK", 3, Duration::from_millis(1));
+    ask_for(good, &check).unwrap();
+    let chunked = b"HTTP/1.1 200 Fine\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nO\r\n1\r\nK\r\n0\r\n\r\n";
+    ask_for(answers(chunked, 1024, Duration::ZERO), &check).unwrap();
+    // Also where the connection stays open: its length says that this was all.
+    let wrong = sends_for_ever(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nno!", b" ", Duration::from_millis(50));
+    let wrong = ask_for(wrong, &check);
+    assert!(matches!(&wrong, Err(ProbeError::UnexpectedBody { body, .. }) if body == "no!"), "{wrong:?}");
+}
+
+/// Whatever a server does, a probe ends by its deadline and keeps a bounded part of what came.
+#[test]
+fn endless_answers_are_bounded() {
+    let has_ok = |body: &[u8]| body.windows(2).any(|part| part == b"OK");
+    let check = HttpCheck { body: Some(&has_ok), ..CHECK };
+    let begin = Instant::now();
+    const PIECE: &[u8] = &[b'x'; 16 << 10];
+    let much = ask_for(sends_for_ever(b"HTTP/1.1 200 OK\r\n\r\n", PIECE, Duration::ZERO), &check);
+    assert!(matches!(much, Err(ProbeError::UnexpectedBody { .. } | ProbeError::TimedOut { .. })), "{much:?}");
+    let head = ask(sends_for_ever(b"HTTP/1.1 200 OK\r\n", b"X-Header: more of it\r\n", Duration::ZERO));
+    assert!(matches!(head, Err(ProbeError::HeadTooLong { .. } | ProbeError::TimedOut { .. })), "{head:?}");
+    let trickled = ask(sends_for_ever(b"HTTP/1.1 200 OK\r\nX: ", b"x", Duration::from_millis(20)));
+    assert!(matches!(trickled, Err(ProbeError::TimedOut { .. })), "{trickled:?}");
+    // A status that is wrong is known before the rest.
+    let wrong = ask(sends_for_ever(b"HTTP/1.1 500 No\r\nX: ", b"x", Duration::from_millis(20)));
+    assert!(matches!(wrong, Err(ProbeError::UnexpectedStatus { status: 500, .. })), "{wrong:?}");
+    assert!(begin.elapsed() < Duration::from_secs(4), "took {:?}", begin.elapsed());
+}
+
+#[test]
 fn nobody_there_is_refused() {
     let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
     let tcp = probe_tcp(&closed.into(), Duration::from_secs(1));
@@ -70,7 +121,7 @@ fn nobody_there_is_refused() {
 
 #[test]
 fn a_check_can_not_smuggle_a_header() {
-    let bad = HttpCheck { path: "/ HTTP/1.1\r\nX: y".into(), ..check() };
+    let bad = HttpCheck { path: "/ HTTP/1.1\r\nX: y", ..CHECK };
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
     let result = probe_http(&address.into(), &bad, Duration::from_secs(1));
     assert!(matches!(result, Err(ProbeError::InvalidCheck { .. })), "{result:?}");

@@ -194,7 +194,7 @@ fn check_probes(test: &str, v6: bool) {
         let force = published.force(0);
         let plain = Route::from(published.address);
         let forced = Route { force: Some(&force), ..plain };
-        let http = HttpCheck { path: "/".into(), host: None, status: 200..=299 };
+        let http = HttpCheck { method: "GET", path: "/", host: None, status: &[200..=299], body: None };
         probe_tcp(&forced, SOON).unwrap();
         probe_http(&forced, &http, SOON).unwrap();
         let elsewhere = probe_http(&plain, &http, SOON);

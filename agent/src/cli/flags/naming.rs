@@ -26,7 +26,13 @@ pub(super) fn flag_of(key: &str, publish: &[String]) -> String {
     let prefixes = [
         ("name", "-g"),
         ("drain", "--drain"),
-        ("readiness", "--ready-path"),
+        ("readiness.path", "--ready-path"),
+        ("readiness.check", "--health-check"),
+        ("readiness.command", "--health-cmd"),
+        ("readiness.interval", "--health-interval"),
+        ("readiness.timeout", "--health-timeout"),
+        ("readiness.fall", "--health-retries"),
+        ("readiness.start_period", "--health-start-period"),
         ("layout.unit", "-u"),
         ("layout.shards", "-n"),
         ("layout.memory_limit", "--group-memory"),
@@ -71,6 +77,8 @@ mod tests {
         check("ports[0].policy", "--policy");
         check("layout.core_kind", "--core-kind");
         check("layout.unit", "-u");
+        check("readiness.fall", "--health-retries");
+        check("health.slow_start", "--slow-start");
         check("environment.A", "-e A");
         check("container.cap_add[0]", "--cap-add");
         check("container.extra.HostConfig", "-c");

@@ -63,6 +63,7 @@ impl Reconciler {
         let is_in = service == Service::In;
         if is_in {
             group.fronts.choose_paths(id);
+            group.begin_slow_start(id, &self.host, Instant::now());
         }
         fault::point(if is_in { "take_in.before" } else { "take_out.before" });
         let reached = group.slots.get(&id).and_then(|slot| slot.live.as_ref()?.reach.as_ref());

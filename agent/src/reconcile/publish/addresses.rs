@@ -11,11 +11,11 @@ use sherd_lb::{
     cells::Cells,
     front::{FrontConfig, OpenError},
     relay::Limits,
-    table::MAX_SLOTS,
+    table::{MAX_SLOTS, SteeringTable},
 };
 use sherd_topology::{
     model::Host,
-    plan::{GroupName, Slot},
+    plan::{GroupName, Slot, SlotId},
 };
 
 use super::{Fronts, Published};
@@ -88,9 +88,20 @@ pub(super) fn addresses_of(spec: &GroupSpec) -> impl Iterator<Item = (&PortSpec,
     })
 }
 
-pub(in crate::reconcile) fn table(host: &Host, slots: &[Slot], port: &PortSpec) -> sherd_lb::table::SteeringTable {
-    let choice = PortChoice { policy: port.policy, weights: port.weights.as_deref(), table_len: port.table_len };
-    steering_table::build(host, slots, choice)
+/// The table of a port while every slot gets its whole share.
+pub(super) fn table(host: &Host, slots: &[Slot], port: &PortSpec) -> SteeringTable {
+    shared_table(host, slots, port, &BTreeMap::new())
+}
+
+/// The table of a port, with slots that get less than their share.
+pub(in crate::reconcile) fn shared_table(
+    host: &Host,
+    slots: &[Slot],
+    port: &PortSpec,
+    shares: &BTreeMap<SlotId, u32>,
+) -> SteeringTable {
+    let (weights, table_len) = (port.weights.as_deref(), port.table_len);
+    steering_table::build(host, slots, PortChoice { policy: port.policy, weights, shares, table_len })
 }
 
 /// For `slots` on a machine of so many CPUs; their connections are counted in `cells`.

@@ -26,7 +26,7 @@ use crate::{
         chain,
         group::Group,
         keeper::Keeper,
-        steering_table::index_of,
+        steering_table::{index_of, weight},
         watch::{WatchedAddress, WatchedShape, WatchedSlot},
     },
     spec::{ContainerPort, GroupSpec, PortSpec},
@@ -288,7 +288,7 @@ pub(in crate::reconcile) fn watched_shapes(name: &GroupName, group: &Group) -> i
             Some(WatchedSlot {
                 id: slot.id,
                 index,
-                weight: published.port.weights.as_ref().and_then(|weights| weights.get(position)).copied().unwrap_or(1),
+                weight: weight(position, slot.id, published.port.weights.as_deref(), group.fronts.shares()),
                 in_service: front.is_in(index),
                 is_direct,
                 shard: listener.zip(run.live.as_ref().map(|live| live.pid)),

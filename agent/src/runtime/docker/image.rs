@@ -28,6 +28,8 @@ pub(super) struct Defaults {
     pub(super) entrypoint: Vec<String>,
     /// Empty when it has none.
     pub(super) command: Vec<String>,
+    /// The test of its HEALTHCHECK; empty when it has none.
+    pub(super) healthcheck: Vec<String>,
 }
 
 /// Sees to it that the engine has the image.
@@ -68,6 +70,7 @@ pub(super) async fn defaults(engine: &Connection, image: &str) -> Result<Default
                 environment: body::parse_environment(&config.env.unwrap_or_default()),
                 entrypoint: config.entrypoint.unwrap_or_default(),
                 command: config.cmd.unwrap_or_default(),
+                healthcheck: config.healthcheck.and_then(|check| check.test).unwrap_or_default(),
             })
         }
         Err(Failure::NotFound(reason)) => Err(RuntimeError::NoSuchImage { image: image.to_owned(), reason }),

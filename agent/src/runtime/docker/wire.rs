@@ -45,6 +45,22 @@ pub(super) struct State {
     #[serde(rename = "OOMKilled")]
     pub(super) oom_killed: bool,
     pub(super) started_at: String,
+    /// Of its HEALTHCHECK, where it has one.
+    pub(super) health: Option<Health>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(super) struct Health {
+    pub(super) status: String,
+    /// The last runs, newest last.
+    pub(super) log: Option<Vec<Run>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(super) struct Run {
+    pub(super) output: String,
 }
 
 #[derive(Debug, Default, Deserialize)]

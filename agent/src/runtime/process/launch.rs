@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
 use tokio::process::{Child, Command};
@@ -45,6 +46,37 @@ pub(super) fn shim(launch: Launch, program: &Path, directory: &Path, unit: &str)
     }
     command.env_remove(crate::systemd::NOTIFY_SOCKET);
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()
+}
+
+/// A command beside the shard in `directory`, which ends by `bound` whatever becomes of the agent. The caller has its output.
+pub(super) fn beside(
+    launch: Launch,
+    program: &Path,
+    directory: &Path,
+    unit: &str,
+    words: &[String],
+    bound: Duration,
+) -> Command {
+    let mut command = match launch {
+        Launch::Detached => Command::new(program),
+        // The agent's own unit may not do what a shard's user may, and may not become another user.
+        Launch::Unit => {
+            let mut command = Command::new("systemd-run");
+            command
+                .args(["--quiet", "--collect", "--pipe", "--wait", "--slice=sherd.slice", "--unit", unit])
+                .arg(format!("--property=RuntimeMaxSec={}ms", bound.as_millis()))
+                .arg("--")
+                .arg(program);
+            command
+        }
+    };
+    command.args(["exec-pinned", "--dir"]).arg(directory);
+    if launch == Launch::Detached {
+        command.arg("--parent").arg(std::process::id().to_string());
+    }
+    command.arg("--").args(words);
+    command.env_remove(crate::systemd::NOTIFY_SOCKET).current_dir("/").stdin(Stdio::null());
+    command
 }
 
 fn systemd_run(program: &Path, directory: &Path, unit: &str) -> Command {

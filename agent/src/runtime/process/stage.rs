@@ -1,5 +1,6 @@
-//! `sherd exec-pinned`: the last step before a shard's program. Joins the shard's cgroup, takes its CPUs and memory
-//! policy, becomes its user, and turns into the program. Runs as the shim's child, single-threaded.
+//! `sherd exec-pinned`: the last step before a shard's program, or before a command beside it. Joins the shard's cgroup,
+//! takes its CPUs and memory policy, becomes its user, and turns into the program. Single-threaded; a shard's program is
+//! the shim's child.
 
 use std::{
     fs::File,
@@ -35,10 +36,24 @@ pub struct ExecPinnedArgs {
     /// The shard's directory.
     #[arg(long)]
     dir: PathBuf,
+    /// The process with which a command beside the shard ends.
+    #[arg(long)]
+    parent: Option<u32>,
+    /// A command beside the shard's program, instead of it.
+    #[arg(last = true)]
+    beside: Vec<String>,
 }
 
 /// Becomes the shard's program, or tells the shim on standard input why not.
 pub fn main(args: &ExecPinnedArgs) -> ExitCode {
+    if !args.beside.is_empty() {
+        let (what, error) = match become_beside(args) {
+            Ok(never) => match never {},
+            Err(failure) => failure,
+        };
+        eprintln!("{what}: {error}");
+        return exit_code(&error);
+    }
     // The shim sees this socket close when the program is executed, or reads why it was not.
     let mut report = match take_stdin() {
         Ok(report) => report,
@@ -52,6 +67,10 @@ pub fn main(args: &ExecPinnedArgs) -> ExitCode {
         Err(failure) => failure,
     };
     let _ = write!(report, "{what}: {error}");
+    exit_code(&error)
+}
+
+fn exit_code(error: &io::Error) -> ExitCode {
     ExitCode::from(if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { CANNOT_RUN })
 }
 
@@ -64,6 +83,23 @@ fn take_stdin() -> io::Result<File> {
 type Failure = (String, io::Error);
 
 fn become_program(directory: &Path) -> Result<std::convert::Infallible, Failure> {
+    let (shim, order) = enter(directory)?;
+    die_with(shim.process.pid, "shim")?;
+    // The shim blocks signals for its signalfd, and a mask survives exec.
+    SigSet::empty().thread_set_mask().map_err(|error| ("signal mask".to_owned(), error.into()))?;
+    execute(&order.command, None)
+}
+
+fn become_beside(args: &ExecPinnedArgs) -> Result<std::convert::Infallible, Failure> {
+    let (_, order) = enter(&args.dir)?;
+    if let Some(parent) = args.parent {
+        die_with(parent, "agent")?;
+    }
+    execute(&args.beside, Some(&order))
+}
+
+/// Becomes a process of the shard but for the program.
+fn enter(directory: &Path) -> Result<(Shim, Order), Failure> {
     let missing = || io::Error::from(io::ErrorKind::NotFound);
     let shim = record::read::<Shim>(directory).and_then(|shim| shim.ok_or_else(missing)).map_err(at("shim.json"))?;
     let order =
@@ -76,12 +112,19 @@ fn become_program(directory: &Path) -> Result<std::convert::Infallible, Failure>
         become_user(account).map_err(|error| (format!("uid {}", account.uid), error.into()))?;
     }
     std::env::set_current_dir(&order.working_dir).map_err(at(&format!("cd {}", order.working_dir.display())))?;
-    die_with_shim(shim.process.pid)?;
-    // The shim blocks signals for its signalfd, and a mask survives exec.
-    SigSet::empty().thread_set_mask().map_err(|error| ("signal mask".to_owned(), error.into()))?;
-    let (program, arguments) = order.command.split_first().ok_or_else(|| ("command".to_owned(), missing()))?;
-    let error = Command::new(program).args(arguments).exec();
-    Err((program.clone(), error))
+    Ok((shim, order))
+}
+
+/// Turns into the program, with the shard's environment unless this process has it already.
+fn execute(words: &[String], shard: Option<&Order>) -> Result<std::convert::Infallible, Failure> {
+    let missing = || ("command".to_owned(), io::ErrorKind::NotFound.into());
+    let (program, arguments) = words.split_first().ok_or_else(missing)?;
+    let mut command = Command::new(program);
+    command.args(arguments);
+    if let Some(order) = shard {
+        command.env_clear().envs(&order.environment);
+    }
+    Err((program.clone(), command.exec()))
 }
 
 /// With a cpuset an affinity of ours would only stand in the way of its later changes.
@@ -113,11 +156,11 @@ fn become_user(account: &Account) -> nix::Result<()> {
 }
 
 /// Only now: a change of the user clears it.
-fn die_with_shim(shim: u32) -> Result<(), Failure> {
+fn die_with(parent: u32, who: &str) -> Result<(), Failure> {
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| ("parent-death signal".to_owned(), error.into()))?;
-    // The shim may have died before that.
-    if unistd::getppid() != enclosure::pid_of(shim) {
-        return Err(("shim".to_owned(), io::Error::other("it is no more")));
+    // It may have died before that.
+    if unistd::getppid() != enclosure::pid_of(parent) {
+        return Err((who.to_owned(), io::Error::other("it is no more")));
     }
     Ok(())
 }
