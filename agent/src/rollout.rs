@@ -1,6 +1,8 @@
 //! Rollouts as a state machine: which slots may give up their shard for one of the group's present specification, when
 //! the new one counts as good, and when the rollout has failed. PURE: facts and the clock come in, findings go out.
 
+pub mod verdict;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Instant,
