@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * What becomes of the connections that shards accept themselves: attached to the guard's cgroup, it hears of each
- * socket of the guard and writes to the cell that the connection's listener was given (cells.h).
+ * What becomes of the connections that shards accept themselves: attached to the guard's cgroups, it hears of each
+ * socket of the guard and writes to the cell (cells.h) of the cgroup that the connection's listener was made in.
  *
  * It also contains what seccomp doesn't see: an accepted socket can be disconnected (connect with AF_UNSPEC, which no
  * hook sees) and made to listen, by `docker exec`, io_uring, or a passed descriptor. Such a listener is bound to a
  * device that doesn't exist, so that no packet ever finds it; the agent destroys it. `lb/src/guard/programs.rs` loads it.
+ *
+ * It runs eight times for a connection, mostly for what it doesn't look at: what is nothing to it comes first.
  */
 #include <linux/bpf.h>
 #include <asm/socket.h>
@@ -16,28 +18,32 @@
 #define SOL_SOCKET 1
 #define NOWHERE 0x7ffffffe /* no device has this index: the kernel gives them from 1 up. `sockdiag::NOWHERE` is the same */
 
-/* Each accepted socket has a copy of its listener's. */
-struct account {
-	__u64 listener; /* its SO_COOKIE: the agent's own mark on it, which a copy doesn't bear */
-	__u64 since;    /* ns; 0: not established, or counted as closed */
-	__u32 cell;
-	__u32 reserved;
-};
+/*
+ * The cell of each cgroup that the program is attached to; 0: none, as the map has it at first. An accepted socket is of
+ * its listener's cgroup, so nothing has to be kept of each. A socket storage that copies to what is accepted
+ * (BPF_F_CLONE) costs 1.2 us more for each connection: two allocations and two locks, of which every CPU shares some.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_CGROUP_STORAGE);
+	__type(key, __u64);
+	__type(value, __u64);
+} places SEC(".maps");
 
+/* The agent's mark on its listeners. What they accept has none. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, struct account);
-} accounts SEC(".maps");
+	__type(value, __u64);
+} marks SEC(".maps");
 
+/* When connections that are timed were established, ns. */
 struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, CELLS);
-	__type(key, __u32);
-	__type(value, struct cell);
-} cells SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u64);
+} times SEC(".maps");
 
 static __always_inline void add(__u64 *counter, __u64 n)
 {
@@ -60,80 +66,91 @@ static __always_inline __u32 bucket_of(__u64 value, __u32 first_bits, __u32 buck
 	return bucket < buckets ? bucket : buckets - 1;
 }
 
-static __always_inline void opened(struct bpf_sock_ops *ctx, struct account *account)
+static __always_inline __u32 place(void)
 {
-	struct cell *cell = bpf_map_lookup_elem(&cells, &account->cell);
-
-	if (!cell)
-		return;
-	account->since = bpf_ktime_get_ns();
-	add(&cell->established, 1);
-	bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+	return *(__u64 *)bpf_get_local_storage(&places, 0);
 }
 
-static __always_inline void closed(struct bpf_sock_ops *ctx, struct account *account)
+/*
+ * From here on its states are heard of, until `closed`. Of each slot one connection in each tick of the kernel's clock (1
+ * to 10 ms) is timed: that needs room, which costs more than all else here.
+ */
+static __always_inline void opened(struct bpf_sock_ops *ctx)
 {
-	struct cell *cell = bpf_map_lookup_elem(&cells, &account->cell);
-	__u64 us;
-	__u32 rtt_us;
+	__u32 number = place(), tick = bpf_jiffies64();
+	struct cell *cell = cell_at(number);
+	struct bpf_sock *sk = ctx->sk;
 
-	if (!cell || !account->since)
+	if (!number || !cell)
 		return;
-	us = (bpf_ktime_get_ns() - account->since) / 1000;
-	rtt_us = ctx->srtt_us >> 3;
-	account->since = 0;
+	add(&cell->established, 1);
+	bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+	if (cell->timed != tick && sk) {
+		__u64 now = bpf_ktime_get_ns();
+
+		cell->timed = tick;
+		bpf_sk_storage_get(&times, sk, &now, BPF_SK_STORAGE_GET_F_CREATE);
+	}
+}
+
+static __always_inline void closed(struct bpf_sock_ops *ctx)
+{
+	__u32 number = place(), rtt_us = ctx->srtt_us >> 3;
+	struct cell *cell = cell_at(number);
+	struct tally *tally = tally_at(number);
+	struct bpf_sock *sk = ctx->sk;
+	const __u64 *since;
+
+	if (!cell || !tally)
+		return;
+	/* Once: what becomes of the socket later is no connection of ours. */
+	bpf_sock_ops_cb_flags_set(ctx, 0);
 	add(&cell->closed, 1);
-	add(&cell->bytes_received, ctx->bytes_received);
-	add(&cell->bytes_acked, ctx->bytes_acked);
+	add(&tally->bytes_received, ctx->bytes_received);
+	add(&tally->bytes_acked, ctx->bytes_acked);
 	if (ctx->total_retrans)
-		add(&cell->retransmits, ctx->total_retrans);
-	add(&cell->rtt_us, rtt_us);
-	add(&cell->duration_us, us);
-	add(&cell->rtt[bucket_of(rtt_us, RTT_FIRST_BITS, RTT_BUCKETS)], 1);
-	add(&cell->duration[bucket_of(us, DURATION_FIRST_BITS, DURATION_BUCKETS)], 1);
+		add(&tally->retransmits, ctx->total_retrans);
+	add(&tally->rtt_us, rtt_us);
+	add(&tally->rtt[bucket_of(rtt_us, RTT_FIRST_BITS, RTT_BUCKETS)], 1);
+	since = sk ? bpf_sk_storage_get(&times, sk, NULL, 0) : NULL;
+	if (since) {
+		__u64 us = (bpf_ktime_get_ns() - *since) / 1000;
+
+		add(&tally->duration_us, us);
+		add(&tally->duration[bucket_of(us, DURATION_FIRST_BITS, DURATION_BUCKETS)], 1);
+	}
 }
 
 /* Only what the agent marked may listen. */
-static __always_inline void listens(struct bpf_sock_ops *ctx, const struct account *account)
+static __always_inline void listens(struct bpf_sock_ops *ctx)
 {
-	__u32 none = 0;
-	struct cell *cell;
+	struct bpf_sock *sk = ctx->sk;
+	struct tally *common;
 	int nowhere = NOWHERE;
 
-	if (account && account->listener == bpf_get_socket_cookie(ctx))
+	if (sk && bpf_sk_storage_get(&marks, sk, NULL, 0))
 		return;
 	bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTOIFINDEX, &nowhere, sizeof(nowhere));
-	cell = bpf_map_lookup_elem(&cells, &none);
-	if (cell)
-		add(&cell->contained, 1);
+	common = tally_at(0);
+	if (common)
+		add(&common->contained, 1);
 }
 
 SEC("sockops")
 int account(struct bpf_sock_ops *ctx)
 {
-	struct bpf_sock *sk = ctx->sk;
-	struct account *account;
-
 	switch (ctx->op) {
-	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-	case BPF_SOCK_OPS_TCP_LISTEN_CB:
-		break;
 	case BPF_SOCK_OPS_STATE_CB:
-		if (ctx->args[1] != BPF_TCP_CLOSE)
-			return 1;
+		if (ctx->args[1] == BPF_TCP_CLOSE)
+			closed(ctx);
 		break;
-	default:
-		return 1;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		opened(ctx);
+		break;
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		listens(ctx);
+		break;
 	}
-	if (!sk)
-		return 1;
-	account = bpf_sk_storage_get(&accounts, sk, NULL, 0);
-	if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB)
-		listens(ctx, account);
-	else if (account && ctx->op == BPF_SOCK_OPS_STATE_CB)
-		closed(ctx, account);
-	else if (account)
-		opened(ctx, account);
 	return 1;
 }
 

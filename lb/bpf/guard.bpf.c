@@ -22,15 +22,17 @@
 #define VALUE_MAX 16       /* what the kernel always has room for */
 
 #define BIT(n) (1ull << (n))
+#define CELLS 8192         /* cells.h: each may have a cgroup */
 #define UNUSED __attribute__((unused))
 
-/* The id of the guard's cgroup; set before the programs are attached. */
+/* The ids of the guard's cgroup, set before the programs are attached, and of those below it. Most guards have few. */
 struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, CELLS);
+	__type(key, __u64);
 	__type(value, __u64);
-} guard SEC(".maps");
+} inside SEC(".maps");
 
 /*
  * Options of each level that servers set on what they accept, or on a socket that listens already, and that change
@@ -94,13 +96,12 @@ int sendmsg6(struct bpf_sock_addr *ctx UNUSED)
 	return REFUSE;
 }
 
-/* The maker binds what it makes; nobody else is in its cgroup. */
+/* The maker binds what it makes; nobody else is in its cgroups. */
 static __always_inline int is_inside(void)
 {
-	__u32 zero = 0;
-	const __u64 *id = bpf_map_lookup_elem(&guard, &zero);
+	__u64 id = bpf_get_current_cgroup_id();
 
-	return id && *id == bpf_get_current_cgroup_id();
+	return bpf_map_lookup_elem(&inside, &id) != NULL;
 }
 
 SEC("cgroup/bind4")

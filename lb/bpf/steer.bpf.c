@@ -81,15 +81,6 @@ struct {
 	__type(value, __u64);
 } picks SEC(".maps");
 
-/* Of all addresses; this one's begin at cell_base. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, CELLS);
-	__type(key, __u32);
-	__type(value, struct cell);
-} cells SEC(".maps");
-
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -256,15 +247,14 @@ static __always_inline int is_in(const struct mask *mask, __u32 slot)
 /* The cell of a slot, or NULL. */
 static __always_inline struct cell *cell_of(__u32 base, __u32 slot)
 {
-	__u32 key = base + slot;
-
-	return base == NO_CELL ? NULL : bpf_map_lookup_elem(&cells, &key);
+	return base == NO_CELL ? NULL : cell_at(base + slot);
 }
 
 /* What a slot has to do. Its counters are read one after the other, so it may be seen below 0. */
 static __always_inline __u64 load_of(const struct cell *cell)
 {
-	__s64 open = READ_ONCE(cell->picked) - READ_ONCE(cell->closed) - READ_ONCE(cell->lost);
+	__s64 open = READ_ONCE(cell->picked) - READ_ONCE(cell->closed) - READ_ONCE(cell->relayed_closed) -
+		     READ_ONCE(cell->lost);
 
 	return (open > 0 ? open : 0) + READ_ONCE(cell->pressure);
 }
@@ -456,8 +446,12 @@ static __always_inline void count_pick(const struct state *s, __u32 slot, const 
 		return;
 	if (!flow->is_open)
 		__sync_fetch_and_add(&cell->picked, 1);
-	if (migrates)
-		__sync_fetch_and_add(&cell->migrated, 1);
+	if (migrates) {
+		struct tally *tally = tally_at(s->cell_base + slot);
+
+		if (tally)
+			__sync_fetch_and_add(&tally->migrated, 1);
+	}
 }
 
 /* Selects the chosen slot's listener; where its entry is empty (the listener closed), the next nearest, bounded. */

@@ -20,11 +20,19 @@ use crate::{
     table::{Load, SlotIndex},
 };
 
-const VERSION: u32 = 1;
+const VERSION: u64 = 2;
 const CELLS: u32 = 8192;
-const CELL_SIZE: usize = 512;
-/// Ranges begin at a page, so that each address maps its own only: the array has 4 MiB.
-const CELLS_OF_A_PAGE: u32 = 4096 / CELL_SIZE as u32;
+const CELL_SIZE: usize = 64;
+const TALLY_SIZE: usize = 512;
+/// Of a value of the array: eight cells, or one tally.
+const VALUE_SIZE: usize = 512;
+const CELLS_OF_A_VALUE: u32 = (VALUE_SIZE / CELL_SIZE) as u32;
+const FIRST_TALLY: u32 = CELLS / CELLS_OF_A_VALUE;
+const VALUES: u32 = FIRST_TALLY + CELLS;
+const PAGE_SIZE: usize = 4096;
+/// Ranges begin where tallies begin a page, so that each address maps its own only: the array has 4.5 MiB. Their cells then
+/// have values of their own, and share a page with others'.
+const RANGE_STEP: u32 = (PAGE_SIZE / TALLY_SIZE) as u32;
 /// Of an address that has none; bpf/cells.h.
 pub(crate) const NO_CELL: u32 = u32::MAX;
 
@@ -34,17 +42,23 @@ mod cell {
     pub(super) const ESTABLISHED: usize = 8;
     pub(super) const CLOSED: usize = 16;
     pub(super) const LOST: usize = 24;
-    pub(super) const PRESSURE: usize = 32;
-    pub(super) const BOUND: usize = 36;
-    pub(super) const WEIGHT: usize = 40;
-    pub(super) const VERSION: usize = 44;
-    pub(super) const MIGRATED: usize = 48;
-    pub(super) const BYTES_RECEIVED: usize = 64;
-    pub(super) const BYTES_ACKED: usize = 72;
-    pub(super) const RETRANSMITS: usize = 80;
-    pub(super) const RTT_SUM: usize = 88;
-    pub(super) const DURATION_SUM: usize = 96;
-    pub(super) const CONTAINED: usize = 104;
+    pub(super) const RELAYED: usize = 32;
+    pub(super) const RELAYED_CLOSED: usize = 40;
+    pub(super) const PRESSURE: usize = 48;
+    pub(super) const BOUND: usize = 52;
+    pub(super) const WEIGHT: usize = 56;
+}
+
+/// Offsets in `struct tally`.
+mod tally {
+    pub(super) const BYTES_RECEIVED: usize = 0;
+    pub(super) const BYTES_ACKED: usize = 8;
+    pub(super) const RETRANSMITS: usize = 16;
+    pub(super) const RTT_SUM: usize = 24;
+    pub(super) const DURATION_SUM: usize = 32;
+    pub(super) const MIGRATED: usize = 40;
+    pub(super) const CONTAINED: usize = 48;
+    pub(super) const VERSION: usize = 56;
     pub(super) const RTT: usize = 144;
     pub(super) const DURATION: usize = 304;
 }
@@ -54,7 +68,7 @@ mod cell {
 pub struct Cells {
     map: OwnedFd,
     id: u32,
-    /// Cell 0, which no slot has: what is counted for all of them.
+    /// Tally 0, which no slot has: what is counted for all of them.
     common: SharedMap,
     taken: Mutex<Taken>,
 }
@@ -85,9 +99,9 @@ impl Cells {
     /// # Errors
     /// Where bpf(2) is not permitted.
     pub fn create() -> io::Result<Arc<Self>> {
-        let map = bpf::create_array(CELL_SIZE as u32, CELLS)?;
+        let map = bpf::create_array(VALUE_SIZE as u32, VALUES)?;
         let cells = Self::open(map)?;
-        cells.common.store_u32(cell::VERSION, VERSION);
+        cells.common.store_u64s(tally::VERSION, &[VERSION]);
         Ok(Arc::new(cells))
     }
 
@@ -97,19 +111,20 @@ impl Cells {
     /// When it is none of this version.
     pub fn adopt(map: OwnedFd) -> io::Result<Arc<Self>> {
         let info = bpf::info(map.as_fd())?;
-        if (info.value_size as usize, info.max_entries) != (CELL_SIZE, CELLS) {
+        if (info.value_size as usize, info.max_entries) != (VALUE_SIZE, VALUES) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not the cells of this version of sherd"));
         }
         let cells = Self::open(map)?;
-        match cells.common.load_u32(cell::VERSION) {
+        match cells.common.load_u64(tally::VERSION) {
             VERSION => Ok(Arc::new(cells)),
             found => Err(io::Error::new(io::ErrorKind::InvalidData, format!("cells of version {found}"))),
         }
     }
 
     fn open(map: OwnedFd) -> io::Result<Self> {
-        let (id, common) = (bpf::info(map.as_fd())?.id, SharedMap::new(map.as_fd(), CELL_SIZE)?);
-        let taken = Taken { used: BTreeMap::from([(0, CELLS_OF_A_PAGE)]), reserved: BTreeMap::new() };
+        let common = SharedMap::part(map.as_fd(), tally_at(0), TALLY_SIZE)?;
+        let id = bpf::info(map.as_fd())?.id;
+        let taken = Taken { used: BTreeMap::from([(0, RANGE_STEP)]), reserved: BTreeMap::new() };
         Ok(Self { map, id, common, taken: Mutex::new(taken) })
     }
 
@@ -121,7 +136,7 @@ impl Cells {
     /// Sockets of the guard that were made to listen by somebody else than the agent, and contained; since the array was
     /// made.
     pub fn contained(&self) -> u64 {
-        self.common.load_u64(cell::CONTAINED)
+        self.common.load_u64(tally::CONTAINED)
     }
 
     /// The kernel's number of the array.
@@ -130,9 +145,17 @@ impl Cells {
     }
 
     /// Room for an address. `None`: there is no more.
+    ///
+    /// Not where connections of an address that was given up are still open: the kernel will count them as closed there.
+    /// The cells themselves tell, so no process needs to remember. Relayed ones need no such care: their workers keep the
+    /// address's room, and end with their process.
     pub(crate) fn take(self: &Arc<Self>, slots: u32) -> io::Result<Option<Arc<SlotCells>>> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(base) = gap(&taken.all(), slots) else { return Ok(None) };
+        // Mapped for this only: what is mapped and read counts as this process's memory.
+        let cells = SharedMap::new(self.map.as_fd(), CELLS as usize * CELL_SIZE)?;
+        let word = |number: u32, offset| cells.load_u64(number as usize * CELL_SIZE + offset);
+        let is_quiet = |number| word(number, cell::ESTABLISHED) == word(number, cell::CLOSED);
+        let Some(base) = gap(&taken.all(), slots, is_quiet) else { return Ok(None) };
         let range = SlotCells::map(self, base, slots)?;
         range.clear();
         taken.used.insert(base, slots);
@@ -143,7 +166,7 @@ impl Cells {
     pub(crate) fn take_again(self: &Arc<Self>, base: u32, slots: u32) -> io::Result<Option<Arc<SlotCells>>> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = base..base.saturating_add(slots);
-        let fits = wanted.end <= CELLS && base.is_multiple_of(CELLS_OF_A_PAGE);
+        let fits = wanted.end <= CELLS && base.is_multiple_of(RANGE_STEP);
         taken.reserved.remove(&base);
         if !fits || taken.all().iter().any(|(first, count)| overlap(&(*first..first + count), &wanted)) {
             return Ok(None);
@@ -170,11 +193,25 @@ fn overlap(one: &Range<u32>, other: &Range<u32>) -> bool {
     one.start < other.end && other.start < one.end
 }
 
-/// The first place, at a page, where so many are free.
-fn gap(taken: &BTreeMap<u32, u32>, slots: u32) -> Option<u32> {
-    let ends = taken.iter().map(|(first, count)| (first + count).next_multiple_of(CELLS_OF_A_PAGE));
+/// Where the tally of that number is, in bytes.
+fn tally_at(number: u32) -> usize {
+    (FIRST_TALLY + number) as usize * VALUE_SIZE
+}
+
+/// The first place, at a page of tallies, where so many are free, all of them quiet.
+fn gap(taken: &BTreeMap<u32, u32>, slots: u32, is_quiet: impl Fn(u32) -> bool) -> Option<u32> {
+    let ends = taken.iter().map(|(first, count)| (first + count).next_multiple_of(RANGE_STEP));
     let nexts = taken.keys().skip(1).copied().chain([CELLS]);
-    ends.zip(nexts).find(|(end, next)| end + slots <= *next).map(|(end, _)| end)
+    ends.zip(nexts).find_map(|(end, next)| {
+        let mut base = end;
+        while base + slots <= next {
+            match (base..base + slots).rev().find(|number| !is_quiet(*number)) {
+                None => return Some(base),
+                Some(loud) => base = (loud + 1).next_multiple_of(RANGE_STEP),
+            }
+        }
+        None
+    })
 }
 
 /// The cells of one address. Dropping it gives its room to others.
@@ -183,17 +220,25 @@ pub struct SlotCells {
     cells: Arc<Cells>,
     base: u32,
     slots: u32,
+    /// The pages that its cells are in; offsets are from the first of its own.
     shared: SharedMap,
+    shared_from: usize,
+    tallies: SharedMap,
 }
 
 impl SlotCells {
     fn map(cells: &Arc<Cells>, base: u32, slots: u32) -> io::Result<Self> {
-        let shared = SharedMap::part(cells.map.as_fd(), base as usize * CELL_SIZE, slots as usize * CELL_SIZE)?;
-        Ok(Self { cells: Arc::clone(cells), base, slots, shared })
+        let (map, slots_usize) = (cells.map.as_fd(), slots as usize);
+        let shared_from = base as usize * CELL_SIZE % PAGE_SIZE;
+        let shared_len = shared_from + slots_usize * CELL_SIZE;
+        let shared = SharedMap::part(map, base as usize * CELL_SIZE - shared_from, shared_len)?;
+        let tallies = SharedMap::part(map, tally_at(base), slots_usize * TALLY_SIZE)?;
+        Ok(Self { cells: Arc::clone(cells), base, slots, shared, shared_from, tallies })
     }
 
     fn clear(&self) {
-        self.shared.store_u64s(0, &vec![0; self.slots as usize * CELL_SIZE / 8]);
+        self.shared.store_u64s(self.shared_from, &vec![0; self.slots as usize * CELL_SIZE / 8]);
+        self.tallies.store_u64s(0, &vec![0; self.slots as usize * TALLY_SIZE / 8]);
     }
 
     /// The number of the first slot's cell.
@@ -212,16 +257,18 @@ impl SlotCells {
 
     /// All that is counted of a slot; zeros for one beyond the address's.
     pub fn read(&self, slot: SlotIndex) -> CellReading {
-        let Some(at) = self.at(slot) else { return CellReading::default() };
-        let word = |offset| self.shared.load_u64(at + offset);
+        if u32::from(slot.0) >= self.slots {
+            return CellReading::default();
+        }
+        let word = |offset| self.tallies.load_u64(usize::from(slot.0) * TALLY_SIZE + offset);
         CellReading {
             counts: self.counts(slot),
-            migrated: word(cell::MIGRATED),
-            bytes_received: word(cell::BYTES_RECEIVED),
-            bytes_sent: word(cell::BYTES_ACKED),
-            retransmits: word(cell::RETRANSMITS),
-            rtt: Histogram::read(word(cell::RTT_SUM), |n| word(cell::RTT + 8 * n)),
-            duration: Histogram::read(word(cell::DURATION_SUM), |n| word(cell::DURATION + 8 * n)),
+            migrated: word(tally::MIGRATED),
+            bytes_received: word(tally::BYTES_RECEIVED),
+            bytes_sent: word(tally::BYTES_ACKED),
+            retransmits: word(tally::RETRANSMITS),
+            rtt: Histogram::read(word(tally::RTT_SUM), |n| word(tally::RTT + 8 * n)),
+            duration: Histogram::read(word(tally::DURATION_SUM), |n| word(tally::DURATION + 8 * n)),
         }
     }
 
@@ -230,7 +277,8 @@ impl SlotCells {
         let Some(at) = self.at(slot) else { return Counts::default() };
         let word = |offset| self.shared.load_u64(at + offset);
         // What is subtracted comes first: the difference never seems negative.
-        let (closed, established) = (word(cell::CLOSED), word(cell::ESTABLISHED));
+        let closed = word(cell::CLOSED) + word(cell::RELAYED_CLOSED);
+        let established = word(cell::ESTABLISHED) + word(cell::RELAYED);
         Counts { picked: word(cell::PICKED), established, closed, lost: word(cell::LOST).cast_signed() }
     }
 
@@ -238,7 +286,7 @@ impl SlotCells {
     pub fn load(&self, slot: SlotIndex) -> Load {
         let Some(at) = self.at(slot) else { return Load::default() };
         let word = |offset| self.shared.load_u64(at + offset).cast_signed();
-        let open = word(cell::PICKED) - word(cell::CLOSED) - word(cell::LOST);
+        let open = word(cell::PICKED) - word(cell::CLOSED) - word(cell::RELAYED_CLOSED) - word(cell::LOST);
         let pressure = self.shared.load_u32(at + cell::PRESSURE);
         Load { load: open.max(0).cast_unsigned() + u64::from(pressure), bound: self.shared.load_u32(at + cell::BOUND) }
     }
@@ -267,16 +315,24 @@ impl SlotCells {
         Arc::new(Account { cells: Arc::clone(self), slot })
     }
 
-    /// Of the slot's relayed connections all but `kept` ended with the agent that relayed them. Where fewer than `kept` are
-    /// counted as open, an agent between took them for lost, or counted elsewhere: then they count as new ones.
-    pub fn forget_open(&self, slot: SlotIndex, kept: u64) {
-        let open = self.counts(slot).open();
-        self.add(slot, cell::CLOSED, open.saturating_sub(kept));
-        let missing = kept.saturating_sub(open);
-        if missing > 0 {
-            self.add(slot, cell::PICKED, missing);
-            self.add(slot, cell::ESTABLISHED, missing);
+    /// Relayed connections ended with the agent that relayed them, all but those of each slot that are `kept`; those that
+    /// shards accepted themselves did not. Where fewer than `kept` are counted as open, an agent between took them for
+    /// lost, or counted elsewhere: then they count as new ones.
+    pub fn forget_relayed(&self, kept: impl Fn(SlotIndex) -> u64) {
+        for slot in (0..self.slots as u16).map(SlotIndex) {
+            let open = self.word(slot, cell::RELAYED).wrapping_sub(self.word(slot, cell::RELAYED_CLOSED));
+            let kept = kept(slot);
+            self.add(slot, cell::RELAYED_CLOSED, open.saturating_sub(kept));
+            let missing = kept.saturating_sub(open);
+            if missing > 0 {
+                self.add(slot, cell::PICKED, missing);
+                self.add(slot, cell::RELAYED, missing);
+            }
         }
+    }
+
+    fn word(&self, slot: SlotIndex, offset: usize) -> u64 {
+        self.at(slot).map_or(0, |at| self.shared.load_u64(at + offset))
     }
 
     fn store(&self, slot: SlotIndex, offset: usize, value: u32) {
@@ -288,7 +344,7 @@ impl SlotCells {
     }
 
     fn at(&self, slot: SlotIndex) -> Option<usize> {
-        (u32::from(slot.0) < self.slots).then(|| usize::from(slot.0) * CELL_SIZE)
+        (u32::from(slot.0) < self.slots).then(|| self.shared_from + usize::from(slot.0) * CELL_SIZE)
     }
 }
 
@@ -308,7 +364,7 @@ pub struct Account {
 impl Account {
     /// A connection that was steered to the slot has been accepted. It is counted as closed when that is dropped.
     pub fn open(self: &Arc<Self>) -> OpenConnection {
-        self.cells.add(self.slot, cell::ESTABLISHED, 1);
+        self.cells.add(self.slot, cell::RELAYED, 1);
         self.resume()
     }
 
@@ -337,14 +393,14 @@ impl OpenConnection {
 impl Drop for OpenConnection {
     fn drop(&mut self) {
         if let Some(account) = &self.0 {
-            account.cells.add(account.slot, cell::CLOSED, 1);
+            account.cells.add(account.slot, cell::RELAYED_CLOSED, 1);
         }
     }
 }
 
 const _: () = assert!(
-    cell::RTT + 8 * RTT_BOUNDS_MICROS.len() + 8 == cell::DURATION
-        && cell::DURATION + 8 * DURATION_BOUNDS_MICROS.len() + 8 == CELL_SIZE
+    tally::RTT + 8 * RTT_BOUNDS_MICROS.len() + 8 == tally::DURATION
+        && tally::DURATION + 8 * DURATION_BOUNDS_MICROS.len() + 8 == TALLY_SIZE
 );
 
 #[cfg(test)]
@@ -355,11 +411,27 @@ mod tests {
     fn ranges_fill_gaps_and_do_not_overlap() {
         let mut taken = BTreeMap::from([(0, 8)]);
         for (slots, expected) in [(10, Some(8)), (1, Some(24)), (9000, None), (8160, Some(32)), (1, None)] {
-            let found = gap(&taken, slots);
+            let found = gap(&taken, slots, |_| true);
             assert_eq!(found, expected, "{slots}");
             taken.extend(found.map(|base| (base, slots)));
         }
         taken.remove(&8);
-        assert_eq!((gap(&taken, 17), gap(&taken, 16)), (None, Some(8)));
+        assert_eq!((gap(&taken, 17, |_| true), gap(&taken, 16, |_| true)), (None, Some(8)));
+    }
+
+    #[test]
+    fn a_place_where_connections_are_open_is_no_gap() {
+        let taken = BTreeMap::from([(0, 8), (32, 8)]);
+        for (loud, slots, expected) in [
+            (&[8][..], 8, Some(16)),
+            (&[15], 9, Some(16)),
+            (&[16], 8, Some(8)),
+            (&[16], 9, Some(40)),
+            (&[9, 17], 16, Some(40)),
+            (&[31, 40, 8191], 32, Some(48)),
+            (&[8, 2000, 4000, 6000], 2500, None),
+        ] {
+            assert_eq!(gap(&taken, slots, |number| !loud.contains(&number)), expected, "{loud:?} {slots}");
+        }
     }
 }

@@ -365,8 +365,7 @@ impl Front {
     /// handed over, of which `kept` says how many each slot has.
     pub fn forget_relayed(&self, kept: impl Fn(SlotIndex) -> u64) {
         let Some(cells) = self.cells() else { return };
-        let relayed = self.slots().filter(|slot| self.path(*slot) == Path::Relay);
-        relayed.for_each(|slot| cells.forget_open(slot, kept(slot)));
+        cells.forget_relayed(kept);
     }
 
     /// Connections that went to another slot than their first choice, because that one was out.

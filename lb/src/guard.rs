@@ -14,10 +14,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::fs::MetadataExt,
-    },
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
 };
 
@@ -26,6 +23,7 @@ mod hierarchy;
 pub mod maker;
 mod marks;
 mod operation;
+mod places;
 mod programs;
 mod proof;
 
@@ -34,7 +32,7 @@ pub use hierarchy::cgroup2_mount;
 pub use maker::Maker;
 pub use operation::Operation;
 
-use self::marks::Marks;
+use self::{marks::Marks, places::Places};
 use crate::cells::Cells;
 
 /// A cgroup with the guard's programs on it. Dropping it changes nothing; see [`Guard::remove_former`].
@@ -42,11 +40,13 @@ use crate::cells::Cells;
 pub struct Guard {
     cgroup: PathBuf,
     marks: Marks,
+    places: Places,
 }
 
 impl Guard {
     /// Makes the cgroup `<parent>/<name>` and attaches the programs. `parent` is a directory of a cgroup v2 mount; a name
-    /// is used once, so each start of the agent has one of its own. What its listeners accept is counted in `cells`.
+    /// is used once, so each start of the agent has one of its own. What its listeners accept is counted in `cells`, where
+    /// [`count_in`](Self::count_in) made room.
     ///
     /// # Errors
     /// When any program is missing there is no guard and no cgroup.
@@ -59,21 +59,37 @@ impl Guard {
             // Nobody can be in it yet. If it stays nevertheless, the next start removes it.
             let _ = fs::remove_dir(&cgroup);
         }
-        attached.map(|marks| Self { cgroup, marks })
+        attached.map(|(marks, places)| Self { cgroup, marks, places })
     }
 
-    /// Marks what the maker has made as a listener of ours: without that nothing reaches it once it listens. Its
-    /// connections are counted in the cell of that number, if any.
+    /// Makes a cgroup below, in which [`Maker::counted_listener`] makes listeners of the cell of that number; where there is
+    /// one nothing changes.
+    ///
+    /// # Errors
+    /// As mkdir(2) and bpf(2); then listeners of this cell can't be made.
+    pub fn count_in(&mut self, cell: u32) -> io::Result<()> {
+        self.places.make(&self.cgroup, cell)
+    }
+
+    /// Marks what the maker has made as a listener of ours: without that nothing reaches it once it listens.
     ///
     /// # Errors
     /// As bpf(2).
-    pub fn mark(&mut self, listener: BorrowedFd<'_>, cell: Option<u32>) -> io::Result<()> {
-        self.marks.mark(listener, cell)
+    pub fn mark(&mut self, listener: BorrowedFd<'_>) -> io::Result<()> {
+        self.marks.mark(listener)
     }
 
     /// The cgroup's directory.
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
+    }
+
+    /// Removes the guard's cgroups, whose maker has ended. Their sockets stay guarded.
+    ///
+    /// # Errors
+    /// As rmdir(2).
+    pub fn remove(&self) -> io::Result<()> {
+        hierarchy::remove(&self.cgroup)
     }
 
     /// Removes the guards below `parent` whose names begin with `prefix`, but `keep`. Their sockets stay guarded. Returns
@@ -104,10 +120,9 @@ impl Guard {
     }
 }
 
-fn attach(cgroup: &Path, cells: Option<&Cells>) -> Result<Marks, GuardError> {
+fn attach(cgroup: &Path, cells: Option<&Cells>) -> Result<(Marks, Places), GuardError> {
     let failed = |source| GuardError::Directory { path: cgroup.into(), source };
     let directory = File::open(cgroup).map_err(failed)?;
-    // The inode number of a cgroup is its id wherever ino_t has 64 bits (`kernfs_id_ino`).
-    let id = directory.metadata().map_err(failed)?.ino();
+    let id = places::cgroup_id(&directory).map_err(failed)?;
     programs::attach(directory.as_fd(), id, cells)
 }

@@ -57,7 +57,8 @@ pub(super) fn telemetry(families: &mut Families, snapshot: &Snapshot) {
     each_slot(families.histogram("sherd_direct_rtt_seconds", help), snapshot, |family, labels, kernel| {
         family.add_histogram(labels, &kernel.rtt);
     });
-    let help = "How long direct connections lasted.";
+    let help =
+        "How long direct connections lasted; at most one of each slot in each tick of the kernel's clock is timed.";
     each_slot(
         families.histogram("sherd_direct_connection_duration_seconds", help),
         snapshot,

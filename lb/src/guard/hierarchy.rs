@@ -34,13 +34,24 @@ pub(super) fn remove_former(parent: &Path, prefix: &str, keep: Option<&Path>) ->
         if !is_former || !entry.file_type()?.is_dir() || keep == Some(&path) {
             continue;
         }
-        match fs::remove_dir(&path) {
+        match remove(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => in_use.push(path),
             _ => {}
         }
     }
     in_use.sort();
     Ok(in_use)
+}
+
+/// A guard's cgroup, and those below it.
+pub(super) fn remove(guard: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(guard)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir(entry.path())?;
+        }
+    }
+    fs::remove_dir(guard)
 }
 
 /// The mount point of a line like `41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw`

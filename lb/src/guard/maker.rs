@@ -134,8 +134,21 @@ impl Maker {
     /// # Errors
     /// [`MakeError::Refused`] with EADDRINUSE when the address is taken. After [`MakeError::Ended`] none is made any more.
     pub fn listener(&self, address: SocketAddr, v6only: bool) -> Result<OwnedFd, MakeError> {
+        self.make(address, v6only, None)
+    }
+
+    /// The same, for connections that are counted in the cell of that number: [`Guard::count_in`](super::Guard::count_in) has
+    /// made room for it. Where the last listener was of another cell it takes some ms, for the process moves.
+    ///
+    /// # Errors
+    /// As [`listener`](Self::listener).
+    pub fn counted_listener(&self, address: SocketAddr, v6only: bool, cell: u32) -> Result<OwnedFd, MakeError> {
+        self.make(address, v6only, Some(cell))
+    }
+
+    fn make(&self, address: SocketAddr, v6only: bool, cell: Option<u32>) -> Result<OwnedFd, MakeError> {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-        let (answer, fd) = line.ask(address, v6only)?;
+        let (answer, fd) = line.ask(address, v6only, cell)?;
         match answer.outcome {
             Ok(()) => fd.ok_or(MakeError::NoRoom),
             Err((step, source)) => Err(MakeError::Refused { address, step, source }),
@@ -175,10 +188,15 @@ struct Line {
 }
 
 impl Line {
-    fn ask(&mut self, address: SocketAddr, v6only: bool) -> Result<(Answer, Option<OwnedFd>), MakeError> {
+    fn ask(
+        &mut self,
+        address: SocketAddr,
+        v6only: bool,
+        cell: Option<u32>,
+    ) -> Result<(Answer, Option<OwnedFd>), MakeError> {
         let deadline = Instant::now() + TIMEOUT;
         self.sequence = self.sequence.wrapping_add(1);
-        let request = Request { sequence: self.sequence, address, v6only };
+        let request = Request { sequence: self.sequence, address, v6only, cell };
         self.socket.set_write_timeout(Some(TIMEOUT)).map_err(broken)?;
         scm::send(self.socket.as_fd(), &request.bytes(), None).map_err(broken)?;
         self.answer(self.sequence, deadline)

@@ -1,5 +1,5 @@
-//! The marks on listeners of ours: with one a socket of the guard may listen, and what it accepts is counted. The map is
-//! bpf/account.bpf.c's; connections get copies, which let nothing listen.
+//! The marks on listeners of ours: with one a socket of the guard may listen. The map is bpf/account.bpf.c's; connections get
+//! none, so they may not.
 
 use std::{
     io,
@@ -7,22 +7,17 @@ use std::{
 };
 
 use aya::maps::{MapData, MapError, SkStorage};
-use socket2::SockRef;
 
-use crate::cells::NO_CELL;
-
-/// `struct account`.
-type Account = [u64; 3];
+/// That there is one is all that it says.
+const MARK: u64 = 1;
 
 /// Where marks are set.
 #[derive(Debug)]
-pub(super) struct Marks(pub(super) SkStorage<MapData, Account>);
+pub(super) struct Marks(pub(super) SkStorage<MapData, u64>);
 
 impl Marks {
-    pub(super) fn mark(&mut self, listener: BorrowedFd<'_>, cell: Option<u32>) -> io::Result<()> {
-        let cookie = SockRef::from(&listener).cookie()?;
-        let account = [cookie, 0, u64::from(cell.unwrap_or(NO_CELL))];
-        self.0.insert(&listener.as_raw_fd(), account, 0).map_err(|error| match error {
+    pub(super) fn mark(&mut self, listener: BorrowedFd<'_>) -> io::Result<()> {
+        self.0.insert(&listener.as_raw_fd(), MARK, 0).map_err(|error| match error {
             MapError::SyscallError(error) => error.io_error,
             error => io::Error::other(error),
         })

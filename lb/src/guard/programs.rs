@@ -1,6 +1,7 @@
-//! Loads the guard's programs and attaches them to its cgroup. Owns nothing afterwards: the cgroup keeps them.
+//! Loads the guard's programs and attaches them to its cgroup, which keeps them.
 
 use std::{
+    collections::BTreeSet,
     error::Error,
     io,
     os::fd::{AsFd, BorrowedFd},
@@ -8,12 +9,19 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, MapError, SkStorage},
+    maps::{Map, MapError, SkStorage},
     programs::{Program, ProgramError, ProgramFd},
 };
 
-use super::{GuardError, marks::Marks};
-use crate::{cells::Cells, lent::LentMaps, sys};
+use super::{GuardError, marks::Marks, places::Places};
+use crate::{
+    cells::Cells,
+    lent::LentMaps,
+    sys::{
+        self,
+        bpf::{self, Below},
+    },
+};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guard.o"));
 static ACCOUNT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/account.o"));
@@ -30,24 +38,34 @@ const HOOKS: [(&str, u32); 7] = [
 ];
 
 /// The program that accounts, its hook, and the kernel's number of it.
-const ACCOUNT_HOOK: (&str, u32) = ("sock_ops", 3);
+pub(super) const ACCOUNT_HOOK: (&str, u32) = ("sock_ops", 3);
 
 /// Lines of the verifier's log that an error has.
 const LOG_LINES: usize = 8;
 
-pub(super) fn attach(cgroup: BorrowedFd<'_>, cgroup_id: u64, cells: Option<&Cells>) -> Result<Marks, GuardError> {
+pub(super) fn attach(
+    cgroup: BorrowedFd<'_>,
+    cgroup_id: u64,
+    cells: Option<&Cells>,
+) -> Result<(Marks, Places), GuardError> {
     let mut object = parse(EbpfLoader::new().btf(None), OBJECT)?;
-    set_cgroup(&mut object, cgroup_id).map_err(|error| GuardError::Load(Box::new(error)))?;
+    let inside = map_of(&mut object, "inside")?;
+    inside.update(&cgroup_id.to_ne_bytes(), 1).map_err(|error| GuardError::Load(Box::new(error)))?;
     for (hook, attach_type) in HOOKS {
         let program = load(&mut object, hook)?;
-        sys::bpf::attach_to_cgroup(cgroup, program.as_fd(), attach_type)
+        bpf::attach_to_cgroup(cgroup, program.as_fd(), attach_type, Below::Beside)
             .map_err(|source| not_attached(hook, source))?;
     }
-    attach_account(cgroup, cells)
+    attach_account(cgroup, cells, inside)
 }
 
-/// Counts connections, and contains what listens without a mark.
-fn attach_account(cgroup: BorrowedFd<'_>, cells: Option<&Cells>) -> Result<Marks, GuardError> {
+/// Counts connections, and contains what listens without a mark. Below the guard's cgroup it is attached again, with a
+/// cell: there it runs only once.
+fn attach_account(
+    cgroup: BorrowedFd<'_>,
+    cells: Option<&Cells>,
+    inside: bpf::Map,
+) -> Result<(Marks, Places), GuardError> {
     let mut loader = EbpfLoader::new();
     let there: Vec<_> = cells.map(|cells| ("cells", cells.descriptor())).into_iter().collect();
     if cells.is_none() {
@@ -59,10 +77,13 @@ fn attach_account(cgroup: BorrowedFd<'_>, cells: Option<&Cells>) -> Result<Marks
     drop((loader, lent));
     let (hook, attach_type) = ACCOUNT_HOOK;
     let program = load(&mut object, "account")?;
-    sys::bpf::attach_to_cgroup(cgroup, program.as_fd(), attach_type).map_err(|source| not_attached(hook, source))?;
-    let accounts = object.take_map("accounts").ok_or_else(|| MapError::InvalidName { name: "accounts".into() });
-    let accounts = accounts.and_then(SkStorage::try_from).map_err(|error| GuardError::Load(Box::new(error)))?;
-    Ok(Marks(accounts))
+    bpf::attach_to_cgroup(cgroup, program.as_fd(), attach_type, Below::Instead)
+        .map_err(|source| not_attached(hook, source))?;
+    let account = program.as_fd().try_clone_to_owned().map_err(|error| GuardError::Load(Box::new(error)))?;
+    let marks = object.take_map("marks").ok_or_else(|| MapError::InvalidName { name: "marks".into() });
+    let marks = marks.and_then(SkStorage::try_from).map_err(|error| GuardError::Load(Box::new(error)))?;
+    let cells = map_of(&mut object, "places")?;
+    Ok((Marks(marks), Places { account, cells, inside, made: BTreeSet::new() }))
 }
 
 fn parse(loader: &mut EbpfLoader<'_>, object: &[u8]) -> Result<Ebpf, GuardError> {
@@ -72,9 +93,13 @@ fn parse(loader: &mut EbpfLoader<'_>, object: &[u8]) -> Result<Ebpf, GuardError>
     loaded.map_err(not_loaded)
 }
 
-fn set_cgroup(object: &mut Ebpf, id: u64) -> Result<(), MapError> {
-    let map = object.map_mut("guard").ok_or_else(|| MapError::InvalidName { name: "guard".into() })?;
-    Array::<_, u64>::try_from(map)?.set(0, id, 0)
+/// A map with values of 8 bytes, for as long as the guard is used.
+fn map_of(object: &mut Ebpf, name: &str) -> Result<bpf::Map, GuardError> {
+    let Some(Map::HashMap(map) | Map::CgroupStorage(map)) = object.map_mut(name) else {
+        return Err(GuardError::Load(format!("no map {name} in the object").into()));
+    };
+    let map = map.fd().as_fd().try_clone_to_owned().and_then(|fd| bpf::Map::new(fd, 1));
+    map.map_err(|error| GuardError::Load(Box::new(error)))
 }
 
 fn load<'a>(object: &'a mut Ebpf, hook: &'static str) -> Result<&'a ProgramFd, GuardError> {

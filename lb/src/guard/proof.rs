@@ -66,7 +66,7 @@ fn family(marks: &mut Marks, maker: &Maker, loopback: IpAddr) -> Result<(), Unpr
     all_refused(listener, Stage::Bound, &OPTIONS)?;
     all_refused(listener, Stage::Bound, &[bind, connect, fast_open])?;
 
-    marks.mark(listener, None).map_err(|source| Unproven::Loopback { step: "marking a listener", source })?;
+    marks.mark(listener).map_err(|source| Unproven::Loopback { step: "marking a listener", source })?;
     SockRef::from(&listener).listen(1).map_err(|source| Unproven::Loopback { step: "listen", source })?;
     all_refused(listener, Stage::Listening, &OPTIONS)?;
     refused(listener, Stage::Listening, bind)?;

@@ -21,7 +21,17 @@ const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_PROG_ATTACH: libc::c_int = 8;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 
+const BPF_F_ALLOW_OVERRIDE: u32 = 1 << 0;
 const BPF_F_ALLOW_MULTI: u32 = 1 << 1;
+
+/// What becomes of a program on a cgroup where a cgroup below it has another of its kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Below {
+    /// Both run.
+    Beside,
+    /// The other alone runs.
+    Instead,
+}
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
@@ -108,11 +118,19 @@ pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     bpf(BPF_OBJ_PIN, &PinAttr { path: path.as_ptr() as u64, fd: raw(object)?, flags: 0 }).map(drop)
 }
 
-/// Attaches a program to a cgroup beside others, for as long as there is the cgroup or a socket of it.
-pub(crate) fn attach_to_cgroup(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, attach_type: u32) -> io::Result<()> {
+/// Attaches a program to a cgroup, for as long as there is the cgroup or a socket of it.
+pub(crate) fn attach_to_cgroup(
+    cgroup: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+    attach_type: u32,
+    below: Below,
+) -> io::Result<()> {
     let (target_fd, attach_bpf_fd) = (raw(cgroup)?, raw(program)?);
-    bpf(BPF_PROG_ATTACH, &AttachAttr { target_fd, attach_bpf_fd, attach_type, attach_flags: BPF_F_ALLOW_MULTI })
-        .map(drop)
+    let attach_flags = match below {
+        Below::Beside => BPF_F_ALLOW_MULTI,
+        Below::Instead => BPF_F_ALLOW_OVERRIDE,
+    };
+    bpf(BPF_PROG_ATTACH, &AttachAttr { target_fd, attach_bpf_fd, attach_type, attach_flags }).map(drop)
 }
 
 impl Map {

@@ -30,8 +30,21 @@ struct Published {
     listener: OwnedFd,
     cells: Arc<Cells>,
     guard: Guard,
-    _maker: Maker,
+    maker: Maker,
     _parent: Parent,
+}
+
+/// The slot's listener as a shard gets it, in service.
+fn take_in(front: &mut Front, guard: &mut Guard, maker: &Maker, slot: SlotIndex) -> OwnedFd {
+    front.add_slot(slot).expect("the address is ours");
+    let cell = front.cells().expect("there is room").number(slot).expect("it is below its slots");
+    guard.count_in(cell).expect("the hierarchy is writable");
+    let listener = maker.counted_listener(front.address(), true, cell).expect("the group is joined");
+    guard.mark(listener.as_fd()).expect("the map is there");
+    front.join_direct(slot, Place::A, listener.as_fd(), 64).expect("it joins");
+    front.set_path(slot, Path::Direct(Place::A)).expect("it steers by eBPF");
+    front.set_in(slot, true).expect("it has a listener");
+    listener
 }
 
 impl Published {
@@ -43,13 +56,8 @@ impl Published {
         let config = FrontConfig { cells: Some(Arc::clone(&cells)), ..FrontConfig::new(address) };
         let table = SteeringTable::flat(Policy::Connection, [SLOT]);
         let mut front = Front::open(&config, &table).expect("a free port");
-        front.add_slot(SLOT).expect("the address is ours");
-        let listener = maker.listener(front.address(), true).expect("the group is joined");
-        guard.mark(listener.as_fd(), front.cells().expect("there is room").number(SLOT)).expect("the map is there");
-        front.join_direct(SLOT, Place::A, listener.as_fd(), 64).expect("it joins");
-        front.set_path(SLOT, Path::Direct(Place::A)).expect("it steers by eBPF");
-        front.set_in(SLOT, true).expect("it has a listener");
-        Self { front, listener, cells, guard, _maker: maker, _parent: parent }
+        let listener = take_in(&mut front, &mut guard, &maker, SLOT);
+        Self { front, listener, cells, guard, maker, _parent: parent }
     }
 
     fn cells(&self) -> &SlotCells {
@@ -121,6 +129,72 @@ fn resets_and_connections_that_nobody_accepted_are_closed_too() {
     });
 }
 
+#[test]
+fn each_slot_has_a_cell_of_its_own() {
+    alone("each_slot_has_a_cell_of_its_own", || {
+        let mut published = Published::new("127.0.0.1:0".parse().expect("an address"));
+        let other = SlotIndex(2);
+        let table = SteeringTable::flat(Policy::Connection, [SLOT, other]);
+        published.front.set_table(&table).expect("a good table");
+        let Published { front, guard, maker, .. } = &mut published;
+        let second = take_in(front, guard, maker, other);
+        let mut kept = Vec::new();
+        for (count, slot) in [(3, other), (2, SLOT), (1, other)] {
+            for each in [SLOT, other] {
+                published.front.set_in(each, each == slot).expect("it has a listener");
+            }
+            let listener = if slot == SLOT { &published.listener } else { &second };
+            kept.extend((0..count).map(|_| connection(listener.as_fd())));
+        }
+        let open = |slot| published.cells().counts(slot).open();
+        assert_eq!((open(SLOT), open(other)), (2, 4));
+        drop(kept);
+        eventually("they are counted as closed", SOON, || (open(SLOT) + open(other) == 0).then_some(()));
+        let closed = |slot| published.cells().counts(slot).closed;
+        assert_eq!((closed(SLOT), closed(other)), (2, 4));
+    });
+}
+
+#[test]
+fn what_shards_accepted_stays_open_when_relayed_connections_are_forgotten() {
+    alone("what_shards_accepted_stays_open_when_relayed_connections_are_forgotten", || {
+        let published = Published::new("127.0.0.1:0".parse().expect("an address"));
+        let kept = connection(published.listener.as_fd());
+        let relayed = published.front.cells().expect("there is room").account(SLOT).open();
+        assert_eq!(published.counts(), (1, 2, 0));
+        // Its agent was killed: nothing of it runs any more.
+        std::mem::forget(relayed);
+        published.front.forget_relayed(|_| 0);
+        assert_eq!(published.counts(), (1, 2, 1));
+        drop(kept);
+        eventually("it is counted as closed", SOON, || (published.counts() == (1, 2, 2)).then_some(()));
+    });
+}
+
+#[test]
+fn cells_are_nobody_elses_while_connections_are_open() {
+    alone("cells_are_nobody_elses_while_connections_are_open", || {
+        let published = Published::new("127.0.0.1:0".parse().expect("an address"));
+        let first_of = |front: &Front| front.cells().expect("there is room").number(SlotIndex(0));
+        let kept = connection(published.listener.as_fd());
+        let Published { _parent, front, cells, listener, guard: _guard, maker: _maker } = published;
+        let (before, old) = (first_of(&front), Arc::clone(front.cells().expect("there is room")));
+        drop((front, listener));
+        let reading = old.counts(SLOT);
+        drop(old);
+        let open = || {
+            let any = "127.0.0.1:0".parse().expect("an address");
+            let config = FrontConfig { cells: Some(Arc::clone(&cells)), ..FrontConfig::new(any) };
+            Front::open(&config, &SteeringTable::empty(Policy::Connection)).expect("a free port")
+        };
+        assert_eq!(reading.open(), 1);
+        let other = open();
+        assert_ne!(first_of(&other), before);
+        drop((kept, other));
+        eventually("it is closed", SOON, || (first_of(&open()) == before).then_some(()));
+    });
+}
+
 fn reaches(address: SocketAddr) -> bool {
     TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
 }
@@ -153,8 +227,8 @@ fn a_connection_that_is_made_to_listen_is_contained_and_destroyed() {
         let (_client, mut next) = connection(published.listener.as_fd());
         next.write_all(b"x").expect("it is open");
         // With the guard gone as well.
-        let Published { guard, listener, cells, front: _front, _maker, _parent } = published;
-        drop((_maker, guard));
+        let Published { guard, listener, cells, front: _front, maker, _parent } = published;
+        drop((maker, guard));
         let (_client, accepted) = connection(listener.as_fd());
         assert!(!reaches(make_listen(&accepted)));
         assert_eq!(cells.contained(), 2);
@@ -169,7 +243,7 @@ fn a_listener_that_the_agent_did_not_mark_is_contained() {
         let maker = start_maker(guard.cgroup());
         let [unmarked, marked] =
             [(), ()].map(|()| maker.listener(([127, 0, 0, 1], 0).into(), true).expect("a free port"));
-        guard.mark(marked.as_fd(), None).expect("the map is there");
+        guard.mark(marked.as_fd()).expect("the map is there");
         for (listener, expected) in [(unmarked, false), (marked, true)] {
             SockRef::from(&listener).listen(16).expect("it is bound");
             assert_eq!(reaches(local_address(listener.as_fd())), expected);

@@ -77,7 +77,7 @@ impl World {
 
     /// Without it nothing reaches what the maker has made.
     pub(crate) fn mark(&self, listener: &OwnedFd) {
-        self.guard.borrow_mut().mark(listener.as_fd(), None).expect("the map is there");
+        self.guard.borrow_mut().mark(listener.as_fd()).expect("the map is there");
     }
 
     /// Listening, with what it listens on.

@@ -40,12 +40,12 @@ fn a_relayed_connection_is_load_until_it_ends() {
         let kept = connect(front.address());
         assert_eq!(ask(&kept).unwrap(), "it");
         // What an agent relayed when it was killed is closed by the next.
-        counted.forget_open(slot, 0);
+        counted.forget_relayed(|_| 0);
         assert_eq!((counted.counts(slot).open(), counted.load(slot).load), (0, 0));
         // One that was handed over stays, also where an agent between has taken it off.
-        counted.forget_open(slot, 1);
+        counted.forget_relayed(|_| 1);
         assert_eq!((counted.counts(slot).open(), counted.load(slot).load), (1, 1));
-        counted.forget_open(slot, 1);
+        counted.forget_relayed(|_| 1);
         assert_eq!((counted.counts(slot).open(), counted.load(slot).load), (1, 1));
     });
 }

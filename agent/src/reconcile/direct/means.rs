@@ -131,7 +131,7 @@ fn serve(instance: &str, cells: Option<&Cells>, orders: &Receiver<Order>) {
 enum Found {
     Untried,
     Ready {
-        guard: Guard,
+        guard: Box<Guard>,
         maker: Maker,
     },
     Impossible {
@@ -155,7 +155,7 @@ impl Found {
         *self = match establish(instance, cells) {
             Ok((guard, maker)) => {
                 tracing::info!(cgroup = %guard.cgroup().display(), "the guard holds: shards may accept themselves");
-                Self::Ready { guard, maker }
+                Self::Ready { guard: Box::new(guard), maker }
             }
             Err(reason) => {
                 tracing::warn!("shards can't accept their connections themselves, they are relayed: {reason}");
@@ -166,14 +166,24 @@ impl Found {
 
     fn listener(&mut self, address: SocketAddr, v6only: bool, cell: Option<u32>) -> Result<OwnedFd, String> {
         let made = match self {
-            Self::Ready { guard, maker } => maker.listener(address, v6only).map(|socket| (guard, socket)),
+            Self::Ready { guard, maker } => {
+                let made = match cell {
+                    None => maker.listener(address, v6only),
+                    Some(cell) => {
+                        let room = guard.count_in(cell);
+                        room.map_err(|error| format!("no cgroup for the listeners of one slot: {error}"))?;
+                        maker.counted_listener(address, v6only, cell)
+                    }
+                };
+                made.map(|socket| (guard, socket))
+            }
             Self::Impossible { reason, .. } => return Err(reason.clone()),
             Self::Untried => unreachable!("it was tried just now"),
         };
         match made {
             Ok((guard, socket)) => {
                 Guard::prove_listener(socket.as_fd()).map_err(|error| crate::reconcile::chain(&error))?;
-                guard.mark(socket.as_fd(), cell).map_err(|error| format!("a listener can't be marked: {error}"))?;
+                guard.mark(socket.as_fd()).map_err(|error| format!("a listener can't be marked: {error}"))?;
                 Ok(socket)
             }
             Err(error) => {
@@ -192,7 +202,7 @@ impl Drop for Found {
         let Self::Ready { guard, maker } = self else { return };
         maker.end();
         // Its sockets stay guarded.
-        let _ = fs::remove_dir(guard.cgroup());
+        let _ = guard.remove();
         guard.cgroup().parent().into_iter().for_each(remove_parents);
     }
 }

@@ -6,7 +6,10 @@ use std::{
     path::Path,
 };
 
-use super::wire::{self, Answer, HELLO, Request};
+use super::{
+    super::places,
+    wire::{self, Answer, HELLO, Request},
+};
 use crate::{front, sys::scm};
 
 /// Joins the cgroup, says so, and answers until the other end of `socket` (SOCK_SEQPACKET) closes. The whole process
@@ -15,11 +18,11 @@ use crate::{front, sys::scm};
 /// # Errors
 /// When it can't join, which the other end is told, or the socket fails.
 pub fn serve(socket: BorrowedFd<'_>, cgroup: &Path) -> io::Result<()> {
-    // 0 is the process that writes, whatever its pid namespace.
-    let joined = fs::write(cgroup.join("cgroup.procs"), "0");
-    let outcome = joined.as_ref().map_or_else(|error| Err(("cgroup.procs", error)), |()| Ok(()));
+    let joined = join(cgroup);
+    let outcome = joined.as_ref().map_or_else(|error| Err((JOIN, error)), |()| Ok(()));
     send(socket, &Answer::bytes(HELLO, outcome), None)?;
     joined?;
+    let mut at = None;
     let mut bytes = [0; wire::REQUEST];
     loop {
         let received = match scm::receive(socket, &mut bytes) {
@@ -30,8 +33,24 @@ pub fn serve(socket: BorrowedFd<'_>, cgroup: &Path) -> io::Result<()> {
             return Ok(());
         }
         let request = Request::parse(&bytes[..received.bytes]).ok_or(io::ErrorKind::InvalidData)?;
+        if request.cell != at {
+            // What is made belongs to where this process is.
+            if let Err(error) = join(&request.cell.map_or_else(|| cgroup.into(), |cell| places::path(cgroup, cell))) {
+                send(socket, &Answer::bytes(request.sequence, Err((JOIN, &error))), None)?;
+                continue;
+            }
+            at = request.cell;
+        }
         answer(socket, &request)?;
     }
+}
+
+/// The step of that name.
+const JOIN: &str = "cgroup.procs";
+
+fn join(cgroup: &Path) -> io::Result<()> {
+    // 0 is the process that writes, whatever its pid namespace.
+    fs::write(cgroup.join(JOIN), "0")
 }
 
 fn answer(socket: BorrowedFd<'_>, request: &Request) -> io::Result<()> {

@@ -6,8 +6,10 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6},
 };
 
-/// Bytes of a request: sequence, v6only, family, port, scope, address.
-pub(super) const REQUEST: usize = 28;
+use crate::cells::NO_CELL;
+
+/// Bytes of a request: sequence, v6only, family, port, scope, address, cell.
+pub(super) const REQUEST: usize = 32;
 
 /// Bytes of an answer, at most: sequence, errno, the step that failed.
 pub(super) const MAX_ANSWER: usize = 8 + MAX_STEP;
@@ -23,6 +25,8 @@ pub(super) struct Request {
     pub(super) sequence: u32,
     pub(super) address: SocketAddr,
     pub(super) v6only: bool,
+    /// Whose cgroup it is made in: of this cell, or the guard's own.
+    pub(super) cell: Option<u32>,
 }
 
 impl Request {
@@ -37,19 +41,21 @@ impl Request {
         bytes[5] = self.address.is_ipv6().into();
         bytes[6..8].copy_from_slice(&self.address.port().to_le_bytes());
         bytes[8..12].copy_from_slice(&scope.to_le_bytes());
-        bytes[12..].copy_from_slice(&v6.octets());
+        bytes[12..28].copy_from_slice(&v6.octets());
+        bytes[28..].copy_from_slice(&self.cell.unwrap_or(NO_CELL).to_le_bytes());
         bytes
     }
 
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; REQUEST] = bytes.try_into().ok()?;
-        let ip = Ipv6Addr::from(<[u8; 16]>::try_from(&bytes[12..]).ok()?);
+        let ip = Ipv6Addr::from(<[u8; 16]>::try_from(&bytes[12..28]).ok()?);
         let port = u16::from_le_bytes([bytes[6], bytes[7]]);
         let address = match bytes[5] {
             0 => SocketAddr::new(IpAddr::V4(ip.to_ipv4_mapped()?), port),
             _ => SocketAddrV6::new(ip, port, 0, word(bytes, 8)?).into(),
         };
-        Some(Self { sequence: word(bytes, 0)?, address, v6only: bytes[4] != 0 })
+        let cell = Some(word(bytes, 28)?).filter(|cell| *cell != NO_CELL);
+        Some(Self { sequence: word(bytes, 0)?, address, v6only: bytes[4] != 0, cell })
     }
 }
 
@@ -93,8 +99,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn requests_are_read_as_written(sequence: u32, v6only: bool, ip: IpAddr, port: u16) {
-            let request = Request { sequence, address: SocketAddr::new(ip, port), v6only };
+        fn requests_are_read_as_written(sequence: u32, v6only: bool, ip: IpAddr, port: u16, cell in prop::option::of(0..NO_CELL)) {
+            let request = Request { sequence, address: SocketAddr::new(ip, port), v6only, cell };
             prop_assert_eq!(Request::parse(&request.bytes()), Some(request));
         }
 

@@ -1,0 +1,341 @@
+//! What one connection costs on the direct path, ingredient by ingredient, against the same listeners that share their port by
+//! SO_REUSEPORT alone: CPU time of client and server together, in one thread, and the programs' own runs and time as the
+//! kernel counts them. Needs root, bpf(2) and cgroup v2; turns `kernel.bpf_stats_enabled` on for the second part.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf, EbpfLoader, include_bytes_aligned,
+    maps::HashMap,
+    programs::{CgroupAttachMode, Program},
+};
+use nix::time::{ClockId, clock_gettime};
+use sherd_lb::{
+    cells::Cells,
+    front::{Front, FrontConfig, Path as AcceptPath},
+    guard::{Guard, cgroup2_mount},
+    table::{Policy, SlotIndex, SteeringTable},
+};
+use socket2::{Domain, SockRef, Socket, Type};
+
+type Failure = Box<dyn std::error::Error>;
+
+static GUARD: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guard.o"));
+static ACCOUNT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/account.o"));
+
+const SLOTS: u16 = 2;
+const CONNECTIONS: usize = 200;
+const WARM_UP: usize = 2000;
+const ROUNDS: usize = 100;
+const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
+/// What is added to listeners that share a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ingredient {
+    Nothing,
+    /// The same again: how far two that are equal are apart.
+    NothingAgain,
+    Steering,
+    Cells,
+    /// The programs that refuse, on the listeners' cgroup.
+    Hooks,
+    /// The program that accounts, run for connections without a cell: it finds nothing to do.
+    SockOps,
+    /// All of it, as the agent has it.
+    Direct,
+}
+
+const INGREDIENTS: [Ingredient; 7] = [
+    Ingredient::Nothing,
+    Ingredient::NothingAgain,
+    Ingredient::Steering,
+    Ingredient::Cells,
+    Ingredient::Hooks,
+    Ingredient::SockOps,
+    Ingredient::Direct,
+];
+
+impl Drop for Contestant {
+    fn drop(&mut self) {
+        // Before its cgroup goes.
+        if let Some(Err(error)) = self.guard.as_ref().map(Guard::remove) {
+            eprintln!("a guard stays: {error}");
+        }
+    }
+}
+
+/// A cgroup whose programs go with it.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(name: &str) -> Result<Self, Failure> {
+        let mount = cgroup2_mount().ok_or("no cgroup v2 is mounted")?;
+        let path = mount.join(format!("sherd-cost-{}-{name}", std::process::id()));
+        fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+
+    /// This process is in it while `body` makes sockets.
+    fn inside<T>(path: &Path, body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+        let own = fs::read_to_string("/proc/self/cgroup")?;
+        let own = own.lines().find_map(|line| line.strip_prefix("0::")).ok_or("no cgroup v2")?.to_owned();
+        let mount = cgroup2_mount().ok_or("no cgroup v2 is mounted")?;
+        let join = |path: &Path| fs::write(path.join("cgroup.procs"), "0");
+        join(path)?;
+        let made = body();
+        join(&mount.join(own.trim_start_matches('/')))?;
+        made
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.0) {
+            eprintln!("{} stays: {error}", self.0.display());
+        }
+    }
+}
+
+/// Who takes part, and what it needs to live.
+struct Contestant {
+    ingredient: Ingredient,
+    address: SocketAddr,
+    listeners: Vec<TcpListener>,
+    _front: Option<Front>,
+    _objects: Vec<Ebpf>,
+    guard: Option<Guard>,
+    _cgroup: Cgroup,
+}
+
+impl Contestant {
+    fn new(ingredient: Ingredient) -> Result<Self, Failure> {
+        let cgroup = Cgroup::new(&format!("{ingredient:?}"))?;
+        let any: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+        let cells = matches!(ingredient, Ingredient::Cells | Ingredient::Direct).then(Cells::create).transpose()?;
+        let steers = matches!(ingredient, Ingredient::Steering | Ingredient::Cells | Ingredient::Direct);
+        let table = SteeringTable::flat(Policy::Connection, (0..SLOTS).map(SlotIndex));
+        let config = FrontConfig { cells: cells.clone(), ..FrontConfig::new(any) };
+        let mut front = steers.then(|| Front::open(&config, &table)).transpose()?;
+        let mut guard = (ingredient == Ingredient::Direct)
+            .then(|| Guard::establish(&cgroup.0, "guard", cells.as_deref()))
+            .transpose()?;
+        let mut objects = Vec::new();
+        if ingredient == Ingredient::Hooks {
+            objects.push(attach_hooks(&cgroup.0)?);
+        }
+        let mut address = front.as_ref().map_or(any, Front::address);
+        let mut bound = Vec::new();
+        for slot in (0..SLOTS).map(SlotIndex) {
+            let cell = front.as_ref().and_then(Front::cells).and_then(|cells| cells.number(slot));
+            let place = match (&mut guard, cell) {
+                (Some(guard), Some(cell)) => {
+                    guard.count_in(cell)?;
+                    guard.cgroup().join(cell.to_string())
+                }
+                _ => cgroup.0.clone(),
+            };
+            let socket = Cgroup::inside(&place, || bind(address))?;
+            address = local_address(&socket)?;
+            bound.push(socket);
+        }
+        for (slot, socket) in (0..SLOTS).map(SlotIndex).zip(&bound) {
+            match &mut front {
+                None => socket.listen(1024)?,
+                Some(front) => {
+                    guard.iter_mut().try_for_each(|guard| guard.mark(socket.as_fd()))?;
+                    front.add_slot(slot)?;
+                    front.join_direct(slot, socket.as_fd(), 1024)?;
+                    front.set_path(slot, AcceptPath::Direct)?;
+                    front.set_in(slot, true)?;
+                }
+            }
+        }
+        if ingredient == Ingredient::SockOps {
+            let mut object = EbpfLoader::new().map_max_entries("cells", 1).load(ACCOUNT)?;
+            // They listen already: without a mark they would be contained.
+            attach(&mut object, "account", &File::open(&cgroup.0)?)?;
+            objects.push(object);
+        }
+        let listeners = bound.into_iter().map(|socket| TcpListener::from(OwnedFd::from(socket))).collect();
+        Ok(Self { ingredient, address, listeners, _front: front, _objects: objects, guard, _cgroup: cgroup })
+    }
+
+    /// CPU nanoseconds of this thread for each of so many connections.
+    fn measure(&self, connections: usize) -> Result<f64, Failure> {
+        let before = thread_cpu()?;
+        for n in 0..connections {
+            self.visit(n)?;
+        }
+        Ok((thread_cpu()? - before).as_nanos() as f64 / connections as f64)
+    }
+
+    /// One connection with one short exchange, which the server closes, as HTTP's `Connection: close`.
+    fn visit(&self, n: usize) -> Result<(), Failure> {
+        let mut buffer = [0; 256];
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        // Each source address has ports of its own.
+        client.bind(&SocketAddr::from(([127, 1, (n >> 8) as u8, n as u8], 0)).into())?;
+        client.connect(&self.address.into())?;
+        let mut client = TcpStream::from(OwnedFd::from(client));
+        client.write_all(&[1; 100])?;
+        let mut accepted = self.accept()?;
+        accepted.set_nodelay(true)?;
+        accepted.read_exact(&mut buffer[..100])?;
+        accepted.write_all(&buffer[..200])?;
+        drop(accepted);
+        while client.read(&mut buffer)? > 0 {}
+        Ok(())
+    }
+
+    fn accept(&self) -> Result<TcpStream, Failure> {
+        for listener in &self.listeners {
+            match listener.accept() {
+                Ok((accepted, _)) => {
+                    accepted.set_nonblocking(false)?;
+                    return Ok(accepted);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err("nobody has the connection".into())
+    }
+}
+
+fn main() -> Result<(), Failure> {
+    let rounds = std::env::args().nth(1).map_or(Ok(ROUNDS), |rounds| rounds.parse())?;
+    let contestants: Vec<Contestant> = INGREDIENTS.into_iter().map(Contestant::new).collect::<Result<_, _>>()?;
+    for contestant in &contestants {
+        contestant.measure(WARM_UP)?;
+    }
+    let mut samples = vec![Vec::new(); contestants.len()];
+    for round in 0..rounds {
+        for place in 0..contestants.len() {
+            // Everybody comes after everybody else.
+            let who = (place + round) % contestants.len();
+            samples[who].push(contestants[who].measure(CONNECTIONS)?);
+        }
+    }
+    println!(
+        "{rounds} rounds of {CONNECTIONS} connections; median CPU of a connection, and of the paired differences to nothing"
+    );
+    println!("ingredient      ns       + ns   (quartiles)      of nothing");
+    for (contestant, own) in contestants.iter().zip(&samples) {
+        let differences: Vec<f64> = own.iter().zip(&samples[0]).map(|(own, nothing)| own - nothing).collect();
+        let ratios: Vec<f64> = own.iter().zip(&samples[0]).map(|(own, nothing)| own / nothing).collect();
+        let [low, middle, high] = quartiles(differences);
+        println!(
+            "{:<14}{:>8.0}{:>9.0}   ({:.0} to {:.0}){:>12.3}",
+            format!("{:?}", contestant.ingredient),
+            quartiles(own.clone())[1],
+            middle,
+            low,
+            high,
+            quartiles(ratios)[1]
+        );
+    }
+    let direct = contestants.last().ok_or("there are some")?;
+    print_programs(direct)
+}
+
+/// What runs for one connection.
+fn print_programs(direct: &Contestant) -> Result<(), Failure> {
+    let before_switch = fs::read_to_string(SWITCH)?;
+    fs::write(SWITCH, "1")?;
+    let before = programs();
+    let measured = direct.measure(WARM_UP);
+    let after = programs();
+    fs::write(SWITCH, before_switch)?;
+    measured?;
+    println!("programs        runs/connection  ns/run (counting them included)");
+    for (name, (nanos, runs)) in after? {
+        let (nanos_before, runs_before) = before.as_ref().ok().and_then(|b| b.get(&name)).copied().unwrap_or_default();
+        let (nanos, runs) = (nanos - nanos_before, runs - runs_before);
+        if runs > 0 {
+            println!("{name:<16}{:>15.2}{:>8.0}", runs as f64 / WARM_UP as f64, nanos as f64 / runs as f64);
+        }
+    }
+    Ok(())
+}
+
+/// Nanoseconds and runs of all programs of this host, by name.
+fn programs() -> Result<BTreeMap<String, (u64, u64)>, Failure> {
+    let mut found = BTreeMap::new();
+    for program in aya::programs::loaded_programs() {
+        let program = program?;
+        let name = program.name_as_str().unwrap_or("?").to_owned();
+        let fd = program.fd()?;
+        let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd()))?;
+        let field = |name: &str| -> u64 {
+            text.lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
+                .unwrap_or_default()
+        };
+        let total: &mut (u64, u64) = found.entry(name).or_default();
+        total.0 += field("run_time_ns");
+        total.1 += field("run_cnt");
+    }
+    Ok(found)
+}
+
+fn attach_hooks(cgroup: &Path) -> Result<Ebpf, Failure> {
+    let mut object = EbpfLoader::new().load(GUARD)?;
+    let directory = File::open(cgroup)?;
+    let id = directory.metadata()?.ino();
+    HashMap::<_, u64, u64>::try_from(object.map_mut("inside").ok_or("no cgroup in the object")?)?.insert(id, 1, 0)?;
+    for hook in ["bind4", "bind6", "connect4", "connect6", "sendmsg4", "sendmsg6", "setsockopt"] {
+        attach(&mut object, hook, &directory)?;
+    }
+    Ok(object)
+}
+
+fn attach(object: &mut Ebpf, program: &str, cgroup: &File) -> Result<(), Failure> {
+    let mode = CgroupAttachMode::Single;
+    match object.program_mut(program) {
+        Some(Program::CgroupSockAddr(program)) => {
+            program.load()?;
+            program.attach(cgroup, mode)?;
+        }
+        Some(Program::CgroupSockopt(program)) => {
+            program.load()?;
+            program.attach(cgroup, mode)?;
+        }
+        Some(Program::SockOps(program)) => {
+            program.load()?;
+            program.attach(cgroup, mode)?;
+        }
+        _ => return Err(format!("no program {program}").into()),
+    }
+    Ok(())
+}
+
+fn bind(address: SocketAddr) -> Result<Socket, Failure> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn local_address(socket: &Socket) -> Result<SocketAddr, Failure> {
+    Ok(SockRef::from(socket).local_addr()?.as_socket().ok_or("of TCP")?)
+}
+
+fn thread_cpu() -> nix::Result<Duration> {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from)
+}
+
+fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
+    values.sort_by(f64::total_cmp);
+    [1, 2, 3].map(|quarter| values[values.len() * quarter / 4])
+}
