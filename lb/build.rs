@@ -23,6 +23,9 @@ fn compile(source: &Path, object: &Path) {
     // Debian keeps <asm/types.h> in the directory of the host's architecture, where `-target bpf` does not look.
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets the architecture");
     command.arg(format!("-I/usr/include/{arch}-linux-gnu"));
+    if arch == "x86_64" {
+        command.arg("-DSHERD_ORDERED_LOADS");
+    }
     let outcome = command.arg("-c").arg(source).arg("-o").arg(object).status();
     match outcome {
         Ok(status) if status.success() => {}

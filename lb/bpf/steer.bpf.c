@@ -88,6 +88,15 @@ struct {
 	__type(value, struct totals);
 } totals SEC(".maps");
 
+/* Nearly every connection leaves all of them as they are, and their cache line alone. */
+#define ADD(counter, n)                                                           \
+	do {                                                                      \
+		__u32 only = 0;                                                   \
+		struct totals *counted = bpf_map_lookup_elem(&totals, &only);     \
+		if (counted)                                                      \
+			counted->counter += (n);                                  \
+	} while (0)
+
 struct flow {
 	__u32 saddr[4]; /* the client's; IPv4 uses the first word */
 	__u32 daddr[4];
@@ -161,19 +170,34 @@ static __always_inline void read_migrating(struct bpf_sock *sk, struct flow *f)
 	}
 }
 
+static __always_inline void take_start(const struct tcp_start *tcp, struct flow *f)
+{
+	f->ports = tcp->ports;
+	f->is_new = (tcp->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
 static __always_inline long read_packet(struct sk_reuseport_md *md, struct flow *f)
 {
-	struct tcp_start tcp;
+	const struct tcp_start *start = (void *)(long)md->data;
+	__u32 addresses[2]; /* source and destination lie one after the other in both headers */
 
 	f->is_v6 = md->eth_protocol != bpf_htons(ETH_P_IP);
-	if (bpf_skb_load_bytes(md, 0, &tcp, sizeof(tcp)))
-		return -1;
-	f->ports = tcp.ports;
-	f->is_new = (tcp.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-	if (f->is_v6) /* source and destination lie one after the other, here and in the header */
+	if ((void *)(start + 1) <= (void *)(long)md->data_end) { /* all but packets whose header a driver left in a fragment */
+		take_start(start, f);
+	} else {
+		struct tcp_start copy;
+
+		if (bpf_skb_load_bytes(md, 0, &copy, sizeof(copy)))
+			return -1;
+		take_start(&copy, f);
+	}
+	if (f->is_v6)
 		return bpf_skb_load_bytes_relative(md, 8, f->saddr, 32, BPF_HDR_START_NET);
-	return bpf_skb_load_bytes_relative(md, 12, f->saddr, 4, BPF_HDR_START_NET) ||
-	       bpf_skb_load_bytes_relative(md, 16, f->daddr, 4, BPF_HDR_START_NET);
+	if (bpf_skb_load_bytes_relative(md, 12, addresses, sizeof(addresses), BPF_HDR_START_NET))
+		return -1;
+	f->saddr[0] = addresses[0];
+	f->daddr[0] = addresses[1];
+	return 0;
 }
 
 static __always_inline __u32 popcount(__u64 x)
@@ -259,14 +283,36 @@ static __always_inline __u64 load_of(const struct cell *cell)
 	return (open > 0 ? open : 0) + READ_ONCE(cell->pressure);
 }
 
-/* Of two slots the one with less to do for its weight; the first where they are even. */
-__attribute__((noinline)) __u32 lighter(__u32 base, __u32 first, __u32 second)
-{
-	const struct cell *a = cell_of(base, first), *b = cell_of(base, second);
+/* A slot, and what it has to do for its weight, read once. Where nothing is counted all are even. */
+struct candidate {
+	__u64 load;
+	__u32 weight;
+	__u32 slot;
+};
 
-	if (!a || !b)
-		return first;
-	return load_of(b) * READ_ONCE(a->weight) < load_of(a) * READ_ONCE(b->weight) ? second : first;
+static __always_inline struct candidate candidate_of(__u32 base, __u32 slot)
+{
+	const struct cell *cell = cell_of(base, slot);
+	struct candidate candidate = { 0, 0, slot };
+
+	if (cell) {
+		candidate.load = load_of(cell);
+		candidate.weight = READ_ONCE(cell->weight);
+	}
+	return candidate;
+}
+
+/* Of two that are even it is the first. */
+static __always_inline int is_lighter(const struct candidate *second, const struct candidate *first)
+{
+	return second->load * first->weight < first->load * second->weight;
+}
+
+static __always_inline __u32 lighter(__u32 base, __u32 first, __u32 second)
+{
+	struct candidate a = candidate_of(base, first), b = candidate_of(base, second);
+
+	return is_lighter(&b, &a) ? second : first;
 }
 
 static __always_inline int is_over_bound(__u32 base, __u32 slot)
@@ -323,18 +369,23 @@ static __always_inline __u32 entry_of(const struct state *s, __u32 generation, _
 /* The lightest of this slot and of more choices by the same hash. Where the first is out, one that is in. */
 static __always_inline __u32 lightest(const struct state *s, __u32 generation, __u64 hash, __u32 first)
 {
-	__u32 best = is_in(&s->in, first) ? first : NONE;
+	struct candidate best = { 0, 0, NONE };
 
+	if (is_in(&s->in, first))
+		best = candidate_of(s->cell_base, first);
 	for (int i = 1; i < BALANCED_CHOICES; i++) {
-		__u32 next;
+		struct candidate next;
+		__u32 slot;
 
 		hash = mix(hash);
-		next = entry_of(s, generation, hash);
-		if (next == NONE || !is_in(&s->in, next))
+		slot = entry_of(s, generation, hash);
+		if (slot == NONE || slot == best.slot || !is_in(&s->in, slot))
 			continue;
-		best = best == NONE ? next : lighter(s->cell_base, best, next);
+		next = candidate_of(s->cell_base, slot);
+		if (best.slot == NONE || is_lighter(&next, &best))
+			best = next;
 	}
-	return best;
+	return best.slot;
 }
 
 static __always_inline void choose(const struct state *s, __u32 generation, const struct flow *flow,
@@ -386,15 +437,29 @@ static __always_inline void choose(const struct state *s, __u32 generation, cons
 	out->failed_over |= found >> 16 != 0;
 }
 
+/*
+ * Loads before it come first. An x86 CPU keeps the order of loads, and the kernel compiles instruction by instruction, so
+ * only clang has to be told. Elsewhere a full barrier: BPF has no other before 6.x.
+ */
+static __always_inline void order_loads(void)
+{
+#ifdef SHERD_ORDERED_LOADS
+	asm volatile("" ::: "memory");
+#else
+	__u64 fence = 0;
+
+	__sync_fetch_and_add(&fence, 1);
+#endif
+}
+
 /* A whole answer of one generation. The writer reuses a generation only after the next flip, which `sequence` shows. */
 static __always_inline void choose_consistently(const struct state *s, const struct flow *flow, struct choice *out)
 {
 	for (int i = 0; i < GENERATION_TRIES; i++) {
 		__u32 sequence = READ_ONCE(s->sequence);
-		__u64 fence = 0;
 
 		choose(s, sequence & 1, flow, out);
-		__sync_fetch_and_add(&fence, 1); /* a full barrier on every architecture; BPF has no other before 6.x */
+		order_loads();
 		if (READ_ONCE(s->sequence) == sequence)
 			return;
 	}
@@ -456,7 +521,7 @@ static __always_inline void count_pick(const struct state *s, __u32 slot, const 
 
 /* Selects the chosen slot's listener; where its entry is empty (the listener closed), the next nearest, bounded. */
 static __always_inline int select_slot(struct sk_reuseport_md *md, const struct state *s, struct choice *choice,
-				       struct totals *t, const struct flow *flow, int migrates)
+				       const struct flow *flow, int migrates)
 {
 	struct mask allowed;
 
@@ -471,12 +536,14 @@ static __always_inline int select_slot(struct sk_reuseport_md *md, const struct 
 		if (!error) {
 			if (flow->is_new)
 				count_pick(s, slot, flow, migrates);
-			t->failovers += choice->failed_over & flow->is_new;
-			t->deflected += choice->deflected & flow->is_new;
+			if (flow->is_new & (choice->failed_over | choice->deflected)) {
+				ADD(failovers, choice->failed_over);
+				ADD(deflected, choice->deflected);
+			}
 			return 1;
 		}
-		t->retries += 1;
-		t->foreign += error == -EBADFD;
+		ADD(retries, 1);
+		ADD(foreign, error == -EBADFD);
 		if (i == 0)
 			__builtin_memcpy(&allowed, &s->in, sizeof(allowed));
 		forbid(&allowed, slot);
@@ -497,18 +564,16 @@ int steer(struct sk_reuseport_md *md)
 	const __u64 *index;
 	struct flow flow = {};
 	struct choice choice = {};
-	struct totals *t;
 	struct state *s;
 	__u32 zero = 0;
 
 	s = bpf_map_lookup_elem(&state, &zero);
-	t = bpf_map_lookup_elem(&totals, &zero);
-	if (!s || !t)
+	if (!s)
 		return SK_DROP;
 	if (migrating)
 		read_migrating(migrating, &flow);
 	else if (read_packet(md, &flow))
-		t->unread += 1; /* still steered: by a hash of nothing */
+		ADD(unread, 1); /* still steered: by a hash of nothing */
 	index = migrating ? NULL : forced_index(s, &flow);
 	if (index) { /* there or nowhere: elsewhere it would say something about another slot */
 		if (select_index(md, *index))
@@ -518,16 +583,17 @@ int steer(struct sk_reuseport_md *md)
 		return SK_PASS;
 	}
 	choose_consistently(s, &flow, &choice);
-	if (select_slot(md, s, &choice, t, &flow, migrating != NULL)) {
-		t->migrated += migrating != NULL;
+	if (select_slot(md, s, &choice, &flow, migrating != NULL)) {
+		if (migrating)
+			ADD(migrated, 1);
 		return SK_PASS;
 	}
 	/* What the client believes to be established is never refused: a migrating connection waits at the anchor. */
 	if ((s->refuse && !migrating) || select_index(md, s->max_slots)) {
-		t->dropped += flow.is_new;
+		ADD(dropped, flow.is_new);
 		return SK_DROP;
 	}
-	t->anchored += flow.is_new;
+	ADD(anchored, flow.is_new);
 	return SK_PASS;
 }
 

@@ -21,7 +21,7 @@ use aya::{
 use nix::time::{ClockId, clock_gettime};
 use sherd_lb::{
     cells::Cells,
-    front::{Front, FrontConfig, Path as AcceptPath},
+    front::{Front, FrontConfig, Path as AcceptPath, Place},
     guard::{Guard, cgroup2_mount},
     table::{Policy, SlotIndex, SteeringTable},
 };
@@ -153,8 +153,8 @@ impl Contestant {
                 Some(front) => {
                     guard.iter_mut().try_for_each(|guard| guard.mark(socket.as_fd()))?;
                     front.add_slot(slot)?;
-                    front.join_direct(slot, socket.as_fd(), 1024)?;
-                    front.set_path(slot, AcceptPath::Direct)?;
+                    front.join_direct(slot, Place::A, socket.as_fd(), 1024)?;
+                    front.set_path(slot, AcceptPath::Direct(Place::A))?;
                     front.set_in(slot, true)?;
                 }
             }
