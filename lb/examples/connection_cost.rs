@@ -4,20 +4,14 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
-    os::unix::fs::MetadataExt,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use aya::{
-    Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::HashMap,
-    programs::{CgroupAttachMode, Program},
-};
 use nix::time::{ClockId, clock_gettime};
 use sherd_lb::{
     cells::Cells,
@@ -29,13 +23,12 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 type Failure = Box<dyn std::error::Error>;
 
-static GUARD: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guard.o"));
-static ACCOUNT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/account.o"));
-
 const SLOTS: u16 = 2;
 const CONNECTIONS: usize = 200;
 const WARM_UP: usize = 2000;
 const ROUNDS: usize = 100;
+/// Types of <linux/bpf.h>.
+const PROGRAMS: [(u64, &str); 2] = [(21, "steering"), (13, "accounting")];
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 /// What is added to listeners that share a port.
@@ -46,21 +39,18 @@ enum Ingredient {
     NothingAgain,
     Steering,
     Cells,
-    /// The programs that refuse, on the listeners' cgroup.
-    Hooks,
-    /// The program that accounts, run for connections without a cell: it finds nothing to do.
-    SockOps,
+    /// The guard's programs on the listeners' cgroup, which has no cell.
+    Guard,
     /// All of it, as the agent has it.
     Direct,
 }
 
-const INGREDIENTS: [Ingredient; 7] = [
+const INGREDIENTS: [Ingredient; 6] = [
     Ingredient::Nothing,
     Ingredient::NothingAgain,
     Ingredient::Steering,
     Ingredient::Cells,
-    Ingredient::Hooks,
-    Ingredient::SockOps,
+    Ingredient::Guard,
     Ingredient::Direct,
 ];
 
@@ -111,7 +101,6 @@ struct Contestant {
     address: SocketAddr,
     listeners: Vec<TcpListener>,
     _front: Option<Front>,
-    _objects: Vec<Ebpf>,
     guard: Option<Guard>,
     _cgroup: Cgroup,
 }
@@ -125,13 +114,9 @@ impl Contestant {
         let table = SteeringTable::flat(Policy::Connection, (0..SLOTS).map(SlotIndex));
         let config = FrontConfig { cells: cells.clone(), ..FrontConfig::new(any) };
         let mut front = steers.then(|| Front::open(&config, &table)).transpose()?;
-        let mut guard = (ingredient == Ingredient::Direct)
-            .then(|| Guard::establish(&cgroup.0, "guard", cells.as_deref()))
-            .transpose()?;
-        let mut objects = Vec::new();
-        if ingredient == Ingredient::Hooks {
-            objects.push(attach_hooks(&cgroup.0)?);
-        }
+        let guards = matches!(ingredient, Ingredient::Guard | Ingredient::Direct);
+        let guard = guards.then(|| Guard::establish(&cgroup.0, "guard", cells.as_deref()));
+        let mut guard = guard.transpose()?;
         let mut address = front.as_ref().map_or(any, Front::address);
         let mut bound = Vec::new();
         for slot in (0..SLOTS).map(SlotIndex) {
@@ -141,17 +126,17 @@ impl Contestant {
                     guard.count_in(cell)?;
                     guard.cgroup().join(cell.to_string())
                 }
-                _ => cgroup.0.clone(),
+                (guard, _) => guard.as_ref().map_or(&*cgroup.0, Guard::cgroup).to_owned(),
             };
             let socket = Cgroup::inside(&place, || bind(address))?;
             address = local_address(&socket)?;
             bound.push(socket);
         }
         for (slot, socket) in (0..SLOTS).map(SlotIndex).zip(&bound) {
+            guard.iter_mut().try_for_each(|guard| guard.mark(socket.as_fd()))?;
             match &mut front {
                 None => socket.listen(1024)?,
                 Some(front) => {
-                    guard.iter_mut().try_for_each(|guard| guard.mark(socket.as_fd()))?;
                     front.add_slot(slot)?;
                     front.join_direct(slot, Place::A, socket.as_fd(), 1024)?;
                     front.set_path(slot, AcceptPath::Direct(Place::A))?;
@@ -159,14 +144,8 @@ impl Contestant {
                 }
             }
         }
-        if ingredient == Ingredient::SockOps {
-            let mut object = EbpfLoader::new().map_max_entries("cells", 1).load(ACCOUNT)?;
-            // They listen already: without a mark they would be contained.
-            attach(&mut object, "account", &File::open(&cgroup.0)?)?;
-            objects.push(object);
-        }
         let listeners = bound.into_iter().map(|socket| TcpListener::from(OwnedFd::from(socket))).collect();
-        Ok(Self { ingredient, address, listeners, _front: front, _objects: objects, guard, _cgroup: cgroup })
+        Ok(Self { ingredient, address, listeners, _front: front, guard, _cgroup: cgroup })
     }
 
     /// CPU nanoseconds of this thread for each of so many connections.
@@ -256,66 +235,31 @@ fn print_programs(direct: &Contestant) -> Result<(), Failure> {
     let after = programs();
     fs::write(SWITCH, before_switch)?;
     measured?;
-    println!("programs        runs/connection  ns/run (counting them included)");
-    for (name, (nanos, runs)) in after? {
-        let (nanos_before, runs_before) = before.as_ref().ok().and_then(|b| b.get(&name)).copied().unwrap_or_default();
-        let (nanos, runs) = (nanos - nanos_before, runs - runs_before);
-        if runs > 0 {
-            println!("{name:<16}{:>15.2}{:>8.0}", runs as f64 / WARM_UP as f64, nanos as f64 / runs as f64);
-        }
+    let (before, after) = (before?, after?);
+    println!("program       runs/connection  ns/run (counting them included)");
+    for (kind, name) in PROGRAMS {
+        let of = |all: &BTreeMap<u64, (u64, u64)>| all.get(&kind).copied().unwrap_or_default();
+        let (nanos, runs) = (of(&after).0 - of(&before).0, of(&after).1 - of(&before).1);
+        println!("{name:<14}{:>15.2}{:>8.0}", runs as f64 / WARM_UP as f64, nanos as f64 / runs.max(1) as f64);
     }
     Ok(())
 }
 
-/// Nanoseconds and runs of all programs of this host, by name.
-fn programs() -> Result<BTreeMap<String, (u64, u64)>, Failure> {
+/// Nanoseconds and runs of the programs that this process has a descriptor of, by their type (bpf_prog_show_fdinfo).
+fn programs() -> Result<BTreeMap<u64, (u64, u64)>, Failure> {
     let mut found = BTreeMap::new();
-    for program in aya::programs::loaded_programs() {
-        let program = program?;
-        let name = program.name_as_str().unwrap_or("?").to_owned();
-        let fd = program.fd()?;
-        let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd()))?;
-        let field = |name: &str| -> u64 {
-            text.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
-                .unwrap_or_default()
+    for entry in fs::read_dir("/proc/self/fdinfo")?.flatten() {
+        // The descriptor of this very listing is gone by now.
+        let Ok(text) = fs::read_to_string(entry.path()) else { continue };
+        let field = |name: &str| -> Option<u64> {
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
         };
-        let total: &mut (u64, u64) = found.entry(name).or_default();
-        total.0 += field("run_time_ns");
-        total.1 += field("run_cnt");
+        let Some(kind) = field("prog_type") else { continue };
+        let total: &mut (u64, u64) = found.entry(kind).or_default();
+        total.0 += field("run_time_ns").ok_or("the kernel tells no run_time_ns")?;
+        total.1 += field("run_cnt").ok_or("the kernel tells no run_cnt")?;
     }
     Ok(found)
-}
-
-fn attach_hooks(cgroup: &Path) -> Result<Ebpf, Failure> {
-    let mut object = EbpfLoader::new().load(GUARD)?;
-    let directory = File::open(cgroup)?;
-    let id = directory.metadata()?.ino();
-    HashMap::<_, u64, u64>::try_from(object.map_mut("inside").ok_or("no cgroup in the object")?)?.insert(id, 1, 0)?;
-    for hook in ["bind4", "bind6", "connect4", "connect6", "sendmsg4", "sendmsg6", "setsockopt"] {
-        attach(&mut object, hook, &directory)?;
-    }
-    Ok(object)
-}
-
-fn attach(object: &mut Ebpf, program: &str, cgroup: &File) -> Result<(), Failure> {
-    let mode = CgroupAttachMode::Single;
-    match object.program_mut(program) {
-        Some(Program::CgroupSockAddr(program)) => {
-            program.load()?;
-            program.attach(cgroup, mode)?;
-        }
-        Some(Program::CgroupSockopt(program)) => {
-            program.load()?;
-            program.attach(cgroup, mode)?;
-        }
-        Some(Program::SockOps(program)) => {
-            program.load()?;
-            program.attach(cgroup, mode)?;
-        }
-        _ => return Err(format!("no program {program}").into()),
-    }
-    Ok(())
 }
 
 fn bind(address: SocketAddr) -> Result<Socket, Failure> {
