@@ -193,7 +193,8 @@ fn weights_and_tables() {
     check_line(&ports("shards = 2", "weights = [1]"), &["8: ports[0].weights: has 1 weights for 2 shards"]);
     check_line(&ports("shards = 2", "weights = [0, 0]"), &["8: ports[0].weights: above 0"]);
     check_line(&ports("shards = \"auto\"", "weights = [1]"), &["8: ports[0].weights: fixed number"]);
-    check_line(&ports("shards = 1000", ""), &["6: ports[0].table_len: 100003 is"]);
+    check_line(&ports("shards = 1000", ""), &[]);
+    check_line(&ports("shards = 1000", "table_len = 65537"), &["8: ports[0].table_len: 100003 is"]);
     check_line(&ports("shards = 2", "table_len = 1000"), &["8: ports[0].table_len: 1009 is"]);
 }
 

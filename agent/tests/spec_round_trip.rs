@@ -111,7 +111,7 @@ fn runtime() -> impl Strategy<Value = RuntimeSpec> {
 fn ports() -> impl Strategy<Value = Vec<PortSpec>> {
     let texts = select(vec!["{}:80", "127.0.0.1:{}:80", "[::1]:{}:443", "[::]:{}:1"]);
     let policy = select(vec![Policy::Connection, Policy::Client, Policy::Local]);
-    let port = (texts, policy, any::<bool>(), select(vec![65_537u32, 1009]));
+    let port = (texts, policy, any::<bool>(), select(vec![None, Some(65_537u32), Some(1009)]));
     vec(port, 0..4).prop_map(|ports| {
         let port = |(index, (text, policy, loopback, table_len)): (usize, (&str, _, _, _))| {
             let port: PortSpec = text.replace("{}", &(8000 + index).to_string()).parse().unwrap();

@@ -15,8 +15,13 @@ pub(crate) use rows::{CompiledTable, LEVELS, Row};
 /// Most slots of one published address.
 pub const MAX_SLOTS: u16 = 1024;
 
-/// Default length of a Maglev table: a prime, at least 100 entries for each of 655 slots.
-pub const DEFAULT_TABLE_LEN: u32 = 65537;
+/// The shortest that a Maglev table is by default: 20 slots' hundred entries each, in one page. Where a connection's entry is,
+/// nobody can foresee: in a table of 128 KiB that one load took two thirds of the steering program's time.
+const LEAST_DEFAULT_LEN: u32 = 2000;
+
+/// The longest that any table needs to be by default; every address has room for so long a one, for what may be asked for
+/// later. Prime.
+pub const ROOMY_TABLE_LEN: u32 = 65537;
 
 /// Longest Maglev table; bounds the kernel memory of a published address.
 pub const MAX_TABLE_LEN: u32 = 1 << 20;
@@ -116,7 +121,7 @@ pub struct SteeringTable {
 impl SteeringTable {
     /// A table without any slot: connections wait at the anchor or are refused.
     pub fn empty(policy: Policy) -> Self {
-        Self { policy, slots: Vec::new(), cpus: Vec::new(), table_len: DEFAULT_TABLE_LEN }
+        Self { policy, slots: Vec::new(), cpus: Vec::new(), table_len: default_len(0) }
     }
 
     /// Slots of equal weight that are no nearer to one than to another.
@@ -155,7 +160,7 @@ impl SteeringTable {
 
 /// The table length for a number of slots where nobody asks for another.
 pub fn default_len(slots: usize) -> u32 {
-    maglev::prime_from(shortest_len(slots)).max(DEFAULT_TABLE_LEN)
+    maglev::prime_from(shortest_len(slots).max(LEAST_DEFAULT_LEN))
 }
 
 fn shortest_len(slots: usize) -> u32 {

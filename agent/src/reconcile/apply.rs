@@ -221,10 +221,9 @@ fn check_slots(spec: &GroupSpec, slots: usize) -> Result<(), ApplyError> {
             );
             return Err(ApplyError::Refused { group, reason });
         }
-        if (port.table_len as usize) < 100 * slots {
+        if let Some(len) = port.table_len.filter(|len| (*len as usize) < 100 * slots) {
             let reason = format!(
-                "port {publish} has a table of {} entries for {slots} slots: set table_len to a prime of at least {}",
-                port.table_len,
+                "port {publish} has a table of {len} entries for {slots} slots: set table_len to a prime of at least {}",
                 100 * slots
             );
             return Err(ApplyError::Refused { group, reason });

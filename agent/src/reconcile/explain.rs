@@ -71,7 +71,7 @@ impl Asked<'_> {
             },
             hash: reasoning.map(|reasoning| format!("{:#018x}", reasoning.hash)),
             entry: entry.map(|(place, _)| place),
-            table_len: port.table_len,
+            table_len: table.table_len,
             first_choice: entry.map(|(_, slot)| slot_id(slot)),
             in_service: self.front.in_service().iter().map(slot_id).collect(),
             goes,

@@ -5,11 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use sherd_lb::table::Policy;
+use sherd_lb::table::{self, Policy};
 use thiserror::Error;
-
-/// Length of a port's steering table when the specification doesn't say; prime, and good for 655 slots.
-pub(super) const DEFAULT_TABLE_LEN: u32 = 65_537;
 
 /// One published port of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,21 +21,21 @@ pub struct PortSpec {
     pub weights: Option<Vec<u32>>,
     /// A shard that listens on loopback only may be published.
     pub loopback: bool,
-    /// Length of the steering table: a prime of at least 100 times the number of slots.
-    pub table_len: u32,
+    /// Length of the steering table: a prime of at least 100 times the number of slots. Absent: [`PortSpec::table_len`].
+    pub table_len: Option<u32>,
 }
 
 impl PortSpec {
     /// A published port with every option at its default.
     pub fn new(host: HostAddress, container: ContainerPort) -> Self {
-        Self {
-            host,
-            container,
-            policy: Policy::Connection,
-            weights: None,
-            loopback: false,
-            table_len: DEFAULT_TABLE_LEN,
-        }
+        Self { host, container, policy: Policy::Connection, weights: None, loopback: false, table_len: None }
+    }
+
+    /// Length of the steering table for that many slots. Where nobody asks for one it is short, for the CPU's caches; with
+    /// weights, of which the least may be a thousandth of the greatest, long.
+    pub fn table_len(&self, slots: usize) -> u32 {
+        let least = if self.weights.is_some() { table::ROOMY_TABLE_LEN } else { 0 };
+        self.table_len.unwrap_or_else(|| table::default_len(slots).max(least))
     }
 
     /// Docker's words for it: `[IP:]HOST:CONTAINER`, an IPv6 address in brackets.

@@ -124,7 +124,9 @@ fn port(spec: &PortSpec) -> Table {
     if spec.loopback {
         put(&mut table, "loopback", true);
     }
-    put_integer(&mut table, "table_len", spec.table_len, super::port::DEFAULT_TABLE_LEN);
+    if let Some(len) = spec.table_len {
+        put(&mut table, "table_len", i64::from(len));
+    }
     table
 }
 

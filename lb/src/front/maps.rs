@@ -18,8 +18,7 @@ use crate::{
         shared_map::SharedMap,
     },
     table::{
-        CompiledTable, DEFAULT_TABLE_LEN, LEVELS, MAX_SLOTS, NO_SLOT, Policy, Row, Seed, SlotIndex, SlotMask,
-        TableError,
+        CompiledTable, LEVELS, MAX_SLOTS, NO_SLOT, Policy, ROOMY_TABLE_LEN, Row, Seed, SlotIndex, SlotMask, TableError,
     },
 };
 
@@ -101,7 +100,7 @@ pub(super) struct Shape {
 
 impl Shape {
     pub(super) fn new(max_slots: u16, table_len: u32) -> io::Result<Self> {
-        let longest = table_len.max(DEFAULT_TABLE_LEN).max(crate::table::default_len(usize::from(max_slots)));
+        let longest = table_len.max(ROOMY_TABLE_LEN).max(crate::table::default_len(usize::from(max_slots)));
         let chunks = longest.div_ceil(CHUNK_ENTRIES as u32);
         let max_slots = u32::from(max_slots);
         Ok(Self { max_slots, cpus: possible_cpus()?.0, chunks, places: Places::new(max_slots) })

@@ -100,7 +100,7 @@ pub(in crate::reconcile) fn shared_table(
     port: &PortSpec,
     shares: &BTreeMap<SlotId, u32>,
 ) -> SteeringTable {
-    let (weights, table_len) = (port.weights.as_deref(), port.table_len);
+    let (weights, table_len) = (port.weights.as_deref(), port.table_len(slots.len()));
     steering_table::build(host, slots, PortChoice { policy: port.policy, weights, shares, table_len })
 }
 

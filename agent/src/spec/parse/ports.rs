@@ -4,7 +4,7 @@ use sherd_lb::table::Policy;
 use sherd_topology::plan::ShardCount;
 
 use super::super::document::Section;
-use super::super::port::{DEFAULT_TABLE_LEN, PortSpec};
+use super::super::port::PortSpec;
 use super::super::words;
 use super::fixed;
 
@@ -56,10 +56,9 @@ fn weights(section: &Section<'_, '_>, shards: Option<ShardCount>) -> Option<Vec<
     Some(weights)
 }
 
-fn table_len(section: &Section<'_, '_>, shards: u32) -> u32 {
+fn table_len(section: &Section<'_, '_>, shards: u32) -> Option<u32> {
     let least = (shards * ENTRIES_PER_SLOT).max(ENTRIES_PER_SLOT + 1);
-    let len = section.integer("table_len", 1..=MAX_TABLE_LEN);
-    let len = if section.has("table_len") { len.unwrap_or(DEFAULT_TABLE_LEN) } else { DEFAULT_TABLE_LEN };
+    let len = section.integer("table_len", 1..=MAX_TABLE_LEN)?;
     if len < least || !is_prime(len) {
         let good = (len.max(least)..=MAX_TABLE_LEN).find(|&len| is_prime(len)).unwrap_or(MAX_TABLE_LEN);
         section.fault(
@@ -67,7 +66,7 @@ fn table_len(section: &Section<'_, '_>, shards: u32) -> u32 {
             format!("must be a prime of at least {least} ({ENTRIES_PER_SLOT} per shard): {good} is"),
         );
     }
-    len
+    Some(len)
 }
 
 fn is_prime(number: u32) -> bool {
@@ -80,7 +79,7 @@ mod tests {
 
     #[test]
     fn the_defaults_and_bounds_are_primes() {
-        assert!(is_prime(DEFAULT_TABLE_LEN) && is_prime(MAX_TABLE_LEN) && is_prime(2) && is_prime(101));
+        assert!(is_prime(MAX_TABLE_LEN) && is_prime(2) && is_prime(101));
         assert!(!is_prime(0) && !is_prime(1) && !is_prime(65_536) && !is_prime(25));
     }
 }
