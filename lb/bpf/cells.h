@@ -36,7 +36,7 @@ struct cell {
 	__u32 pressure;       /* load that no connection shows: the agent's word */
 	__u32 bound;          /* a load over it sends connections to their second choice; 0: never */
 	__u32 weight;
-	__u32 timed; /* the low half of jiffies when a connection was last chosen to be timed */
+	__u32 timed; /* the span of 4 ms in which a connection was last chosen to be timed */
 };
 
 /* What only telemetry reads. */

@@ -58,7 +58,7 @@ pub(super) fn telemetry(families: &mut Families, snapshot: &Snapshot) {
         family.add_histogram(labels, &kernel.rtt);
     });
     let help =
-        "How long direct connections lasted; at most one of each slot in each tick of the kernel's clock is timed.";
+        "How long direct connections lasted; at most one of each slot in 4 ms is timed.";
     each_slot(
         families.histogram("sherd_direct_connection_duration_seconds", help),
         snapshot,

@@ -67,7 +67,7 @@ pub struct CellReading {
     pub retransmits: u64,
     /// Smoothed round-trip times at the connections' end.
     pub rtt: Histogram<{ RTT_BOUNDS_MICROS.len() + 1 }>,
-    /// From the handshake to the end, of those that were timed: one of each slot in each tick of the kernel's clock.
+    /// From the handshake to the end, of those that were timed: at most one of each slot in 4 ms.
     pub duration: Histogram<{ DURATION_BOUNDS_MICROS.len() + 1 }>,
 }
 
