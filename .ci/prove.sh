@@ -11,3 +11,5 @@ cargo build --workspace --locked --release
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" stall
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" failover
 cargo run --locked --release --package sherd-lb --example steer_cost
+cargo run --locked --release --package sherd-lb --example steer_latency
+cargo run --locked --release --package sherd-lb --example connection_cost

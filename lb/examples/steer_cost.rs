@@ -1,9 +1,11 @@
 //! What steering one connection costs, for 1 to 256 slots and the policies that can be told apart: the program's own time as the
-//! kernel counts it, and connect(2) from end to end. Needs root and bpf(2), and turns `kernel.bpf_stats_enabled` on meanwhile.
+//! kernel counts it, and connect(2) from end to end. The same without counting shows the floor: the first touch of a listener's
+//! own cache lines, which the kernel's choice pays too, outside of any program, and the table's entry. Needs root and bpf(2),
+//! and turns `kernel.bpf_stats_enabled` on meanwhile.
 
 use std::{
     fs,
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener},
     time::{Duration, Instant},
 };
 
@@ -12,12 +14,13 @@ use sherd_lb::{
     front::{Front, FrontConfig},
     table::{Policy, SlotIndex, SteeringTable},
 };
+use socket2::{Domain, Socket, Type};
 
 type Failure = Box<dyn std::error::Error>;
 
 const SLOTS: [u16; 5] = [1, 4, 16, 64, 256];
 /// Each size of each policy has a turn in each, so that a drift hits all of them.
-const BLOCKS: usize = 20;
+const BLOCKS: usize = 12;
 const CONNECTIONS: usize = 500;
 const AT_A_TIME: usize = 50;
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
@@ -50,11 +53,16 @@ fn main() -> Result<(), Failure> {
     let _counting = Counting::on()?;
     println!("medians of {BLOCKS} blocks of {CONNECTIONS} connections");
     println!("policy      slots  steering ns/connection  connect ns");
-    for policy in [Policy::Connection, Policy::Client, Policy::Balanced] {
+    for (policy, counting) in [
+        (Policy::Connection, Counted::Nothing),
+        (Policy::Connection, Counted::Connections),
+        (Policy::Client, Counted::Connections),
+        (Policy::Balanced, Counted::Connections),
+    ] {
         let mut found = [const { Vec::new() }; SLOTS.len()];
         for _ in 0..BLOCKS {
             for (slots, found) in SLOTS.iter().zip(&mut found) {
-                found.push(measure(policy, *slots)?);
+                found.push(measure(policy, counting, *slots)?);
             }
         }
         let costs: Vec<(f64, f64)> = found
@@ -69,7 +77,11 @@ fn main() -> Result<(), Failure> {
         }
         let growth = |value: fn(&(f64, f64)) -> f64| value(&costs[SLOTS.len() - 1]) / value(&costs[0]);
         let (steering, connect) = (growth(|cost| cost.0), growth(|cost| cost.1));
-        let word = if steering <= MOST_GROWTH { "held" } else { "NOT held" };
+        let word = match counting {
+            Counted::Nothing => "floor",
+            Counted::Connections if steering <= MOST_GROWTH => "held",
+            Counted::Connections => "NOT held",
+        };
         println!(
             "{word}: {policy} costs {steering:.3} times as much for 256 slots as for 1 (≤ {MOST_GROWTH}); connect {connect:.3}"
         );
@@ -77,11 +89,21 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
+/// What is counted of slots.
+#[derive(Clone, Copy)]
+enum Counted {
+    Nothing,
+    Connections,
+}
+
 /// Nanoseconds of the program for one connection, and of connect(2).
-fn measure(policy: Policy, slots: u16) -> Result<(f64, f64), Failure> {
+fn measure(policy: Policy, counting: Counted, slots: u16) -> Result<(f64, f64), Failure> {
     let table = SteeringTable::flat(policy, (0..slots).map(SlotIndex));
-    let config =
-        FrontConfig { cells: Some(Cells::create()?), max_slots: 256, ..FrontConfig::new(([127, 0, 0, 1], 0).into()) };
+    let cells = match counting {
+        Counted::Nothing => None,
+        Counted::Connections => Some(Cells::create()?),
+    };
+    let config = FrontConfig { cells, max_slots: 256, ..FrontConfig::new(([127, 0, 0, 1], 0).into()) };
     let mut front = Front::open(&config, &table)?;
     for slot in (0..slots).map(SlotIndex) {
         front.add_slot(slot)?;
@@ -105,17 +127,24 @@ fn measure(policy: Policy, slots: u16) -> Result<(f64, f64), Failure> {
 /// Gives the time in connect(2).
 fn connect_all(front: &Front, listeners: &[TcpListener]) -> Result<Duration, Failure> {
     let mut connecting = Duration::ZERO;
-    for _ in 0..CONNECTIONS / AT_A_TIME {
+    for block in 0..CONNECTIONS / AT_A_TIME {
+        let bound = (0..AT_A_TIME).map(|n| client(block * AT_A_TIME + n)).collect::<Result<Vec<_>, _>>()?;
         let began = Instant::now();
-        let clients = (0..AT_A_TIME).map(|_| TcpStream::connect(front.address())).collect::<Result<Vec<_>, _>>()?;
+        bound.iter().try_for_each(|client| client.connect(&front.address().into()))?;
         connecting += began.elapsed();
-        for client in clients {
-            socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
-        }
+        bound.iter().try_for_each(|client| client.set_linger(Some(Duration::ZERO)))?;
+        drop(bound);
         // Non-blocking: whoever is there is taken.
         listeners.iter().for_each(|listener| while listener.accept().is_ok() {});
     }
     Ok(connecting)
+}
+
+/// Of one of many clients: by one alone the policy `client` would have one slot take all.
+fn client(n: usize) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from(([127, 0, (n >> 8) as u8, n as u8 | 1], 0)).into())?;
+    Ok(socket)
 }
 
 /// Nanoseconds and runs of this process's steering programs (bpf_prog_show_fdinfo).

@@ -1,5 +1,6 @@
 //! How long steering updates take until the next SYN obeys them: `set_in`, `set_table`, and opening an address, for
-//! 1 to 256 slots. Needs root and bpf(2). Prints; asserts only that the next connection went where it should.
+//! 1 to 256 slots. Needs root and bpf(2). Every connection that begins after an update must obey it, so an update is obeyed
+//! when its call returns: that time has a limit for `set_in`. `set_table` writes the whole table before it flips.
 
 use std::{
     io::ErrorKind,
@@ -13,16 +14,22 @@ use sherd_lb::{
 };
 
 const ROUNDS: usize = 200;
+/// From `set_in` until the next SYN obeys, 99 of 100 times.
+const LATEST: Duration = Duration::from_micros(50);
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("slots  open+add      set_in p50/p99          set_table p50/p99       connect p50 (for scale)");
+    let mut latest = Duration::ZERO;
     for slots in [1u16, 2, 4, 16, 64, 256] {
-        measure(slots)?;
+        latest = latest.max(measure(slots)?);
     }
+    let word = if latest <= LATEST { "held" } else { "NOT held" };
+    println!("{word}: the next SYN obeys {latest:.1?} after a slot is taken in or out, 99 of 100 times (≤ {LATEST:?})");
     Ok(())
 }
 
-fn measure(slots: u16) -> Result<(), Box<dyn std::error::Error>> {
+/// Gives the 99th percentile of `set_in`.
+fn measure(slots: u16) -> Result<Duration, Box<dyn std::error::Error>> {
     let all: Vec<_> = (0..slots).map(SlotIndex).collect();
     // Two tables whose answers differ: one without slot 0.
     let with = SteeringTable::flat(Policy::Connection, all.clone());
@@ -57,10 +64,10 @@ fn measure(slots: u16) -> Result<(), Box<dyn std::error::Error>> {
         times.sort_unstable();
         format!("{:>9.1?}/{:>9.1?}", times[ROUNDS / 2], times[ROUNDS * 99 / 100])
     };
-    let (in_times, table_times) = (show(&mut in_times), show(&mut table_times));
+    let (in_shown, table_times) = (show(&mut in_times), show(&mut table_times));
     connect_times.sort_unstable();
-    println!("{slots:>5}  {opened:>8.1?}  {in_times:>20}  {table_times:>20}  {:>9.1?}", connect_times[ROUNDS / 2]);
-    Ok(())
+    println!("{slots:>5}  {opened:>8.1?}  {in_shown:>20}  {table_times:>20}  {:>9.1?}", connect_times[ROUNDS / 2]);
+    Ok(in_times[ROUNDS * 99 / 100])
 }
 
 /// One connection right after an update; slot 0 may only have it if it takes connections.
