@@ -102,6 +102,10 @@ pub struct KernelCounters {
     pub bytes_out: u64,
     /// Segments that were sent again.
     pub retransmits: u64,
+    /// Connections that ended before anything of an answer was acknowledged.
+    pub unanswered: u64,
+    /// From the handshake to the first answer.
+    pub first_answer: Histogram,
     /// Smoothed round-trip times at connections' end.
     pub rtt: Histogram,
     /// How long connections lasted.

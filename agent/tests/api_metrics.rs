@@ -110,6 +110,8 @@ fn values_are_where_they_belong() {
         "sherd_slot_hung{group=\"web\",slot=\"0\"} 1",
         "sherd_slot_hung_total{group=\"web\",slot=\"0\"} 2",
         "sherd_direct_bytes_total{group=\"web\",address=\"[::]:8080\",slot=\"0\",direction=\"in\"} 7",
+        "sherd_direct_unanswered_total{group=\"web\",address=\"[::]:8080\",slot=\"0\"} 4",
+        "sherd_direct_first_answer_seconds_sum{group=\"web\",address=\"[::]:8080\",slot=\"0\"} 4.5",
         "sherd_direct_rtt_seconds_sum{group=\"web\",address=\"[::]:8080\",slot=\"0\"} 4.5",
         "sherd_steering_deflected_total{group=\"web\",address=\"[::]:8080\"} 5",
         "sherd_delayed_listens_total 3",

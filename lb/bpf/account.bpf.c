@@ -80,19 +80,47 @@ static __always_inline __u32 place(void)
 static __always_inline void opened(struct bpf_sock_ops *ctx)
 {
 	__u32 number = place(), span = bpf_ktime_get_coarse_ns() >> TIMED_SPAN_BITS;
+	__u32 heard = BPF_SOCK_OPS_STATE_CB_FLAG;
 	struct cell *cell = cell_at(number);
 	struct bpf_sock *sk = ctx->sk;
 
 	if (!number || !cell)
 		return;
 	add(&cell->established, 1);
-	bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 	if (cell->timed != span && sk) {
 		__u64 now = bpf_ktime_get_ns();
 
 		cell->timed = span;
-		bpf_sk_storage_get(&times, sk, &now, BPF_SK_STORAGE_GET_F_CREATE);
+		if (bpf_sk_storage_get(&times, sk, &now, BPF_SK_STORAGE_GET_F_CREATE))
+			heard |= BPF_SOCK_OPS_RTT_CB_FLAG;
 	}
+	bpf_sock_ops_cb_flags_set(ctx, heard);
+}
+
+/*
+ * Of a connection that is timed something was acknowledged. When it is the first answer, it has been told how long that
+ * took: by the client too, which asks when it likes and acknowledges a round-trip time later.
+ */
+static __always_inline void acknowledged(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct tally *tally;
+	const __u64 *since;
+	__u64 us;
+
+	if (ctx->bytes_acked <= 1)
+		return;
+	bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+	tally = tally_at(place());
+	since = sk ? bpf_sk_storage_get(&times, sk, NULL, 0) : NULL;
+	if (!tally || !since)
+		return;
+	us = (bpf_ktime_get_ns() - *since) / 1000;
+	if (us > ANSWER_MAX_US)
+		us = ANSWER_MAX_US;
+	add(&tally->answer_us, us);
+	add(&tally->answer_us_squared, us * us);
+	add(&tally->answer[bucket_of(us, ANSWER_FIRST_BITS, 2 * ANSWER_BUCKETS) / 2], 1);
 }
 
 static __always_inline void closed(struct bpf_sock_ops *ctx)
@@ -110,6 +138,8 @@ static __always_inline void closed(struct bpf_sock_ops *ctx)
 	add(&cell->closed, 1);
 	add(&tally->bytes_received, ctx->bytes_received);
 	add(&tally->bytes_acked, ctx->bytes_acked);
+	if (ctx->bytes_acked <= 1)
+		add(&tally->unanswered, 1);
 	if (ctx->total_retrans)
 		add(&tally->retransmits, ctx->total_retrans);
 	add(&tally->rtt_us, rtt_us);
@@ -148,6 +178,9 @@ int account(struct bpf_sock_ops *ctx)
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		opened(ctx);
+		break;
+	case BPF_SOCK_OPS_RTT_CB:
+		acknowledged(ctx);
 		break;
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		listens(ctx);

@@ -24,6 +24,9 @@
 #define RTT_FIRST_BITS 4
 #define DURATION_BUCKETS 26 /* of 2^n to 2^(n+1) us from about 1 ms on */
 #define DURATION_FIRST_BITS 10
+#define ANSWER_BUCKETS 7 /* of 2^(2n) to 2^(2n+2) us from 64 us on; the first and the last are open */
+#define ANSWER_FIRST_BITS 6
+#define ANSWER_MAX_US (1 << 26) /* about a minute: an answer that takes longer counts as that, its square then fits */
 
 /* What a slot's load is made of, on one cache line: picked - closed - relayed_closed - lost + pressure. */
 struct cell {
@@ -49,7 +52,10 @@ struct tally {
 	__u64 migrated;    /* connections that came from a closed listener */
 	__u64 contained;   /* in tally 0: sockets of the guard that were made to listen without being listeners of ours */
 	__u64 version;     /* in tally 0: of the map */
-	__u64 spare[10];
+	__u64 unanswered;  /* closed connections, of which at most a byte was acknowledged: a FIN counts as one */
+	__u64 answer_us;   /* sum, of those that were timed: from the handshake to the first answer's acknowledgement */
+	__u64 answer_us_squared; /* sum of the squares */
+	__u64 answer[ANSWER_BUCKETS];
 	__u64 rtt[RTT_BUCKETS];
 	__u64 duration[DURATION_BUCKETS]; /* of those that were timed */
 };

@@ -13,7 +13,7 @@ mod lost;
 mod reading;
 
 pub use lost::LostConnections;
-pub use reading::{CellReading, Counts, DURATION_BOUNDS_MICROS, Histogram, RTT_BOUNDS_MICROS};
+pub use reading::{ANSWER_BOUNDS_MICROS, CellReading, Counts, DURATION_BOUNDS_MICROS, Histogram, RTT_BOUNDS_MICROS};
 
 use crate::{
     sys::{bpf, shared_map::SharedMap},
@@ -59,6 +59,10 @@ mod tally {
     pub(super) const MIGRATED: usize = 40;
     pub(super) const CONTAINED: usize = 48;
     pub(super) const VERSION: usize = 56;
+    pub(super) const UNANSWERED: usize = 64;
+    pub(super) const ANSWER_SUM: usize = 72;
+    pub(super) const ANSWER_SQUARES: usize = 80;
+    pub(super) const ANSWER: usize = 88;
     pub(super) const RTT: usize = 144;
     pub(super) const DURATION: usize = 304;
 }
@@ -267,6 +271,9 @@ impl SlotCells {
             bytes_received: word(tally::BYTES_RECEIVED),
             bytes_sent: word(tally::BYTES_ACKED),
             retransmits: word(tally::RETRANSMITS),
+            unanswered: word(tally::UNANSWERED),
+            first_answer: Histogram::read(word(tally::ANSWER_SUM), |n| word(tally::ANSWER + 8 * n)),
+            first_answer_squares: word(tally::ANSWER_SQUARES),
             rtt: Histogram::read(word(tally::RTT_SUM), |n| word(tally::RTT + 8 * n)),
             duration: Histogram::read(word(tally::DURATION_SUM), |n| word(tally::DURATION + 8 * n)),
         }
@@ -399,7 +406,8 @@ impl Drop for OpenConnection {
 }
 
 const _: () = assert!(
-    tally::RTT + 8 * RTT_BOUNDS_MICROS.len() + 8 == tally::DURATION
+    tally::ANSWER + 8 * ANSWER_BOUNDS_MICROS.len() + 8 == tally::RTT
+        && tally::RTT + 8 * RTT_BOUNDS_MICROS.len() + 8 == tally::DURATION
         && tally::DURATION + 8 * DURATION_BOUNDS_MICROS.len() + 8 == TALLY_SIZE
 );
 

@@ -8,7 +8,7 @@ use super::{
 /// A metric's name, help and how it is got.
 type Value = (&'static str, &'static str, fn(&KernelCounters) -> u64);
 
-const COUNTERS: [Value; 5] = [
+const COUNTERS: [Value; 6] = [
     ("sherd_slot_connections_steered_total", "Connections steered to the slot, whoever accepts them.", |kernel| {
         kernel.steered
     }),
@@ -22,6 +22,11 @@ const COUNTERS: [Value; 5] = [
     ("sherd_direct_retransmits_total", "Segments sent again on direct connections that have ended.", |kernel| {
         kernel.retransmits
     }),
+    (
+        "sherd_direct_unanswered_total",
+        "Direct connections that ended before anything of an answer was acknowledged; also of clients that asked nothing.",
+        |kernel| kernel.unanswered,
+    ),
 ];
 
 const GAUGES: [Value; 3] = [
@@ -53,12 +58,15 @@ pub(super) fn telemetry(families: &mut Families, snapshot: &Snapshot) {
         family.add_count(&[group, address, slot, ("direction", "in")], kernel.bytes_in);
         family.add_count(&[group, address, slot, ("direction", "out")], kernel.bytes_out);
     });
+    let help = "From the handshake to the first acknowledged answer, of one direct connection in each tick of the kernel's clock.";
+    each_slot(families.histogram("sherd_direct_first_answer_seconds", help), snapshot, |family, labels, kernel| {
+        family.add_histogram(labels, &kernel.first_answer);
+    });
     let help = "Smoothed round-trip times of direct connections at their end.";
     each_slot(families.histogram("sherd_direct_rtt_seconds", help), snapshot, |family, labels, kernel| {
         family.add_histogram(labels, &kernel.rtt);
     });
-    let help =
-        "How long direct connections lasted; at most one of each slot in 4 ms is timed.";
+    let help = "How long direct connections lasted; at most one of each slot in 4 ms is timed.";
     each_slot(
         families.histogram("sherd_direct_connection_duration_seconds", help),
         snapshot,

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::atomic::Ordering};
 
 use sherd_lb::{
-    cells::{CellReading, DURATION_BOUNDS_MICROS, RTT_BOUNDS_MICROS},
+    cells::{ANSWER_BOUNDS_MICROS, CellReading, DURATION_BOUNDS_MICROS, RTT_BOUNDS_MICROS},
     relay::{Cause, LATENCY_BOUNDS_MICROS, Worker},
     table::Load,
 };
@@ -92,6 +92,8 @@ fn kernel_counters(reading: &CellReading, load: Load) -> KernelCounters {
         bytes_in: reading.bytes_received,
         bytes_out: reading.bytes_sent,
         retransmits: reading.retransmits,
+        unanswered: reading.unanswered,
+        first_answer: histogram(&ANSWER_BOUNDS_MICROS, &reading.first_answer.buckets, reading.first_answer.sum_micros),
         rtt: histogram(&RTT_BOUNDS_MICROS, &reading.rtt.buckets, reading.rtt.sum_micros),
         duration: histogram(&DURATION_BOUNDS_MICROS, &reading.duration.buckets, reading.duration.sum_micros),
     }

@@ -243,6 +243,8 @@ pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
         bytes_in: 7,
         bytes_out: 8,
         retransmits: 9,
+        unanswered: 4,
+        first_answer: histogram.clone(),
         rtt: histogram.clone(),
         duration: histogram.clone(),
     };

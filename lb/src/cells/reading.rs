@@ -1,17 +1,20 @@
 //! What was counted of a slot, at one moment. Plain values.
 
 /// Upper bounds of the buckets of round-trip times, in microseconds; one more holds what took longer.
-pub const RTT_BOUNDS_MICROS: [u64; 19] = bounds(5);
+pub const RTT_BOUNDS_MICROS: [u64; 19] = bounds(5, 1);
 
 /// Upper bounds of the buckets of durations, in microseconds; one more holds what took longer.
-pub const DURATION_BOUNDS_MICROS: [u64; 25] = bounds(11);
+pub const DURATION_BOUNDS_MICROS: [u64; 25] = bounds(11, 1);
 
-/// Powers of two, as bpf/cells.h has them.
-const fn bounds<const N: usize>(first_bits: u32) -> [u64; N] {
+/// Upper bounds of the buckets of times to the first answer, in microseconds; one more holds what took longer.
+pub const ANSWER_BOUNDS_MICROS: [u64; 6] = bounds(8, 2);
+
+/// Every so many-th power of two, as bpf/cells.h has them.
+const fn bounds<const N: usize>(first_bits: u32, step_bits: u32) -> [u64; N] {
     let mut bounds = [0; N];
     let mut at = 0;
     while at < N {
-        bounds[at] = 1 << (first_bits + at as u32);
+        bounds[at] = 1 << (first_bits + step_bits * at as u32);
         at += 1;
     }
     bounds
@@ -65,6 +68,14 @@ pub struct CellReading {
     pub bytes_sent: u64,
     /// Segments that were sent again.
     pub retransmits: u64,
+    /// Connections that ended before the shard had sent anything that was acknowledged: also those of clients that asked
+    /// nothing. An answer of a single byte is not told from an end, and counts as none.
+    pub unanswered: u64,
+    /// From the handshake to the acknowledgement of the first answer, of those that were timed: with the time until the client
+    /// asked, and a round-trip time. What took longer than 67 s counts as that.
+    pub first_answer: Histogram<{ ANSWER_BOUNDS_MICROS.len() + 1 }>,
+    /// The sum of the squares of these, in square microseconds; wraps.
+    pub first_answer_squares: u64,
     /// Smoothed round-trip times at the connections' end.
     pub rtt: Histogram<{ RTT_BOUNDS_MICROS.len() + 1 }>,
     /// From the handshake to the end, of those that were timed: at most one of each slot in 4 ms.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use sherd_lb::{
-    cells::{CellReading, Cells, SlotCells},
+    cells::{ANSWER_BOUNDS_MICROS, CellReading, Cells, SlotCells},
     front::{Front, FrontConfig, Path, Place},
     graft::Holder,
     guard::{Guard, Maker, Operation},
@@ -192,6 +192,73 @@ fn cells_are_nobody_elses_while_connections_are_open() {
         assert_ne!(first_of(&other), before);
         drop((kept, other));
         eventually("it is closed", SOON, || (first_of(&open()) == before).then_some(()));
+    });
+}
+
+/// A connection of which both ends are closed, the shard's first if it hangs up.
+fn end(published: &Published, client: TcpStream, accepted: TcpStream, hangs_up: bool) {
+    let before = published.counts().2;
+    let (first, mut second) = if hangs_up { (accepted, client) } else { (client, accepted) };
+    first.shutdown(Shutdown::Both).expect("it is open");
+    // A reset tells as well that the other one is gone.
+    let _ = second.read(&mut [0; 16]);
+    drop((first, second));
+    eventually("it is counted as closed", SOON, || (published.counts().2 == before + 1).then_some(()));
+}
+
+fn check_answers(address: &str) {
+    const SERVICE_TIME: Duration = Duration::from_millis(30);
+    let published = Published::new(address.parse().expect("an address"));
+    let (mut client, mut accepted) = connection(published.listener.as_fd());
+    client.write_all(b"question").expect("it is open");
+    let mut buffer = [0; 16];
+    assert_eq!(accepted.read(&mut buffer).expect("it was sent"), 8);
+    assert_eq!(published.reading().first_answer.buckets.iter().sum::<u64>(), 0, "a question is no answer");
+    std::thread::sleep(SERVICE_TIME);
+    accepted.write_all(b"answer").expect("it is open");
+    assert_eq!(client.read(&mut buffer).expect("it was sent"), 6);
+    eventually("it is acknowledged", SOON, || (published.reading().first_answer.sum_micros > 0).then_some(()));
+    let first = published.reading();
+    let micros = first.first_answer.sum_micros;
+    assert!((30_000..5_000_000).contains(&micros), "{first:?}");
+    assert_eq!(first.first_answer_squares, micros * micros);
+    let bucket = ANSWER_BOUNDS_MICROS.iter().position(|bound| micros < *bound).unwrap_or(ANSWER_BOUNDS_MICROS.len());
+    let counted: Vec<u64> = (0..ANSWER_BOUNDS_MICROS.len() + 1).map(|n| u64::from(n == bucket)).collect();
+    assert_eq!(first.first_answer.buckets[..], counted);
+    // Later answers are not the first.
+    for _ in 0..3 {
+        accepted.write_all(b"more").expect("it is open");
+        assert_eq!(client.read(&mut buffer).expect("it was sent"), 4);
+    }
+    end(&published, client, accepted, false);
+    let reading = published.reading();
+    assert_eq!((reading.unanswered, &reading.first_answer), (0, &first.first_answer));
+    // Who hangs up without an answer, and whom nobody asked anything.
+    for (unanswered, hangs_up) in [(1, true), (2, false)] {
+        let (client, accepted) = connection(published.listener.as_fd());
+        end(&published, client, accepted, hangs_up);
+        assert_eq!(published.reading().unanswered, unanswered);
+    }
+    let (client, accepted) = connection(published.listener.as_fd());
+    SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("an option");
+    drop((client, accepted));
+    eventually("a reset counts too", SOON, || (published.reading().unanswered == 3).then_some(()));
+    assert_eq!(published.reading().first_answer, first.first_answer);
+    // One that is answered, and then reset, is answered.
+    let (mut client, mut accepted) = connection(published.listener.as_fd());
+    accepted.write_all(b"answer").expect("it is open");
+    assert_eq!(client.read(&mut buffer).expect("it was sent"), 6);
+    SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("an option");
+    drop((client, accepted));
+    eventually("it is counted as closed", SOON, || (published.counts().2 == 5).then_some(()));
+    assert_eq!(published.reading().unanswered, 3);
+}
+
+#[test]
+fn answers_are_timed_and_their_lack_is_counted() {
+    alone("answers_are_timed_and_their_lack_is_counted", || {
+        check_answers("127.0.0.1:0");
+        check_answers("[::1]:0");
     });
 }
 
