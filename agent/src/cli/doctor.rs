@@ -20,6 +20,8 @@ agent it can't tell what concerns slots and published ports.
   warning  it costs speed or safety
   note     good to know
 
+What is set by sysctl or echo lasts until the next boot: /etc/sysctl.d and tmpfiles.d(5) keep it.
+
 The exit code is 1 if there is an error, else 0.
 
 Examples:

@@ -148,7 +148,7 @@ fn agent_version(facts: &HostFacts, findings: &mut Findings<'_>) {
         findings.add(
             Severity::Warning,
             format!("the agent (pid {}) runs a program that has been replaced", agent.pid),
-            "the new version is not in use, and what the agent starts from its own file can't be started",
+            "the new version is not in use yet",
             "systemctl restart sherd",
         );
     }

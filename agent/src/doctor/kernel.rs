@@ -112,7 +112,7 @@ fn unprivileged_bpf(facts: &HostFacts, findings: &mut Findings<'_>) {
             Severity::Warning,
             "every user may load eBPF programs (kernel.unprivileged_bpf_disabled is 0)",
             "a program in a shard could read the kernel's memory by speculation; the agent has CAP_BPF and needs none of it",
-            "sysctl -w kernel.unprivileged_bpf_disabled=1",
+            "sysctl -w kernel.unprivileged_bpf_disabled=2",
         );
     }
 }

@@ -66,11 +66,13 @@ fn zone_reclaim(facts: &HostFacts, findings: &mut Findings<'_>) {
 fn numa_balancing(facts: &HostFacts, findings: &mut Findings<'_>) {
     let Some(mode) = findings.known(&facts.memory.numa_balancing) else { return };
     let Some(status) = facts.status() else { return };
-    let is_pinned = status.groups.iter().flat_map(|group| &group.slots).any(|slot| !slot.mems.is_empty());
+    // By their cpusets. A process shard has a memory policy too, and what that binds isn't scanned (vma_policy_mof).
+    let containers = status.groups.iter().filter(|group| group.runtime == "docker");
+    let is_pinned = containers.flat_map(|group| &group.slots).any(|slot| !slot.mems.is_empty());
     if *mode != 0 && is_pinned && has_several_nodes(facts, findings) {
         findings.add(
             Severity::Warning,
-            format!("kernel.numa_balancing is {mode}, and shards' memory is pinned to their nodes"),
+            format!("kernel.numa_balancing is {mode}, and containers' memory is pinned to their nodes"),
             "the kernel unmaps pages again and again to see who uses them, and may not move them",
             "sysctl -w kernel.numa_balancing=0",
         );

@@ -191,7 +191,7 @@ fn xps(facts: &HostFacts, findings: &mut Findings<'_>) {
         findings.add(
             Severity::Note,
             format!("{device} has {count} transmit queues, and no CPU has one of its own (XPS is off)"),
-            "shards on different CPUs send by the same queue and wait for its lock",
+            "a connection's queue is chosen by hash: shards on different CPUs wait for the same queue's lock",
             format!("for each queue N and its CPUs' mask M: echo M >/sys/class/net/{device}/queues/tx-N/xps_cpus"),
         );
     }

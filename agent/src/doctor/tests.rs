@@ -303,6 +303,12 @@ fn memory() {
     let balancing = ("proc/sys/kernel/numa_balancing", Some("1\n"));
     check(&[balancing], &[(Warning, "numa-balancing", "kernel.numa_balancing is 1", "=0")]);
     check(&[balancing, nodes], &[]);
+    // A process shard's memory policy is respected, its mappings aren't scanned.
+    let mut processes = status(&[group("web", "connection", &["1"])]);
+    processes.groups[0].runtime = "process".into();
+    let mut host = Host { agent: Ok(Some(processes)), ..healthy() };
+    host.files.insert(balancing.0, "1\n");
+    check_host(&host, &[]);
 }
 
 #[test]
@@ -387,7 +393,7 @@ fn kernels() {
     }
     check(
         &[("proc/sys/kernel/unprivileged_bpf_disabled", Some("0\n"))],
-        &[(Warning, "unprivileged-bpf", "every user", "=1")],
+        &[(Warning, "unprivileged-bpf", "every user", "=2")],
     );
     check(
         &[("proc/sys/kernel/bpf_stats_enabled", Some("1\n"))],

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sherd_topology::model::{CpuId, CpuSet};
 
-use super::{Tree, processes};
+use super::{Tree, network, processes};
 use crate::doctor::facts::{CpuFacts, Fact, FrequencyPolicy, Irq, Irqbalance};
 
 const CPUS: &str = "/sys/devices/system/cpu";
@@ -84,9 +84,14 @@ fn irqbalance(tree: &Tree) -> Fact<Irqbalance> {
     let Some(pid) = processes::named(tree, "irqbalance")? else { return Ok(None) };
     let path = format!("/proc/{pid}/environ");
     let environment = tree.text(&path)?.unwrap_or_default();
-    let list = environment.split('\0').find_map(|variable| variable.strip_prefix("IRQBALANCE_BANNED_CPULIST="));
-    match list.unwrap_or_default().parse() {
-        Ok(banned) => Ok(Some(Irqbalance { pid, banned })),
-        Err(error) => Err(super::unread(&path, &error)),
-    }
+    let value =
+        |name: &str| environment.split('\0').find_map(|variable| variable.strip_prefix(name)?.strip_prefix('='));
+    // irqbalance(1): a list, or as it was before version 1.8 a mask.
+    let banned = match (value("IRQBALANCE_BANNED_CPULIST"), value("IRQBALANCE_BANNED_CPUS")) {
+        (Some(list), _) => list.parse().ok(),
+        (None, Some(mask)) => network::mask(mask),
+        (None, None) => Some(CpuSet::new()),
+    };
+    let not_documented = || super::unread(&path, &"its list of banned CPUs is not as documented");
+    Ok(Some(Irqbalance { pid, banned: banned.ok_or_else(not_documented)? }))
 }

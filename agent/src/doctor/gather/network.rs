@@ -56,7 +56,7 @@ fn queues(tree: &Tree) -> Fact<Vec<Queue>> {
 }
 
 /// `00000001,8000000f`: words of 32 CPUs in hexadecimal, the last has CPU 0.
-fn mask(text: &str) -> Option<CpuSet> {
+pub(super) fn mask(text: &str) -> Option<CpuSet> {
     let mut cpus = CpuSet::new();
     for (word, base) in text.trim().split(',').rev().zip((0..).step_by(32)) {
         let word = u32::from_str_radix(word, 16).ok()?;

@@ -1,6 +1,6 @@
 //! Processes and units: the agent, its holder, and who else matters.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use super::{Tree, unread};
 use crate::doctor::facts::{Fact, ProcessFacts, ProcessesFacts, UnitFacts};
@@ -18,7 +18,10 @@ const UNIT_DIRECTORIES: [&str; 5] = [
 
 pub(super) fn facts(tree: &Tree, agent: Option<u32>, run_dir: &Path) -> ProcessesFacts {
     let of = |pid: Option<u32>| pid.map(|pid| process(tree, pid));
-    let holder = holder(tree, &run_dir.join("holder.sock").display().to_string());
+    // It was started with the directory's name as its agent was given it, which may lead over a link.
+    let direct = fs::canonicalize(run_dir).unwrap_or_else(|_| run_dir.to_owned());
+    let sockets = [run_dir, &direct].map(|directory| directory.join("holder.sock").display().to_string());
+    let holder = holder(tree, &sockets);
     ProcessesFacts { agent: Ok(of(agent)), holder: holder.map(of) }
 }
 
@@ -28,11 +31,11 @@ pub(super) fn named(tree: &Tree, name: &str) -> Fact<u32> {
 }
 
 /// `sherd holder … --socket SOCKET`.
-fn holder(tree: &Tree, socket: &str) -> Fact<u32> {
+fn holder(tree: &Tree, sockets: &[String]) -> Fact<u32> {
     find(tree, |pid| {
         let line = tree.text(&format!("/proc/{pid}/cmdline"))?.unwrap_or_default();
         let words: Vec<&str> = line.split('\0').collect();
-        Ok(words.get(1) == Some(&"holder") && words.contains(&socket))
+        Ok(words.get(1) == Some(&"holder") && sockets.iter().any(|socket| words.contains(&socket.as_str())))
     })
 }
 
@@ -73,7 +76,7 @@ fn process(tree: &Tree, pid: u32) -> ProcessFacts {
 
 /// Without a list of them: there may be millions.
 fn open_files(tree: &Tree, directory: &str) -> Fact<u64> {
-    let count = std::fs::read_dir(tree.path(directory)).map(|entries| entries.take(MAX_FILES).count() as u64);
+    let count = fs::read_dir(tree.path(directory)).map(|entries| entries.take(MAX_FILES).count() as u64);
     super::found(directory, count)
 }
 
