@@ -1,11 +1,12 @@
 //! The runtime of containers against real engines, Docker and Podman: every test runs once on each that is there.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use futures_util::{StreamExt, TryStreamExt};
 use serde_json::json;
 use sherd::{
-    runtime::{LogLine, LogOutput, Runtime, RuntimeError, ShardState, ShimOrder, verify},
+    metrics::UsageReader,
+    runtime::{LogLine, LogOutput, Runtime, RuntimeError, ShardState, ShimOrder, docker::describe_engine, verify},
     shim,
 };
 use sherd_shim::hello::Hello;
@@ -59,7 +60,41 @@ on_each_engine!(
     logs_come_as_lines,
     events_name_the_shard,
     what_a_killed_agent_made_is_adopted,
+    an_engine_describes_itself,
+    what_a_container_uses_is_counted,
 );
+
+async fn an_engine_describes_itself(engine: &Engine) {
+    let described = describe_engine(Path::new(&engine.socket)).await.unwrap();
+    let (_, version) = engine.json("GET", "/version", &json!(null));
+    let (_, info) = engine.json("GET", "/info", &json!(null));
+    assert_eq!(version["Version"], described.version.as_str());
+    assert_eq!(version["Components"][0]["Name"], described.name.as_str());
+    assert_eq!(version["ApiVersion"], format!("{}.{}", described.api.0, described.api.1));
+    assert_eq!(info["LiveRestoreEnabled"].as_bool().unwrap_or(false), described.live_restore);
+    assert!(describe_engine(Path::new("/nobody/listens.sock")).await.is_err());
+}
+
+async fn what_a_container_uses_is_counted(engine: &Engine) {
+    let runtime = engine.runtime();
+    let script = "n=0; while test $n -lt 20000; do n=$((n+1)); done; echo done; while :; do sleep 0.05; done";
+    let order = order(&engine.shell(script, ""), slot(0, &cpus()[..1]), 1);
+    runtime.prepare(&order.spec, &|_| {}).await.unwrap();
+    let id = runtime.create(&order).await.unwrap();
+    runtime.start(&id).await.unwrap();
+    let pid = running_pid(&runtime, &id).await;
+    eventually("it has worked", async || {
+        lines(&runtime, &id, None).await.iter().any(|line| line == "done").then_some(())
+    })
+    .await;
+    let usage = UsageReader::new().of_shards([pid]).remove(&pid).unwrap();
+    assert!(usage.cpu_seconds > 0.0 && usage.cpu_seconds < 60.0, "{usage:?}");
+    // A control group of its own counts its memory; only that says on which nodes it is.
+    let on_nodes: u64 = usage.memory_by_node.values().sum();
+    assert!(on_nodes > 0 && usage.memory_bytes.is_some_and(|bytes| bytes > 0), "{usage:?}");
+    assert!(usage.throttled_periods.is_some(), "{usage:?}");
+    runtime.remove(&id).await.unwrap();
+}
 
 async fn a_shard_lives_where_its_slot_says(engine: &Engine) {
     let runtime = engine.runtime();
