@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -11,7 +12,8 @@ use sherd_testkit::{Need, eventually, in_new_netns, needs};
 
 use crate::{
     metrics::{scrape, sum},
-    world::{World, signal},
+    traffic,
+    world::{World, demo_spec, signal},
 };
 
 const FOREIGN: &str = "sherd_slot_foreign_cpu_seconds_total";
@@ -19,9 +21,9 @@ const FOREIGN: &str = "sherd_slot_foreign_cpu_seconds_total";
 /// How long somebody is busy.
 const BUSY: Duration = Duration::from_secs(2);
 
-/// What a process has used, in seconds (its main thread's schedstat; it has no other).
-fn used(pid: u32) -> f64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).expect("schedstat");
+/// What a thread has used, in seconds; of a process's directory: its main thread.
+fn used(thread: &Path) -> f64 {
+    let text = fs::read_to_string(thread.join("schedstat")).expect("schedstat");
     let nanos: f64 = text.split(' ').next().and_then(|nanos| nanos.parse().ok()).expect("a number");
     nanos / 1e9
 }
@@ -60,7 +62,7 @@ fn a_busy_neighbour_is_seen() {
             .expect("a neighbour");
         let start = Instant::now();
         eventually("it was busy long enough", 3 * BUSY, || (start.elapsed() >= BUSY).then_some(()));
-        let seconds = used(busy.id());
+        let seconds = used(&Path::new("/proc").join(busy.id().to_string()));
         let after = scrape();
         busy.kill().expect("SIGKILL");
         busy.wait().expect("its end");
@@ -108,5 +110,38 @@ fn a_shards_own_work_is_not_others() {
             let labels = format!(",kind=\"{kind}\"");
             assert!(gained(&after, &middle, FOREIGN, &labels) >= 0.0, "{kind} fell");
         }
+    });
+}
+
+#[test]
+fn the_relay_workers_time_is_its_own() {
+    if !needs("the_relay_workers_time_is_its_own", &[Need::Root, Need::Bpf]) {
+        return;
+    }
+    in_new_netns(|| {
+        let world = World::new("the_relay_workers_time_is_its_own");
+        world.apply("web", &demo_spec("web", 1, "8080:80", ""));
+        world.wait_ready("web", 1);
+        let before = first_look();
+        let threads = fs::read_dir(format!("/proc/{}/task", world.agent_pid())).expect("threads").flatten();
+        let worker = threads
+            .map(|thread| thread.path())
+            .find(|thread| fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.trim_end() == "0/web"));
+        let worker = worker.expect("the slot's worker");
+        let worked = || used(&worker);
+        let start = worked();
+        for _ in 0..500 {
+            traffic::ask("127.0.0.1:8080".parse().expect("an address")).expect("an answer");
+        }
+        let worked = worked() - start;
+        // Two looks within half a second are one.
+        let relay = eventually("a later look", Duration::from_secs(5), || {
+            let after = scrape().expect("metrics");
+            let labels = ",kind=\"relay\"";
+            let gained = of_slot(&after, FOREIGN, labels) - of_slot(&before, FOREIGN, labels);
+            (gained > 0.0).then_some(gained)
+        });
+        println!("a worker used {worked:.4} s for 500 connections, seen as relay: {relay:.4} s");
+        assert!((relay - worked).abs() <= 0.1 * worked + 0.005, "it used {worked} s, and {relay} s were seen");
     });
 }
