@@ -51,10 +51,15 @@ mod tests {
         expected.iter().map(|&(node, bytes)| (NodeId(node), bytes)).collect()
     }
 
+    /// The first from a shard in a guest with Debian 12's kernel and two nodes.
     #[test]
     fn v2_is_in_bytes_and_by_kind() {
-        let text = "anon N0=4096 N1=8192\nfile N0=1024 N1=0\nkernel_stack N0=16384 N1=0\nshmem N0=1024 N1=0\n\
-                    inactive_anon N0=4096 N1=8192\nactive_file N0=1024 N1=0\n";
+        let captured = "anon N0=0 N1=622592\nfile N0=0 N1=0\nkernel_stack N0=0 N1=0\npagetables N0=0 N1=65536\n\
+                        sec_pagetables N0=0 N1=0\nshmem N0=0 N1=0\nfile_mapped N0=0 N1=0\nanon_thp N0=0 N1=0\n\
+                        inactive_anon N0=0 N1=618496\nactive_anon N0=0 N1=4096\nunevictable N0=0 N1=0\n\
+                        slab_reclaimable N0=0 N1=3520\n";
+        assert_eq!(parse_v2(captured), nodes(&[(0, 0), (1, 622_592)]));
+        let text = "anon N0=4096 N1=8192\nfile N0=1024 N1=0\nshmem N0=1024 N1=0\nactive_file N0=1024 N1=0\n";
         assert_eq!(parse_v2(text), nodes(&[(0, 5120), (1, 8192)]));
         assert_eq!(parse_v2(""), nodes(&[]));
     }
@@ -69,6 +74,10 @@ mod tests {
 
     #[test]
     fn maps_have_pages_of_several_sizes() {
+        // From the same guest.
+        let captured = "55c151f14000 default file=/usr/local/bin/sherd mapped=220 mapmax=10 active=215 N0=6 N1=214 kernelpagesize_kB=4\n\
+                        55c152c2d000 default file=/usr/local/bin/sherd anon=58 dirty=58 active=0 N1=58 kernelpagesize_kB=4\n";
+        assert_eq!(parse_maps(captured, 4096), nodes(&[(0, 6 * 4096), (1, 272 * 4096)]));
         let text = "55d0a000 default file=/usr/bin/N0=7 mapped=2 N0=2 kernelpagesize_kB=4\n\
                     7f000000 bind:1 anon=3 dirty=3 N0=1 N1=2 kernelpagesize_kB=2048\n\
                     7fff0000 default stack anon=1 N1=1\n7fff8000 default\n";

@@ -65,7 +65,7 @@ fn a_shard_is_counted_where_its_control_group_counts() {
             ("proc/7/cgroup", "0::/system.slice/docker-1.scope\n"),
             (
                 "sys/fs/cgroup/system.slice/docker-1.scope/cpu.stat",
-                "usage_usec 2500000\nuser_usec 2000000\nsystem_usec 500000\nnr_periods 9\nnr_throttled 3\nthrottled_usec 125000\n",
+                "usage_usec 2500000\nuser_usec 2000000\nsystem_usec 500000\nnr_periods 9\nnr_throttled 3\nthrottled_usec 125000\nnr_bursts 0\nburst_usec 0\n",
             ),
             ("sys/fs/cgroup/system.slice/docker-1.scope/memory.current", "8192\n"),
             ("sys/fs/cgroup/system.slice/docker-1.scope/memory.numa_stat", "anon N0=4096 N1=1024\nfile N0=0 N1=512\n"),
