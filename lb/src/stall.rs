@@ -22,6 +22,9 @@ impl Default for StallBounds {
 
 /// What one look counts for at most: who looks late got no CPU, or the whole machine stood still, and the shard with it.
 const MOST_OF_A_LOOK: Duration = Duration::from_millis(20);
+/// So much of the time that a shard might have accepted in counts for nothing, for each part of it in which it waited for a CPU: on a
+/// CPU that many want, the rest goes into what it had begun. One that hangs has no work, and waits for none.
+const STARVED_WEIGHT: u32 = 4;
 /// A queue that has been suspicious for so long without a finding, because its shard gets no CPU or was slow before, is looked at
 /// as any other.
 const SUSPECTED_FOR: Duration = Duration::from_millis(200);
@@ -37,8 +40,9 @@ const FORGET_AFTER: Duration = Duration::from_secs(60);
 pub struct QueueSample {
     /// Connections that wait to be accepted.
     pub queued: u32,
-    /// Connections whose handshake was completed so far, these included.
-    pub established: u64,
+    /// Connections whose handshake was completed before that was asked, and after: whoever looks may be kept from it in between,
+    /// and what comes then must not seem accepted, now or at the next look.
+    pub established: [u64; 2],
     /// How long its threads have had work and waited for a CPU since the last look: it can't be judged by that time.
     pub starved: Duration,
 }
@@ -71,6 +75,7 @@ pub struct AcceptQueue {
 #[derive(Debug, Clone, Copy)]
 struct Look {
     at: Instant,
+    /// At most.
     accepted: i64,
 }
 
@@ -124,17 +129,17 @@ impl AcceptQueue {
         }
     }
 
-    /// Whether something was accepted since the last sample, or nothing is known.
+    /// Whether something was accepted since the last sample, or nothing is known. `established` is from before `queued`.
     pub fn moves(&self, established: u64, queued: u32) -> bool {
         self.last.is_none_or(|last| established.cast_signed() - i64::from(queued) > last.accepted)
     }
 
     /// Takes a sample in.
     pub fn observe(&mut self, now: Instant, sample: QueueSample) -> Option<Finding> {
-        let accepted = sample.established.cast_signed() - i64::from(sample.queued);
-        let last = self.last.replace(Look { at: now, accepted })?;
-        let moves = accepted > last.accepted;
-        self.suspect(now, accepted - last.accepted, sample.queued);
+        let [at_least, at_most] = sample.established.map(|count| count.cast_signed() - i64::from(sample.queued));
+        let last = self.last.replace(Look { at: now, accepted: at_most })?;
+        let moves = at_least > last.accepted;
+        self.suspect(now, at_least - last.accepted, sample.queued);
         let finding = match self.hung {
             Some(hung) => self.observe_hung(now, hung, moves, sample.queued),
             None => self.observe_moving(now, now.duration_since(last.at), moves, sample),
@@ -162,7 +167,7 @@ impl AcceptQueue {
         if moves || sample.queued == 0 {
             self.standing = Duration::ZERO;
         } else {
-            self.standing += passed.min(MOST_OF_A_LOOK).saturating_sub(sample.starved);
+            self.standing += passed.min(MOST_OF_A_LOOK).saturating_sub(sample.starved.saturating_mul(STARVED_WEIGHT));
         }
         if self.standing < self.bounds.hung_after * self.patience {
             return None;
@@ -216,7 +221,7 @@ mod tests {
                 queue.note_moved(at(n), true);
             }
             let starved = if starved { Duration::from_millis(STEP_MS) } else { Duration::ZERO };
-            let finding = queue.observe(at(n), QueueSample { queued, established, starved })?;
+            let finding = queue.observe(at(n), QueueSample { queued, established: [established; 2], starved })?;
             due = (finding == Finding::Move).then_some(n + 5).or(due);
             Some((n, finding))
         });
@@ -250,7 +255,7 @@ mod tests {
             let stands = queued > 0 && !queue.moves(established, queued);
             let starved = if stands && !knows { Duration::MAX } else { Duration::ZERO };
             knows = stands;
-            let sample = QueueSample { queued, established, starved };
+            let sample = QueueSample { queued, established: [established; 2], starved };
             if let Some(finding) = queue.observe(start + Duration::from_millis(now), sample) {
                 assert!(finding == Finding::Hung && now > stop, "{finding:?} at {now}");
                 return now - stop;
@@ -269,11 +274,27 @@ mod tests {
     fn a_late_look_counts_for_little() {
         let (start, mut queue) = (Instant::now(), AcceptQueue::new(StallBounds::default()));
         let looks = (0..10).map(|n| {
-            let sample = QueueSample { queued: 1, established: 1, starved: Duration::ZERO };
+            let sample = QueueSample { queued: 1, established: [1; 2], starved: Duration::ZERO };
             queue.observe(start + Duration::from_secs(n), sample)
         });
         let first = looks.collect::<Vec<_>>().iter().position(|finding| *finding == Some(Finding::Hung));
         assert_eq!(first, Some(3));
+    }
+
+    #[test]
+    fn what_comes_during_a_look_seems_not_accepted() {
+        let (start, mut queue) = (Instant::now(), AcceptQueue::new(StallBounds::default()));
+        // One comes every 5 ms and none is accepted. Look 5 is kept off before the queue, look 8 after it.
+        let looks = (0..20u32).map(|n| {
+            let (queued, after) = match n {
+                5 => (n + 2, n + 2),
+                8 => (n, n + 1),
+                _ => (n, n),
+            };
+            let sample = QueueSample { queued, established: [n.into(), after.into()], starved: Duration::ZERO };
+            queue.observe(start + Duration::from_millis(5) * n, sample)
+        });
+        assert_eq!(looks.collect::<Vec<_>>().iter().position(Option::is_some), Some(10));
     }
 
     /// Looks every 5 ms: (queued, accepted so far, starved); after which of them another should come soon.
@@ -281,7 +302,8 @@ mod tests {
         let (start, mut queue) = (Instant::now(), AcceptQueue::new(StallBounds::default()));
         let suspicious = looks.iter().zip(0..).map(|((queued, accepted, starved), n)| {
             let starved = if *starved { Duration::MAX } else { Duration::ZERO };
-            let sample = QueueSample { queued: *queued, established: accepted + u64::from(*queued), starved };
+            let established = [accepted + u64::from(*queued); 2];
+            let sample = QueueSample { queued: *queued, established, starved };
             queue.observe(start + Duration::from_millis(5 * n), sample);
             queue.is_suspicious()
         });
@@ -307,6 +329,19 @@ mod tests {
         let stands = [(9, 5, false); 60];
         let expected: Vec<bool> = (0..60).map(|n| (1..=10).contains(&n)).collect();
         check_suspicion(&stands, &expected);
+    }
+
+    #[test]
+    fn a_shard_that_often_waits_for_a_cpu_has_more_time() {
+        for (starved_ms, expected) in [(0, Some(3)), (2, Some(5)), (5, None)] {
+            let (start, mut queue) = (Instant::now(), AcceptQueue::new(StallBounds::default()));
+            let starved = Duration::from_millis(starved_ms);
+            let looks = (0..100u32).map(|n| {
+                let sample = QueueSample { queued: 1, established: [1; 2], starved };
+                queue.observe(start + Duration::from_millis(STEP_MS) * n, sample)
+            });
+            assert_eq!(looks.collect::<Vec<_>>().iter().position(Option::is_some), expected, "{starved_ms} ms");
+        }
     }
 
     #[test]
@@ -364,7 +399,7 @@ mod tests {
         let mut found = Vec::new();
         for n in 0..250 {
             let now = start + Duration::from_millis(STEP_MS * n);
-            match queue.observe(now, QueueSample { queued: 1, established: 1, starved: Duration::ZERO }) {
+            match queue.observe(now, QueueSample { queued: 1, established: [1; 2], starved: Duration::ZERO }) {
                 Some(Finding::Move) => {
                     found.push(n);
                     queue.note_moved(now, false);
@@ -381,7 +416,7 @@ mod tests {
         let mut now = start;
         let mut look = |queued, established| {
             now += Duration::from_millis(STEP_MS);
-            queue.observe(now, QueueSample { queued, established, starved: Duration::ZERO })
+            queue.observe(now, QueueSample { queued, established: [established; 2], starved: Duration::ZERO })
         };
         let hung_after = |look: &mut dyn FnMut(u32, u64) -> Option<Finding>| {
             let looks = (1..).find(|_| look(1, 1) == Some(Finding::Hung)).expect("it stands for ever");

@@ -154,7 +154,7 @@ impl Looks {
     }
 
     fn look_at_queues(&mut self, now: Instant, tell: &mut impl FnMut(Message)) {
-        let shape = &self.watched.shape;
+        let WatchedAddress { shape, cells: Some(cells), .. } = &self.watched else { return };
         let Ok(listening) = sockdiag::listeners(shape.address.port()) else { return };
         for slot in &shape.slots {
             let (Some((cookie, pid)), Some(looks)) = (slot.shard, self.slots.get_mut(&slot.index)) else { continue };
@@ -170,6 +170,7 @@ impl Looks {
                 _ => looks.starved(pid),
             };
             (looks.queued, looks.due) = (listener.queued, false);
+            let established = [established, cells.counts(slot.index).established];
             let sample = QueueSample { queued: listener.queued, established, starved };
             if let Some(finding) = looks.queue.observe(now, sample) {
                 tell(Message::Found(found(shape, slot, cookie, finding)));
