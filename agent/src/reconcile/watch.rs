@@ -31,6 +31,8 @@ use super::message::Message;
 const BUSY: Duration = Duration::from_millis(20);
 /// The same while nothing moves, and between two looks for what else there may be.
 const IDLE: Duration = Duration::from_millis(100);
+/// The same, while nothing moves, at an address where workers alone accept.
+const LAZY: Duration = Duration::from_millis(500);
 /// The same at an address with a queue that may have begun to stand.
 const SUSPICIOUS: Duration = Duration::from_millis(5);
 /// Nothing moves only when nothing has for this long.

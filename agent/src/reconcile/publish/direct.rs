@@ -284,7 +284,7 @@ pub(in crate::reconcile) fn watched_shapes(name: &GroupName, group: &Group) -> i
         let slot = |(position, slot): (usize, &Slot)| {
             let (index, run) = (index_of(slot.id), group.slots.get(&slot.id)?);
             let is_direct = front.path(index).is_direct();
-            let listener = front.direct_cookie(index, Place::A).filter(|_| is_direct);
+            let listener = is_direct.then(|| front.direct_cookie(index, Place::A)).flatten();
             Some(WatchedSlot {
                 id: slot.id,
                 index,

@@ -14,7 +14,7 @@ use sherd_lb::{
 };
 use sherd_topology::plan::GroupName;
 
-use super::{Found, IDLE, WatchedAddress, WatchedShape, WatchedSlot, bounds::bounds};
+use super::{CALM, Found, IDLE, LAZY, WatchedAddress, WatchedShape, WatchedSlot, bounds::bounds};
 use crate::{reconcile::message::Message, runtime::procfs};
 
 /// An address, and what was seen of it.
@@ -22,6 +22,9 @@ use crate::{reconcile::message::Message, runtime::procfs};
 pub(super) struct Looks {
     watched: WatchedAddress,
     slots: BTreeMap<SlotIndex, SlotLooks>,
+    /// When its cells were last looked at, and something had moved.
+    last: Option<Instant>,
+    moved: Option<Instant>,
     /// When the slots' bounds were last set.
     bounded: Option<Instant>,
     /// How often steering had met an empty place when it was last asked, and when that was.
@@ -78,7 +81,15 @@ impl Looks {
         let renewed = |watched: WatchedAddress| {
             let mut looks = match before.remove(&key(&watched)) {
                 Some(looks) => Self { watched, ..looks },
-                None => Self { watched, slots: BTreeMap::new(), bounded: None, misses: 0, asked: None },
+                None => Self {
+                    watched,
+                    slots: BTreeMap::new(),
+                    last: None,
+                    moved: None,
+                    bounded: None,
+                    misses: 0,
+                    asked: None,
+                },
             };
             looks.renew_slots();
             looks
@@ -115,6 +126,10 @@ impl Looks {
     /// Looks once; true if anything moves, or waits.
     pub(super) fn look(&mut self, now: Instant, tell: &mut impl FnMut(Message)) -> bool {
         self.look_for_misses(now, tell);
+        if !self.is_due(now) {
+            return false;
+        }
+        self.last = Some(now);
         let Self { watched: WatchedAddress { shape, cells: Some(cells), .. }, slots, bounded, .. } = self else {
             return false;
         };
@@ -137,7 +152,17 @@ impl Looks {
         if due {
             self.look_at_queues(now, tell);
         }
+        if moves || due {
+            self.moved = Some(now);
+        }
         moves || due
+    }
+
+    /// Where no shard can hang and nothing moves there is only what was lost to be found, once in a second.
+    fn is_due(&self, now: Instant) -> bool {
+        let within = |at: Option<Instant>, bound| at.is_some_and(|at| now.duration_since(at) < bound);
+        let has_shards = self.watched.shape.slots.iter().any(|slot| slot.shard.is_some());
+        has_shards || within(self.moved, CALM) || !within(self.last, LAZY)
     }
 
     /// Steering tries again where a shard has closed its listener, and counts that: one number is looked at often, instead of
