@@ -133,8 +133,10 @@ pub struct PortStatus {
     pub steering: Steering,
     /// Why it isn't eBPF.
     pub steering_reason: Option<String>,
-    /// How bytes reach the shard.
+    /// How bytes reach the shards: `direct` where at least one accepts them itself.
     pub path: Path,
+    /// Why it is `relay` although the shards accept themselves at another address of the same container port.
+    pub path_reason: Option<String>,
     /// Why the address isn't bound, and what to do.
     pub error: Option<String>,
 }

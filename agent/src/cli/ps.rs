@@ -109,6 +109,11 @@ fn remarks(status: &AgentStatus) -> String {
         lines.extend(group_remarks(group));
         let relayed = group.slots.iter().filter_map(|slot| Some((slot.slot, slot.path_reason.as_ref()?)));
         lines.extend(relayed.map(|(slot, reason)| format!("{}/{slot} is relayed: {reason}", group.name)));
+        let ports = group.ports.iter().filter_map(|port| Some((port.address, port.path_reason.as_ref()?)));
+        lines.extend(ports.map(|(address, reason)| format!("{}: {address} is relayed: {reason}", group.name)));
+        let hung = group.slots.iter().filter(|slot| slot.state == SlotState::Ready);
+        let hung = hung.filter_map(|slot| Some((slot.slot, slot.cause.as_ref()?)));
+        lines.extend(hung.map(|(slot, cause)| format!("{}/{slot}: {cause}", group.name)));
     }
     lines.join("\n")
 }

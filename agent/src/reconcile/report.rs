@@ -129,7 +129,13 @@ impl Group {
             state,
             message,
             rollout: self.rollout_status(),
-            ports: self.fronts.list.iter().filter(|published| !published.leaving).map(port_status).collect(),
+            ports: self
+                .fronts
+                .list
+                .iter()
+                .filter(|published| !published.leaving)
+                .map(|published| self.port_status(published))
+                .collect(),
             slots,
         }
     }
@@ -209,22 +215,33 @@ impl Group {
     }
 }
 
-fn port_status(published: &Published) -> PortStatus {
-    let (steering, steering_reason, error) = match &published.front {
-        Ok(front) => match front.mode() {
-            sherd_lb::front::SteeringMode::Ebpf => (Steering::Ebpf, None, None),
-            sherd_lb::front::SteeringMode::Classic { reason } => (Steering::Classic, Some(reason.clone()), None),
-        },
-        Err(error) => (Steering::None, None, Some(error.clone())),
-    };
-    PortStatus {
-        address: published.address,
-        container_port: published.port.container.0,
-        policy: published.port.policy.to_string(),
-        steering,
-        steering_reason,
-        path: Path::Relay,
-        error,
+impl Group {
+    fn port_status(&self, published: &Published) -> PortStatus {
+        let (steering, steering_reason, error) = match &published.front {
+            Ok(front) => match front.mode() {
+                sherd_lb::front::SteeringMode::Ebpf => (Steering::Ebpf, None, None),
+                sherd_lb::front::SteeringMode::Classic { reason } => (Steering::Classic, Some(reason.clone()), None),
+            },
+            Err(error) => (Steering::None, None, Some(error.clone())),
+        };
+        let is_direct = published.is_direct();
+        let of_port = |other: &&Published| other.port.container == published.port.container && other.is_direct();
+        let beside = self.fronts.list.iter().find(of_port).filter(|_| !is_direct);
+        PortStatus {
+            address: published.address,
+            container_port: published.port.container.0,
+            policy: published.port.policy.to_string(),
+            steering,
+            steering_reason,
+            path: if is_direct { Path::Direct } else { Path::Relay },
+            path_reason: beside.map(|other| {
+                format!(
+                    "a program has one listener for each port, and it is at {}: who comes here is relayed there",
+                    other.address
+                )
+            }),
+            error,
+        }
     }
 }
 

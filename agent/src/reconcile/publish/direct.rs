@@ -255,6 +255,12 @@ impl Published {
         both && self.address.port() == other.port() && self.address.is_ipv4() != other.is_ipv4()
     }
 
+    /// Whether some slot's shard accepts its connections itself.
+    pub(in crate::reconcile) fn is_direct(&self) -> bool {
+        let is_direct = |front: &Front| front.slots().any(|slot| front.path(slot) == Path::Direct);
+        self.front.as_ref().is_ok_and(is_direct)
+    }
+
     pub(super) fn is_dual(&self) -> bool {
         self.front.as_ref().is_ok_and(|front| front.address().is_ipv6() && !front.is_v6only())
     }
