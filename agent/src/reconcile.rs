@@ -141,8 +141,7 @@ pub struct Reconciler {
     /// Where shards' shims come, while their shards are there.
     doors: BTreeMap<(ShardKey, direct::Generation), direct::Door>,
     means: direct::Means,
-    /// Sockets that were contained, as far as they have been ended.
-    contained_seen: u64,
+    contained: direct::ContainedSockets,
     watch: Option<watch::Watch>,
     drift: drift::DriftWatch,
     /// What the watch was told to look at.
@@ -194,7 +193,7 @@ impl Reconciler {
             events,
             doors: BTreeMap::new(),
             means,
-            contained_seen: 0,
+            contained: direct::ContainedSockets::default(),
             watch: None,
             drift: drift::DriftWatch::default(),
             watched: Vec::new(),

@@ -27,6 +27,7 @@ use sherd_lb::graft::{Broker, Journal, Report};
 use sherd_shim::hello::{Answer, Hello};
 
 pub(super) use self::{
+    contained::ContainedSockets,
     door::{Door, Greeting},
     held::forget_group,
     listen::{ListenCall, ListenerJoin},

@@ -77,6 +77,8 @@ pub(super) enum Message {
     Found(Found),
     /// Steering met an empty place: some shard has closed its listener.
     Missed,
+    /// Sockets that were contained have been ended, so many of all that there were.
+    ContainedEnded { ended: u64 },
     /// Connections that shards have accepted themselves, by pid.
     DirectCounted { began: Instant, counts: Vec<(ShardKey, u32, u64)> },
     /// Where shards are, as far as it isn't where they should be.

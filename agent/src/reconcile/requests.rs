@@ -66,6 +66,10 @@ impl Reconciler {
             Message::Found(found) => self.on_found(&found),
             Message::Missed => self.note_closed_listeners(),
             Message::Grafted { key, generation, report } => self.on_graft_report(&key, generation, report),
+            Message::ContainedEnded { ended } => {
+                self.on_contained_ended(ended);
+                return Consequence::None;
+            }
             Message::DirectCounted { began, counts } => self.on_direct_counted(began, counts),
             Message::OrphanRemoved { runtime, id, result } => {
                 self.orphans.remove(&id);
