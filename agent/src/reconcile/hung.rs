@@ -8,13 +8,19 @@ use std::{
     time::Instant,
 };
 
-use sherd_lb::{front::Place, graft::Holder, sockdiag, stall::Finding};
+use sherd_lb::{
+    front::{Path, Place},
+    graft::Holder,
+    sockdiag,
+    stall::Finding,
+};
 use sherd_topology::plan::SlotId;
 
 use super::{
     Reconciler,
     group::{Group, SlotRun},
-    publish::watched_shapes,
+    message::Message,
+    publish::{Published, watched_shapes},
     view::Service,
     watch::{Found, Watch},
 };
@@ -39,7 +45,8 @@ impl HungRun {
 
     /// For the status.
     pub(super) fn cause(&self) -> String {
-        format!("it has not accepted for {:.1} s", self.since.elapsed().as_secs_f64())
+        let addresses: Vec<String> = self.listeners.keys().map(ToString::to_string).collect();
+        format!("it has not accepted for {:.1} s at {}", self.since.elapsed().as_secs_f64(), addresses.join(", "))
     }
 }
 
@@ -88,27 +95,43 @@ impl Reconciler {
             }
             Finding::Back(after) => {
                 slot.note_accepting(address);
-                if slot.hung.is_none() {
-                    group.take_back(id);
-                }
                 tracing::info!(group = %name, slot = %id, %address, ?after, "{name}/{id} accepts again");
                 let message = format!("it accepts again, after {:.3} s", after.as_secs_f64());
                 self.send_event(super::report::slot_event(&name, id, "slot-accepts", message));
             }
-            Finding::Move => self.move_queue(found),
+            Finding::Move => self.find_listener(found),
         }
         if let Some(group) = self.groups.get_mut(&name) {
             group.settle_hung();
         }
     }
 
-    /// What waits for a hung shard goes to the others.
-    fn move_queue(&mut self, found: &Found) {
+    /// What waits for a hung shard goes to the others, by way of its listener. Where that isn't where it was put, it is looked
+    /// for off the loop: a shard may have many processes.
+    fn find_listener(&mut self, found: &Found) {
+        let Some(slot) = self.slot_mut(&found.group, found.slot) else { return };
+        let known = slot.known_holder(found.listener).and_then(|holder| holder.listener());
+        let pid = slot.live.as_ref().map(|live| live.pid);
+        match (known, pid) {
+            (Some(listener), _) => self.move_queue(found, Ok(listener)),
+            (None, Some(pid)) => {
+                let (outbox, found) = (self.outbox.clone(), found.clone());
+                tokio::task::spawn_blocking(move || {
+                    let listener = look_for_listener(&found, pid);
+                    // The loop has ended: the next agent finds it too.
+                    let _ = outbox.send(Message::ListenerFound { found, listener });
+                });
+            }
+            (None, None) => self.move_queue(found, Err("its shard is not known".to_owned())),
+        }
+    }
+
+    pub(super) fn move_queue(&mut self, found: &Found, listener: Result<OwnedFd, String>) {
         let (name, id) = (found.group.clone(), found.slot);
         let Some(group) = self.groups.get_mut(&name) else { return };
         // With nobody else there it waits where it is.
-        let result = match group.others_accept(id) {
-            true => group.move_queue(found),
+        let result = match group.others_accept(id, found.address) {
+            true => listener.and_then(|listener| group.move_queue(found, &listener)),
             false => Err("no other slot accepts".to_owned()),
         };
         match &result {
@@ -127,19 +150,47 @@ impl Reconciler {
 }
 
 impl Group {
-    /// Hung slots that would serve are out, as long as any other is in: else those that wait would wait for nobody.
+    /// At each address hung slots that would serve are out, as long as any other is in: else those that wait would wait for
+    /// nobody. At addresses where their shard accepts they go on.
     pub(super) fn settle_hung(&mut self) {
         self.forget_former_listeners();
-        let serving = self.slots.iter().filter(|(_, slot)| slot.service() == Service::In);
-        let (hung, others): (Vec<_>, Vec<_>) = serving.partition(|(_, slot)| slot.hung.is_some());
-        let (alone, hung): (bool, Vec<SlotId>) = (others.is_empty(), hung.into_iter().map(|(id, _)| *id).collect());
-        for id in hung {
-            if alone {
-                self.take_back(id);
-            } else if let Err(error) = self.fronts.take_out(id) {
-                tracing::error!(group = %self.spec.name, slot = %id, "not taken out: {}", super::chain(&error));
+        let mut changes = Vec::new();
+        for published in &self.fronts.list {
+            let serving = self.slots.iter().filter(|(id, slot)| self.serves_at(**id, slot, published));
+            let (hung, others): (Vec<_>, Vec<_>) =
+                serving.partition(|(id, slot)| self.is_hung_at(**id, slot, published));
+            let back = others.iter().chain(hung.iter().filter(|_| others.is_empty())).map(|(id, _)| (**id, true));
+            let out = hung.iter().filter(|_| !others.is_empty()).map(|(id, _)| (**id, false));
+            changes.extend(back.chain(out).map(|(id, is_in)| (published.address, id, is_in)));
+        }
+        for (address, id, is_in) in changes {
+            if let Err(error) = self.fronts.set_in_at(address, id, is_in) {
+                tracing::error!(group = %self.spec.name, slot = %id, %address, is_in, "not taken in or out: {}", super::chain(&error));
             }
         }
+    }
+
+    /// Whether the slot serves the address, or would. Of one whose shard isn't known yet nothing was taken.
+    fn serves_at(&self, id: SlotId, slot: &SlotRun, published: &Published) -> bool {
+        let reach = slot.live.as_ref().and_then(|live| live.reach.as_ref());
+        let is_reached = match (reach, &published.front) {
+            (Some(reach), _) => reach.ports.iter().any(|(container, _)| *container == published.port.container),
+            (None, Ok(front)) => front.is_in(super::steering_table::index_of(id)),
+            (None, Err(_)) => false,
+        };
+        slot.service() == Service::In && is_reached
+    }
+
+    /// Whether connections to the address would wait for the slot: its shard doesn't accept there, or its worker relays them to
+    /// a listener where it doesn't.
+    fn is_hung_at(&self, id: SlotId, slot: &SlotRun, published: &Published) -> bool {
+        let Some(hung) = &slot.hung else { return false };
+        let (index, container) = (super::steering_table::index_of(id), published.port.container);
+        let is_relayed = published.front.as_ref().is_ok_and(|front| front.path(index) == Path::Relay);
+        let of_port = |address| {
+            self.fronts.list.iter().any(|other| other.address == address && other.port.container == container)
+        };
+        hung.listeners.contains_key(&published.address) || (is_relayed && hung.listeners.keys().copied().any(of_port))
     }
 
     /// What was found of a listener says nothing of the one that took its place.
@@ -153,33 +204,46 @@ impl Group {
         }
     }
 
-    /// A slot that would serve does.
-    fn take_back(&mut self, id: SlotId) {
-        let Some(slot) = self.slots.get(&id).filter(|slot| slot.service() == Service::In) else { return };
-        // Of one whose shard isn't known yet nothing was taken.
-        let Some(reach) = slot.live.as_ref().and_then(|live| live.reach.as_ref()) else { return };
-        if let Err(error) = self.fronts.take_in(id, &reach.ports) {
-            tracing::error!(group = %self.spec.name, slot = %id, "not taken in again: {}", super::chain(&error));
-        }
-    }
-
-    fn others_accept(&self, id: SlotId) -> bool {
-        self.slots.iter().any(|(other, slot)| *other != id && slot.service() == Service::In && slot.hung.is_none())
+    fn others_accept(&self, id: SlotId, address: SocketAddr) -> bool {
+        let accepts = |published: &Published, other: SlotId, slot: &SlotRun| {
+            self.serves_at(other, slot, published) && !self.is_hung_at(other, slot, published)
+        };
+        let at = self.fronts.list.iter().find(|published| published.address == address);
+        at.is_some_and(|at| self.slots.iter().any(|(other, slot)| *other != id && accepts(at, *other, slot)))
     }
 
     /// How many there were.
-    fn move_queue(&mut self, found: &Found) -> Result<u32, String> {
+    fn move_queue(&mut self, found: &Found, listener: &OwnedFd) -> Result<u32, String> {
         let index = super::steering_table::index_of(found.slot);
-        let slot = self.slots.get(&found.slot).ok_or("there is no such slot")?;
-        let listening = sockdiag::listeners(found.address.port()).map_err(|error| error.to_string())?;
-        let listening = listening.iter().find(|listening| listening.cookie == found.listener);
-        let listening = listening.ok_or("its listener is closed")?;
-        let listener = slot.listener(listening).ok_or("no process of it is found to have its listener")?;
+        let listening = listening(found)?;
         let backlog = i32::try_from(listening.backlog).unwrap_or(i32::MAX);
         let front = self.fronts.front_at_mut(found.address).ok_or("its address is no longer published")?;
+        if front.direct_cookie(index, Place::A) != Some(found.listener) {
+            return Err("its listener is another by now".to_owned());
+        }
         front.move_queue(index, Place::A, listener.as_fd(), backlog).map_err(|error| super::chain(&error))?;
         Ok(listening.queued)
     }
+}
+
+fn listening(found: &Found) -> Result<sockdiag::Listening, String> {
+    let listening = sockdiag::listeners(found.address.port()).map_err(|error| error.to_string())?;
+    let listening = listening.into_iter().find(|listening| listening.cookie == found.listener);
+    listening.ok_or_else(|| "its listener is closed".to_owned())
+}
+
+/// A copy of the listener, from whichever process of the shard has it.
+fn look_for_listener(found: &Found, pid: u32) -> Result<OwnedFd, String> {
+    let holder = holder_among(pid, listening(found)?.inode);
+    let listener = holder.filter(|holder| holder.is_of(found.listener)).and_then(|holder| holder.listener());
+    listener.ok_or_else(|| "no process of it is found to have its listener".to_owned())
+}
+
+/// Wherever a listener of the shard is now (dup'ed, forked, passed on).
+fn holder_among(pid: u32, inode: u32) -> Option<Holder> {
+    // A hostile one may have any number.
+    let processes = procfs::descendants(pid).into_iter().chain([pid]).take(MAX_LOOKED_AT);
+    Holder::find(processes, inode)
 }
 
 impl SlotRun {
@@ -195,22 +259,14 @@ impl SlotRun {
         self.hung.take_if(|hung| hung.listeners.is_empty());
     }
 
-    /// A copy of the shard's listener.
-    fn listener(&self, listening: &sockdiag::Listening) -> Option<OwnedFd> {
-        self.known_holder(listening.cookie).or_else(|| self.holder(listening))?.listener()
-    }
-
     /// Where the shard's listener of this cookie was put, if it is there still.
     pub(super) fn known_holder(&self, cookie: u64) -> Option<Holder> {
         let known = self.direct.iter().flat_map(|direct| &direct.grafts).filter_map(|graft| graft.holder().copied());
         known.filter(|holder| holder.is_of(cookie)).find(|holder| holder.listener().is_some())
     }
 
-    /// Wherever the shard's listener is now (dup'ed, forked, passed on).
+    /// Wherever the shard's listener is now; looks at its processes.
     pub(super) fn holder(&self, listening: &sockdiag::Listening) -> Option<Holder> {
-        let pid = self.live.as_ref()?.pid;
-        // A hostile one may have any number, and the loop waits.
-        let processes = procfs::descendants(pid).into_iter().chain([pid]).take(MAX_LOOKED_AT);
-        Holder::find(processes, listening.inode)
+        holder_among(self.live.as_ref()?.pid, listening.inode)
     }
 }

@@ -1,6 +1,6 @@
 //! What tasks report back to the reconcile loop.
 
-use std::time::Instant;
+use std::{os::fd::OwnedFd, time::Instant};
 
 use sherd_lb::graft::Report;
 use sherd_topology::{
@@ -75,6 +75,8 @@ pub(super) enum Message {
     Grafted { key: ShardKey, generation: Generation, report: Report },
     /// A shard was seen to accept no more, or again.
     Found(Found),
+    /// The listener was looked for whose queue is to be moved.
+    ListenerFound { found: Found, listener: Result<OwnedFd, String> },
     /// Steering met an empty place: some shard has closed its listener.
     Missed,
     /// Sockets that were contained have been ended, so many of all that there were.

@@ -64,6 +64,7 @@ impl Reconciler {
             Message::Looked(look) => return self.on_looked(look),
             Message::HostChanged(host) => self.on_host_changed(*host),
             Message::Found(found) => self.on_found(&found),
+            Message::ListenerFound { found, listener } => self.move_queue(&found, listener),
             Message::Missed => self.note_closed_listeners(),
             Message::Grafted { key, generation, report } => self.on_graft_report(&key, generation, report),
             Message::ContainedEnded { ended } => {

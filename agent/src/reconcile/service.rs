@@ -120,7 +120,11 @@ impl Group {
 
     fn settle(&mut self, host: &Host) {
         let serving = self.in_service();
-        if serving == self.settled && !self.fronts.any_anchor_is_due() {
+        let former = self.fronts.anchor_server();
+        // What waits there must not go to a shard that doesn't accept, unless there is no other.
+        let accepts = |id: &&SlotId| self.slots.get(id).is_some_and(|slot| slot.hung.is_none());
+        let server = serving.iter().find(accepts).or(serving.first()).copied();
+        if serving == self.settled && server == former && !self.fronts.any_anchor_is_due() {
             return;
         }
         let worker_of = |id: &SlotId| self.slots.get(id).and_then(|slot| slot.worker.as_ref());
@@ -130,8 +134,6 @@ impl Group {
             let siblings = near.iter().filter(|other| serving.contains(other)).filter_map(worker_of);
             worker.set_siblings(siblings.map(|sibling| sibling.handle()).collect());
         }
-        let former = self.fronts.anchor_server();
-        let server = serving.first().copied();
         let former = former.and_then(|id| worker_of(&id).cloned());
         let worker = server.and_then(|id| Some((id, worker_of(&id)?.clone())));
         self.fronts.serve_anchors(worker.as_ref().map(|(id, worker)| (*id, worker)), former.as_ref());

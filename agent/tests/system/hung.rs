@@ -35,11 +35,11 @@ impl Drop for Stopped {
     }
 }
 
-fn metric(name: &str, slot: u32) -> f64 {
+pub(crate) fn metric(name: &str, slot: u32) -> f64 {
     sum(&scrape().expect("metrics"), name, &format!("slot=\"{slot}\""))
 }
 
-fn is_hung(slot: u32) -> bool {
+pub(crate) fn is_hung(slot: u32) -> bool {
     metric("sherd_slot_hung", slot) == 1.0
 }
 
@@ -77,6 +77,14 @@ fn a_shard_that_stops_accepting_is_out_until_it_accepts_again() {
             let _ = std::net::TcpStream::connect(address());
             (scrape().is_some() && is_hung(0)).then_some(())
         });
+        // Its worker is connected anew, because it is asked otherwise from now on. It stays out: it still doesn't accept.
+        let path = world.dir().join("state/groups/web.toml");
+        let specification = std::fs::read_to_string(path).expect("its specification");
+        world.apply("web", &format!("{specification}\n[readiness]\ninterval = \"500ms\"\n"));
+        for _ in 0..200 {
+            assert_ne!(ask(address()).expect("others serve").0, 0);
+        }
+        assert!(is_hung(0));
         drop(stopped);
         eventually("it is back", Duration::from_secs(10), || (!is_hung(0)).then_some(()));
         eventually("it serves", Duration::from_secs(10), || (ask(address()).ok()?.0 == 0).then_some(()));

@@ -20,6 +20,7 @@ mod kills;
 mod leaks;
 mod listen_storm;
 mod metrics;
+mod ports;
 mod programs;
 mod refused_listeners;
 mod rollouts;

@@ -257,7 +257,7 @@ impl Published {
 
     /// Whether some slot's shard accepts its connections itself.
     pub(in crate::reconcile) fn is_direct(&self) -> bool {
-        let is_direct = |front: &Front| front.slots().any(|slot| front.path(slot) == Path::Direct);
+        let is_direct = |front: &Front| front.slots().any(|slot| front.path(slot).is_direct());
         self.front.as_ref().is_ok_and(is_direct)
     }
 

@@ -1,7 +1,7 @@
 //! The listeners that a slot's worker accepts from, one at each address: from their making to their end, and what is in
 //! their queues.
 
-use std::{io, sync::mpsc::Receiver};
+use std::{io, net::SocketAddr, sync::mpsc::Receiver};
 
 use sherd_lb::{
     front::{Front, SlotError},
@@ -93,6 +93,19 @@ impl Fronts {
     /// No new connection comes to the slot.
     pub(in crate::reconcile) fn take_out(&mut self, slot: SlotId) -> Result<(), SlotError> {
         self.open_fronts().try_for_each(|(_, _, front)| front.set_in(index_of(slot), false))
+    }
+
+    /// Has the slot's connections come in at one address, or none.
+    pub(in crate::reconcile) fn set_in_at(
+        &mut self,
+        address: SocketAddr,
+        slot: SlotId,
+        is_in: bool,
+    ) -> Result<(), SlotError> {
+        match self.front_at_mut(address).filter(|front| front.is_in(index_of(slot)) != is_in) {
+            Some(front) => front.set_in(index_of(slot), is_in),
+            None => Ok(()),
+        }
     }
 
     /// Whether a bound address names the slot.
