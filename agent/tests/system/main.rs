@@ -2,6 +2,7 @@
 //!
 //! Each test runs an agent of its own, with its own instance, directories and network namespace.
 
+mod adopting;
 mod bad_input;
 mod closing;
 mod containers;
