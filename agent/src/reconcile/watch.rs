@@ -137,7 +137,8 @@ fn run(orders: &Receiver<Order>, outbox: &mpsc::UnboundedSender<Message>) {
                 moves |= looks.look(Instant::now(), &mut |message| drop(outbox.send(message)));
             }
             let began = std::mem::replace(&mut now, Instant::now());
-            rounds.note(round, began, now, moves);
+            let idle = if watched.iter().any(Looks::is_direct) { IDLE } else { LAZY };
+            rounds.note(round, (began, now), moves, idle);
         }
     }
 }

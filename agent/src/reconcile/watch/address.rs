@@ -14,7 +14,7 @@ use sherd_lb::{
 };
 use sherd_topology::plan::GroupName;
 
-use super::{CALM, Found, IDLE, LAZY, WatchedAddress, WatchedShape, WatchedSlot, bounds::bounds};
+use super::{BUSY, CALM, Found, IDLE, LAZY, WatchedAddress, WatchedShape, WatchedSlot, bounds::bounds};
 use crate::{reconcile::message::Message, runtime::procfs};
 
 /// An address, and what was seen of it.
@@ -123,6 +123,11 @@ impl Looks {
         self.slots.values().any(|looks| looks.queue.is_suspicious())
     }
 
+    /// Whether shards accept here themselves.
+    pub(super) fn is_direct(&self) -> bool {
+        self.watched.shape.slots.iter().any(|slot| slot.is_direct)
+    }
+
     /// Looks once; true if anything moves, or waits.
     pub(super) fn look(&mut self, now: Instant, tell: &mut impl FnMut(Message)) -> bool {
         self.look_for_misses(now, tell);
@@ -161,8 +166,8 @@ impl Looks {
     /// Where no shard can hang and nothing moves there is only what was lost to be found, once in a second.
     fn is_due(&self, now: Instant) -> bool {
         let within = |at: Option<Instant>, bound| at.is_some_and(|at| now.duration_since(at) < bound);
-        let has_shards = self.watched.shape.slots.iter().any(|slot| slot.shard.is_some());
-        has_shards || within(self.moved, CALM) || !within(self.last, LAZY)
+        // Rounds come a little early, too.
+        self.is_direct() || within(self.moved, CALM) || !within(self.last, LAZY - BUSY)
     }
 
     /// Steering tries again where a shard has closed its listener, and counts that: one number is looked at often, instead of

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{BUSY, CALM, IDLE, SUSPICIOUS};
+use super::{BUSY, CALM, SUSPICIOUS};
 
 /// Where is looked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +39,8 @@ impl Rounds {
         }
     }
 
-    /// A round was made, and found something that moves, or nothing.
-    pub(super) fn note(&mut self, round: Round, began: Instant, ended: Instant, moves: bool) {
+    /// A round was made, and found something that moves, or nothing; `idle` after it the next one comes where nothing has for long.
+    pub(super) fn note(&mut self, round: Round, (began, ended): (Instant, Instant), moves: bool, idle: Duration) {
         if moves {
             self.moved = ended;
         }
@@ -48,14 +48,14 @@ impl Rounds {
         let after = |period: Duration| (began + period).max(ended + (ended - began));
         self.suspicious = after(SUSPICIOUS);
         if round == Round::All {
-            self.all = after(if ended - self.moved < CALM { BUSY } else { IDLE });
+            self.all = after(if ended - self.moved < CALM { BUSY } else { idle });
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::IDLE, *};
 
     #[test]
     fn rounds_come_as_often_as_there_is_something_to_see() {
@@ -68,18 +68,18 @@ mod tests {
             rounds.due(at(next), is_suspicious)
         };
         assert_eq!(rounds.due(start, false), Some(Round::All));
-        rounds.note(Round::All, start, start, true);
+        rounds.note(Round::All, (start, start), true, IDLE);
         assert_eq!(check(&rounds, false, 20), Some(Round::All));
         assert_eq!(check(&rounds, true, 5), Some(Round::Suspicious));
         // The others' turn comes as if nobody was suspicious.
-        rounds.note(Round::Suspicious, at(5), at(6), true);
+        rounds.note(Round::Suspicious, (at(5), at(6)), true, IDLE);
         assert_eq!(check(&rounds, true, 10), Some(Round::Suspicious));
-        rounds.note(Round::Suspicious, at(10), at(18), true);
+        rounds.note(Round::Suspicious, (at(10), at(18)), true, IDLE);
         assert_eq!(check(&rounds, true, 20), Some(Round::All));
         // A long look is followed by as long a rest.
-        rounds.note(Round::All, at(20), at(50), true);
+        rounds.note(Round::All, (at(20), at(50)), true, IDLE);
         assert_eq!(check(&rounds, true, 80), Some(Round::All));
-        rounds.note(Round::All, at(1050), at(1050), false);
+        rounds.note(Round::All, (at(1050), at(1050)), false, IDLE);
         assert_eq!(check(&rounds, false, 1150), Some(Round::All));
     }
 }
