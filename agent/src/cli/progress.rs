@@ -108,7 +108,7 @@ fn ready(group: &GroupStatus) -> Result<ExitCode, Failure> {
 
 /// Says which shards are not ready and what they wrote last.
 async fn explain(client: &Client, waiting: Waiting<'_>, group: &GroupStatus, verdict: Verdict) -> Failure {
-    let missing: Vec<&SlotStatus> = group.slots.iter().filter(|slot| !slot.ready).collect();
+    let missing: Vec<&SlotStatus> = group.slots.iter().filter(|slot| slot.state != SlotState::Ready).collect();
     let why = match verdict {
         Verdict::Hopeless => "they fail again and again".to_owned(),
         _ => format!("after {}", crate::spec::units::format_duration(waiting.timeout)),

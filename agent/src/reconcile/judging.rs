@@ -249,7 +249,7 @@ impl JudgedRun {
 impl Reconciler {
     /// Judges shards by what became of their connections since the last look.
     pub(super) fn observe_connections(&mut self, now: Instant) {
-        let mut events = Vec::new();
+        let (mut events, mut changed) = (Vec::new(), BTreeSet::new());
         for (name, group) in &mut self.groups {
             let Some(policy) = policy(&group.spec.health) else { continue };
             let observe = group.spec.health.observe;
@@ -268,9 +268,12 @@ impl Reconciler {
                     }
                 };
                 events.push(report::slot_event(name, *id, kind, message));
+                changed.insert(name.clone());
             }
         }
         events.into_iter().for_each(|event| self.send_event(event));
+        // Time alone leads here: a group in which nothing else happens isn't looked at otherwise.
+        changed.iter().for_each(|name| self.judge(name));
     }
 
     pub(super) fn judge(&mut self, name: &GroupName) {

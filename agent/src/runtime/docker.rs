@@ -77,13 +77,16 @@ pub struct DockerRuntime {
     engine: Arc<Connection>,
     instance: String,
     credentials: Option<PathBuf>,
+    execs: Arc<exec::Execs>,
 }
 
 impl DockerRuntime {
     /// Asks nothing yet: an engine that is not there is an error of the first call, and of that call only.
     pub fn new(config: DockerConfig) -> Self {
         let DockerConfig { address, instance, timeouts, credentials } = config;
-        Self { engine: Arc::new(Connection::new(address, timeouts)), instance, credentials }
+        let engine = Arc::new(Connection::new(address, timeouts));
+        let execs = Arc::new(exec::Execs::new(Arc::clone(&engine)));
+        Self { engine, instance, credentials, execs }
     }
 
     async fn list(&self) -> Result<Listing, RuntimeError> {
@@ -323,7 +326,7 @@ impl Runtime for DockerRuntime {
         command: &'a [String],
         timeout: Duration,
     ) -> BoxFuture<'a, Result<Executed, RuntimeError>> {
-        exec::run(&self.engine, id, pid, command, timeout).boxed()
+        Arc::clone(&self.execs).run(id.clone(), pid, command.to_vec(), timeout).boxed()
     }
 
     fn health<'a>(&'a self, id: &'a ShardId) -> BoxFuture<'a, Result<EngineHealth, RuntimeError>> {

@@ -14,27 +14,31 @@ use crate::{
     world::World,
 };
 
-const ENGINE: Engine = Engine::Docker;
 /// For what takes a few checks.
 const SOON: Duration = Duration::from_secs(20);
 
 /// An agent, an image of the server, and the files that tell its shards what to do wrong.
 struct Stage {
+    engine: Engine,
     world: World,
     image: String,
 }
 
 impl Stage {
     fn new(test: &str, changes: &[&str]) -> Self {
-        let world = World::with_engine(test, &ENGINE.socket());
+        Self::on(Engine::Docker, test, changes)
+    }
+
+    fn on(engine: Engine, test: &str, changes: &[&str]) -> Self {
+        let world = World::with_engine(test, &engine.socket());
         let image = format!("sherd-test-health-{}:latest", world.instance());
         let root = world.dir().join("health");
         fs::create_dir_all(&root).expect("a directory");
         let server = images::go_program("health", include_str!("health.go"));
         fs::copy(server, root.join("server")).expect("the server");
-        images::import(ENGINE, &image, &root, &[&["CMD [\"/server\"]"], changes].concat());
+        images::import(engine, &image, &root, &[&["CMD [\"/server\"]"], changes].concat());
         fs::create_dir_all(world.dir().join("modes")).expect("a directory");
-        Self { world, image }
+        Self { engine, world, image }
     }
 
     fn modes(&self) -> PathBuf {
@@ -85,7 +89,7 @@ impl Stage {
 
     fn end(self) {
         self.world.sherd(&["stop", "-g", "web", "--purge"]);
-        images::remove(ENGINE, &self.image);
+        images::remove(self.engine, &self.image);
     }
 }
 
@@ -94,7 +98,7 @@ fn metric(name: &str, label: &str) -> f64 {
 }
 
 fn is_here(test: &str) -> bool {
-    is_there(test, ENGINE) && cpus() >= 2
+    is_there(test, Engine::Docker) && cpus() >= 2
 }
 
 /// Of so many connections, how many each slot answered.
@@ -157,42 +161,56 @@ fn check_panic(stage: &Stage) {
     assert_eq!(metric("sherd_group_panic", "group=\"web\""), 0.0);
 }
 
-/// A command in the container decides by its exit code; one that doesn't end is ended.
+/// A command in the container decides by its exit code; one that doesn't end is ended, also by the next agent.
 #[test]
 fn a_command_in_the_container_is_a_check() {
     let test = "a_command_in_the_container_is_a_check";
-    if !is_here(test) {
-        return;
+    for engine in [Engine::Docker, Engine::Podman] {
+        if is_there(test, engine) && cpus() >= 2 {
+            in_new_netns(move || check_command(engine, test));
+        }
     }
-    in_new_netns(move || {
-        let stage = Stage::new(test, &[]);
-        // Tells its processes from those of others on this machine.
-        let mark = stage.world.instance().to_owned();
-        let check = format!(
-            "[readiness]\ncheck = \"command\"\ncommand = [\"/server\", \"check\", \"{mark}\"]\ninterval = \"200ms\"\n\
-             timeout = \"2s\"\nfall = 1\n"
-        );
-        stage.run("direct", &check);
-        stage.check_out_and_back("wrong", "exit code 7: something is wrong");
-        stage.set(0, "hang");
-        let slot = stage.wait_state(0, "unready");
-        assert!(slot["cause"].as_str().expect("a cause").contains("did not end within 2s and was killed"), "{slot}");
-        stage.set(0, "");
-        stage.wait_state(0, "ready");
-        eventually("no check runs on", SOON, || checks(&mark).is_empty().then_some(()));
-        // As `docker run` has it.
-        let refused = stage.world.refused(&["run", "-g", "web", "--health-cmd", "true", "--health-retries", "0", "x"]);
-        assert!(refused.contains("--health-retries: must be from 1 to 1000, not 0"), "{refused}");
-        stage.end();
+}
+
+fn check_command(engine: Engine, test: &str) {
+    let mut stage = Stage::on(engine, test, &[]);
+    // Tells its processes from those of others on this machine.
+    let mark = stage.world.instance().to_owned();
+    let check = format!(
+        "[readiness]\ncheck = \"command\"\ncommand = [\"/server\", \"check\", \"{mark}\"]\ninterval = \"200ms\"\n\
+         timeout = \"3s\"\nfall = 1\n"
+    );
+    stage.run("relay", &check);
+    stage.check_out_and_back("wrong", "exit code 7: something is wrong");
+    stage.set(0, "hang");
+    let slot = stage.wait_state(0, "unready");
+    assert!(slot["cause"].as_str().expect("a cause").contains("did not end within 3s and was killed"), "{slot}");
+    eventually("the next one hangs", SOON, || (!checks(&mark).is_empty()).then_some(()));
+    let hanging = checks(&mark);
+    stage.world.kill_agent();
+    stage.world.start(&[]);
+    stage.world.wait_for_api();
+    eventually("what the former agent began is ended", SOON, || {
+        let now = checks(&mark);
+        hanging.iter().all(|pid| !now.contains(pid)).then_some(())
     });
+    stage.set(0, "");
+    stage.world.wait_ready("web", cpus());
+    eventually("no check runs on", SOON, || checks(&mark).is_empty().then_some(()));
+    // As `docker run` has it.
+    let refused = stage.world.refused(&["run", "-g", "web", "--health-cmd", "true", "--health-retries", "0", "x"]);
+    assert!(refused.contains("--health-retries: must be from 1 to 1000, not 0"), "{refused}");
+    stage.end();
 }
 
 /// Processes of the check that hang.
-fn checks(mark: &str) -> Vec<String> {
-    let line =
-        |entry: fs::DirEntry| Some(String::from_utf8_lossy(&fs::read(entry.path().join("cmdline")).ok()?).into_owned());
-    let lines = fs::read_dir("/proc").expect("/proc").flatten().filter_map(line);
-    lines.filter(|line| line.starts_with("/server\0check") && line.contains(mark)).collect()
+fn checks(mark: &str) -> Vec<u32> {
+    let hangs = |entry: &fs::DirEntry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        line.starts_with(b"/server\0check\0") && String::from_utf8_lossy(&line).contains(mark)
+    };
+    let entries = fs::read_dir("/proc").expect("/proc").flatten().filter(hangs);
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// The image's own HEALTHCHECK turns unhealthy and back; an image without one is refused.
@@ -209,7 +227,7 @@ fn an_images_own_check_is_followed() {
         fs::write(&path, without.specification("relay", IMAGE)).expect("a specification");
         let refused = without.world.refused(&["apply", path.to_str().expect("a path")]);
         assert!(refused.contains("has no HEALTHCHECK"), "{refused}");
-        images::remove(ENGINE, &without.image);
+        images::remove(without.engine, &without.image);
         drop(without);
 
         let check = "HEALTHCHECK --interval=300ms --retries=2 CMD [\"/server\", \"check\"]";

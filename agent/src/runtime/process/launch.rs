@@ -65,6 +65,7 @@ pub(super) fn beside(
             command
                 .args(["--quiet", "--collect", "--pipe", "--wait", "--slice=sherd.slice", "--unit", unit])
                 .arg(format!("--property=RuntimeMaxSec={}ms", bound.as_millis()))
+                .arg("--property=KillSignal=SIGKILL")
                 .arg("--")
                 .arg(program);
             command
