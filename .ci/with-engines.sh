@@ -99,7 +99,7 @@ start_podman() {
     # vfs: works on every file system, also on an overlay.
     printf '[storage]\ndriver = "vfs"\ngraphroot = "%s"\nrunroot = "%s"\n' "$dir/podman/root" "$dir/podman/run" >"$dir/podman/storage.conf"
     # runc: crun refuses a hybrid hierarchy (v1 with a v2 that has a controller). ulimits: podman's own defaults are higher than the limits
-    # of a process without CAP_SYS_RESOURCE, and the service lowers its own NPROC.
+    # of a process without CAP_SYS_RESOURCE, and the service lowers its own NPROC. exit_command_delay: each exec leaves a conmon for it.
     local nofile nproc
     nofile=$(ulimit -Hn) nproc=$(ulimit -Hu)
     [[ $nproc != unlimited ]] && ((nproc < 16384)) || nproc=16384
@@ -111,6 +111,7 @@ log_driver = "k8s-file"
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+exit_command_delay = 1
 runtime = "$(command -v runc >/dev/null && echo runc || echo crun)"
 [network]
 network_config_dir = "$dir/podman/networks"

@@ -74,7 +74,10 @@ fn every_question_has_its_answer() {
     assert_eq!(json("/v1/groups/web")["ports"][1]["steering"], "classic");
     assert!(json("/v1/topology").is_object());
     assert_eq!(get("/v1/groups/web/specification"), "# as written\nname = \"web\"\n");
-    assert_eq!(json("/openapi.json")["info"]["title"], "sherd");
+    let document = json("/openapi.json");
+    assert_eq!(document["info"]["title"], "sherd");
+    let health = &document["components"]["schemas"]["HealthStatus"]["properties"];
+    assert!(health["ejected"].is_object() && health["held"].is_object(), "{health}");
 
     let lines: Vec<Value> =
         get("/v1/groups/web/logs?tail=5").lines().map(|l| serde_json::from_str(l).unwrap()).collect();

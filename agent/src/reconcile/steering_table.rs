@@ -76,3 +76,21 @@ pub(super) fn nearest_first(host: &Host, slots: &[Slot], slot: &Slot) -> Vec<Slo
     others.sort_by_key(|other| host.locality(&slot.cpus, &other.cpus));
     others.into_iter().map(|other| other.id).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_of_the_specified_weight() {
+        let check = |weights: Option<&[u32]>, shares: &[(u32, u32)], expected: [u32; 3]| {
+            let shares = shares.iter().map(|(id, percent)| (SlotId(*id), *percent)).collect();
+            let found = [0, 1, 2].map(|position| weight(position, SlotId(position as u32), weights, &shares));
+            assert_eq!(found, expected, "{weights:?} {shares:?}");
+        };
+        check(None, &[], [1, 1, 1]);
+        check(Some(&[1, 3]), &[], [1, 3, 1]);
+        check(None, &[(1, 10)], [100, 10, 100]);
+        check(Some(&[0, 3, u32::MAX]), &[(1, 10)], [0, 30, u32::MAX]);
+    }
+}
