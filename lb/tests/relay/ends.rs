@@ -8,6 +8,7 @@ use std::{
 };
 
 use sherd_lb::relay::{Cause, Drained, Limits};
+use sherd_testkit::eventually;
 use socket2::SockRef;
 
 use crate::rig::{Front, SOON, alone, ask, named, shard};
@@ -151,5 +152,38 @@ fn a_new_backend_leaves_the_connections_of_the_former() {
         assert_eq!(drained.recv_timeout(SOON).unwrap(), Drained { connections: 2, reset: 1 });
         assert!(ask(&first).is_err());
         assert_eq!(ask(&third).unwrap(), "new");
+    });
+}
+
+/// What a shard answers, what it drops, and what its client gave up are told apart.
+#[test]
+fn answers_are_counted_and_so_are_connections_without_one() {
+    alone("ends::answers", || {
+        // It does with a connection what its first byte says.
+        let backend = shard(|mut stream| {
+            let mut word = [0];
+            stream.read_exact(&mut word)?;
+            match word[0] {
+                b'a' => stream.write_all(b"yes")?,
+                b'r' => reset(stream),
+                _ => {}
+            }
+            Ok(())
+        });
+        let front = Front::new(0, Limits::default(), Some(backend));
+        let stats = front.worker.stats();
+        let counted = |closed: u64| {
+            eventually("it has ended", SOON, || (stats.closed.get() == closed).then_some(()));
+            (stats.answered.get(), stats.unanswered.get())
+        };
+        for (word, closed, expected) in [(b"a", 1, (1, 0)), (b"c", 2, (1, 1)), (b"r", 3, (1, 2))] {
+            let mut stream = front.connect();
+            stream.write_all(word).unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+            drop(stream);
+            assert_eq!(counted(closed), expected, "{word:?}");
+        }
+        drop(front.connect());
+        assert_eq!(counted(4), (1, 2), "the client ended first");
     });
 }
