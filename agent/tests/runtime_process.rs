@@ -444,7 +444,7 @@ fn a_command_runs_beside_a_shard() {
         let ran = runtime.exec(&id, pid, &told, bound).await.unwrap();
         assert_eq!(ran.end, End::Exited(3), "{ran:?}");
         let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-        assert_eq!(ran.output, format!("web/0\n{}", cgroups.trim()));
+        assert_eq!(ran.output, format!("web/0; {}", cgroups.trim().replace('\n', "; ")));
 
         let missing = runtime.exec(&id, pid, &["/no/such/program".to_owned()], bound).await.unwrap();
         assert!(missing.end == End::Exited(127) && missing.output.contains("/no/such/program"), "{missing:?}");

@@ -52,9 +52,11 @@ impl Tail {
         self.0.drain(..surplus);
     }
 
-    /// Trimmed; bytes that are not UTF-8 are replaced.
+    /// On one line, for people to read: what would move a terminal's cursor, or is not UTF-8, is replaced.
     pub(super) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0).trim().to_owned()
+        let text = String::from_utf8_lossy(&self.0);
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        lines.join("; ").replace(char::is_control, "\u{fffd}")
     }
 }
 
@@ -68,8 +70,15 @@ mod tests {
         for number in 0..1000 {
             tail.add(format!("{number}\n").as_bytes());
         }
-        assert!(tail.0.len() <= KEPT_BYTES && tail.text().ends_with("998\n999"), "{tail:?}");
+        assert!(tail.0.len() <= KEPT_BYTES && tail.text().ends_with("998; 999"), "{tail:?}");
         tail.add(&[b'x'; 3 * KEPT_BYTES]);
         assert_eq!(tail.text(), "x".repeat(KEPT_BYTES));
+    }
+
+    #[test]
+    fn a_container_moves_no_cursor() {
+        let mut tail = Tail::default();
+        tail.add(b"\n  gone\r\n\n\x1b[2Jaway \xff\n");
+        assert_eq!(tail.text(), "gone; \u{fffd}[2Jaway \u{fffd}");
     }
 }
