@@ -60,8 +60,6 @@ pub(super) struct SpecFlags {
     /// Publish shards that listen on loopback only: they see every client as a local one.
     #[arg(long, help_heading = "Connections")]
     loopback: bool,
-    #[command(flatten)]
-    health: HealthFlags,
     /// How long connections may go on when a slot is drained.
     #[arg(long, value_name = "DURATION", help_heading = "Connections")]
     drain: Option<String>,
@@ -80,6 +78,9 @@ pub(super) struct SpecFlags {
     /// User to run as.
     #[arg(long, value_name = "USER[:GROUP]")]
     user: Option<String>,
+    // A heading goes on to what follows, so these come last.
+    #[command(flatten)]
+    health: HealthFlags,
     #[command(flatten)]
     container: ContainerFlags,
     /// Image and its arguments; with --process the program and its arguments.
