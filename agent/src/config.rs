@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sherd_topology::model::{CpuSet, Host};
 use thiserror::Error;
@@ -25,6 +26,9 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/sherd";
 /// Metrics address, unless said otherwise.
 pub const DEFAULT_METRICS: &str = "127.0.0.1:9478";
 
+/// How long relayed connections wait for the next agent, unless said otherwise.
+pub const DEFAULT_RELAY_HANDOVER: Duration = Duration::from_secs(5 * 60);
+
 /// Settings of one agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentConfig {
@@ -40,6 +44,9 @@ pub struct AgentConfig {
     pub metrics_address: Option<SocketAddr>,
     /// Which engine.
     pub docker: DockerHost,
+    /// How long the holder keeps relayed connections for the next agent, when one ends by a signal; 0: they are not handed
+    /// over, and have 10 s to finish. At most [`sherd_lb::holder::MAX_TIME`].
+    pub relay_handover: Duration,
     /// How the agent logs.
     pub log: LogConfig,
 }
@@ -86,6 +93,7 @@ impl Default for AgentConfig {
             reserved_cpus: ReservedCpus::Auto,
             metrics_address: DEFAULT_METRICS.parse().ok(),
             docker: DockerHost::Default,
+            relay_handover: DEFAULT_RELAY_HANDOVER,
             log: LogConfig::default(),
         }
     }

@@ -28,7 +28,7 @@ use crate::{
     systemd,
 };
 
-/// How long relayed connections may go on when the agent is told to end. The units' TimeoutStopSec is longer.
+/// How long relayed connections may go on that can't be handed over, when the agent is told to end. The units' TimeoutStopSec is longer.
 const SHUTDOWN_DRAIN: Duration = Duration::from_secs(10);
 /// The loop's part of the work is small; the relay workers are threads of their own.
 const RUNTIME_THREADS: usize = 2;
@@ -69,6 +69,7 @@ async fn serve(config: &AgentConfig) -> Result<()> {
         instance: config.instance.clone(),
         reserved: config.reserved_on(&host),
         shutdown_drain: SHUTDOWN_DRAIN,
+        relay_handover: config.relay_handover,
         run_dir: config.run_dir.clone(),
         state_dir: config.state_dir.clone(),
     };

@@ -55,6 +55,19 @@ pub struct Snapshot {
     pub delayed_listens: u64,
     /// Connections of shards that somebody made listen on the host; absent where the kernel doesn't count.
     pub contained: Option<u64>,
+    /// What became of the connections that the former agent relayed.
+    pub handover: HandoverCounters,
+}
+
+/// Connections that the former agent handed over.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct HandoverCounters {
+    /// How many.
+    pub handed: u64,
+    /// Those that workers have gone on with.
+    pub taken_back: u64,
+    /// The others by cause; every cause, also at 0.
+    pub lost: Vec<(&'static str, u64)>,
 }
 
 /// What is counted for one slot.
@@ -123,6 +136,8 @@ pub struct RelayCounters {
     pub adopted: u64,
     /// Connections that it handed to another slot.
     pub handed_over: u64,
+    /// Connections of the former agent that it went on with.
+    pub resumed: u64,
     /// Connections established to the shard.
     pub established: u64,
     /// Those that the shard ended before it had sent a byte.

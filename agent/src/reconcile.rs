@@ -38,6 +38,7 @@ pub mod drift;
 mod execute;
 mod explain;
 mod group;
+mod handover;
 mod hung;
 mod inspect;
 mod judging;
@@ -84,8 +85,10 @@ pub struct Settings {
     pub instance: String,
     /// CPUs that no shard gets.
     pub reserved: CpuSet,
-    /// How long relayed connections may go on when the agent is told to end.
+    /// How long relayed connections may go on that can't be handed over, when the agent is told to end.
     pub shutdown_drain: Duration,
+    /// How long the holder keeps relayed connections for the next agent; 0: they are not handed over.
+    pub relay_handover: Duration,
     /// The agent's sockets, and the doors of shards' shims.
     pub run_dir: PathBuf,
     /// Where the shim is, for containers to execute.
@@ -149,6 +152,8 @@ pub struct Reconciler {
     /// Connections of shards are being counted.
     counting_direct: bool,
     relayed_images: RelayedImages,
+    /// What a former agent relayed and no worker has yet.
+    returning: handover::Returning,
     counters: Counters,
     started: std::time::SystemTime,
     warnings: Vec<String>,
@@ -199,13 +204,14 @@ impl Reconciler {
             watched: Vec::new(),
             counting_direct: false,
             relayed_images,
+            returning: handover::Returning::default(),
             counters: Counters::default(),
             started: std::time::SystemTime::now(),
             warnings,
         }
     }
 
-    /// Runs until `shutdown` fires; then drains what is relayed, and leaves shards and listeners as they are.
+    /// Runs until `shutdown` fires; then hands over what is relayed, and leaves shards and listeners as they are.
     pub async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut shutdown: oneshot::Receiver<()>) {
         let (mut next_tick, mut quiet) = (Instant::now(), true);
         self.watch_runtimes();
@@ -237,7 +243,7 @@ impl Reconciler {
                 sherd_lb::heap::return_free_memory();
             }
         }
-        self.drain_relays().await;
+        self.end_relaying().await;
     }
 
     /// An address finds its cells again if the agent dies. If it died right here, they would be made anew with its program.

@@ -17,6 +17,7 @@ Settings come from /etc/sherd/sherd.toml; flags go over them. The file's keys, w
   reserved_cpus = \"auto\"        none below 8 cores, else one core for each 64 or part of them
   metrics = \"127.0.0.1:9478\"
   docker = \"unix:///var/run/docker.sock\"
+  relay_handover = \"5m\"         how long relayed connections wait for the next agent
   [log]
   format = \"auto\"               the journal's fields under systemd, else text
   filter = \"info\"

@@ -1,13 +1,15 @@
 //! TOML to [`AgentConfig`], with the same faults as a specification.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::{AgentConfig, DockerHost, LogConfig, LogFormat};
 use crate::journal;
 use crate::spec::SpecFaults;
 use crate::spec::document::{Format, Section, inspect};
 
-const KEYS: &[&str] = &["instance", "run_dir", "state_dir", "reserved_cpus", "metrics", "docker", "log"];
+const KEYS: &[&str] =
+    &["instance", "run_dir", "state_dir", "reserved_cpus", "metrics", "docker", "relay_handover", "log"];
 const LOG_KEYS: &[&str] = &["format", "filter"];
 
 const FORMATS: &[(&str, LogFormat)] =
@@ -30,6 +32,7 @@ fn read(root: &Section<'_, '_>) -> AgentConfig {
             None => default.metrics_address,
         },
         docker: docker(root).unwrap_or(default.docker),
+        relay_handover: relay_handover(root).unwrap_or(default.relay_handover),
         log: log(root),
     }
 }
@@ -71,6 +74,10 @@ fn docker(root: &Section<'_, '_>) -> Option<DockerHost> {
         root.fault("docker", "must be a unix socket, for example \"unix:///var/run/docker.sock\", or \"off\"");
     }
     host
+}
+
+fn relay_handover(root: &Section<'_, '_>) -> Option<Duration> {
+    root.field("relay_handover")?.duration(Duration::ZERO..=sherd_lb::holder::MAX_TIME)
 }
 
 /// `off`, or a unix socket as `DOCKER_HOST` or as a path.

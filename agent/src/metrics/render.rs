@@ -19,6 +19,7 @@ pub fn render(snapshot: &Snapshot, sample: &Sample, own: &Usage) -> String {
     cpu(&mut families, snapshot, sample);
     memory(&mut families, snapshot, sample);
     connections(&mut families, snapshot);
+    handover(&mut families, snapshot);
     bytes(&mut families, snapshot);
     steering(&mut families, snapshot);
     queues(&mut families, snapshot);
@@ -180,6 +181,9 @@ fn connections(families: &mut Families, snapshot: &Snapshot) {
         ("sherd_connections_handed_over_total", "Connections that the slot handed to others.", |relay| {
             relay.handed_over
         }),
+        ("sherd_connections_resumed_total", "Connections of the former agent that the slot went on with.", |relay| {
+            relay.resumed
+        }),
         ("sherd_connections_established_total", "Connections established to the shard.", |relay| relay.established),
         (
             "sherd_connections_unanswered_total",
@@ -210,6 +214,18 @@ fn connections(families: &mut Families, snapshot: &Snapshot) {
     let mut family =
         families.histogram("sherd_relay_connect_duration_seconds", "How long connecting to the shard took.");
     each_relay(snapshot, |labels, relay| family.add_histogram(labels, &relay.connect));
+}
+
+fn handover(families: &mut Families, snapshot: &Snapshot) {
+    let handover = &snapshot.handover;
+    let help = "Relayed connections that the former agent handed over.";
+    families.counter("sherd_handover_handed_total", help).add_count(&[], handover.handed);
+    let help = "Of these, those that go on.";
+    families.counter("sherd_handover_taken_back_total", help).add_count(&[], handover.taken_back);
+    let mut family = families.counter("sherd_handover_lost_total", "Of these, those that were reset, by cause.");
+    for (cause, count) in &handover.lost {
+        family.add_count(&[("cause", cause)], *count);
+    }
 }
 
 fn bytes(families: &mut Families, snapshot: &Snapshot) {

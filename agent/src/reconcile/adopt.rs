@@ -12,6 +12,7 @@ use sherd_topology::plan::{GroupName, Layout, MemoryBinding, Slot, SlotId};
 use super::{
     Reconciler,
     group::{Group, Intent},
+    handover::Returning,
     publish::{self, Fronts},
     rollout::RolloutRun,
     view::Service,
@@ -52,6 +53,7 @@ impl Reconciler {
             let name = stored.spec.name.clone();
             self.groups.insert(name, Group { rollout, ..Group::new(stored.spec, stored.text, intent) });
         }
+        self.returning = Returning::find(&mut self.keeper);
         super::direct::Means::remove_former(&self.settings.instance);
         let shards = self.first_listing().await;
         self.place_as_found(&shards);
@@ -65,6 +67,7 @@ impl Reconciler {
                 }
             }
         }
+        self.take_back_all();
         Ok(())
     }
 
@@ -136,7 +139,8 @@ impl Reconciler {
             }
             let kept = publish::by_address(kept, name);
             let slots = group.planned().to_vec();
-            group.fronts = Fronts::adopt(&group.spec, &self.host, &slots, kept, &mut self.keeper);
+            let counted = |address, slot| self.returning.counted(name, address, slot);
+            group.fronts = Fronts::adopt(&group.spec, &self.host, &slots, kept, counted, &mut self.keeper);
             group.fronts.set_tables(&self.host, &slots);
         }
         self.keeper.cells().into_iter().for_each(|cells| cells.end_reservations());

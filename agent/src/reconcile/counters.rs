@@ -40,6 +40,60 @@ pub struct Counters {
     pub rollout_failures: BTreeMap<GroupName, u64>,
     /// Connections ended because no shard was ready within the bound.
     pub anchored_overdue: BTreeMap<GroupName, u64>,
+    /// What became of the connections that the former agent relayed.
+    pub relayed: Relayed,
+}
+
+/// Connections that the former agent handed over.
+#[derive(Debug, Clone, Default)]
+pub struct Relayed {
+    /// How many, as far as it could say.
+    pub handed: u64,
+    /// Those that a worker has gone on with.
+    pub taken_back: u64,
+    lost: BTreeMap<LostRelayed, u64>,
+}
+
+/// Why a connection that was handed over did not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum LostRelayed {
+    /// The holder had it no longer: its time was over, or its record is damaged.
+    Missing,
+    /// Its group is gone, or stopped.
+    GroupGone,
+    /// What came from the holder can't be read.
+    Unreadable,
+    /// A descriptor could not be made, or its shard was not reached yet and its port is no more.
+    Incomplete,
+}
+
+impl LostRelayed {
+    const ALL: [Self; 4] = [Self::Missing, Self::GroupGone, Self::Unreadable, Self::Incomplete];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::GroupGone => "group_gone",
+            Self::Unreadable => "unreadable",
+            Self::Incomplete => "incomplete",
+        }
+    }
+}
+
+impl Relayed {
+    pub(super) fn note_lost(&mut self, cause: LostRelayed, connections: u64) {
+        *self.lost.entry(cause).or_default() += connections;
+    }
+
+    /// Of all causes.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost.values().sum()
+    }
+
+    /// Every cause, also at 0.
+    pub(super) fn lost_by_cause(&self) -> Vec<(&'static str, u64)> {
+        LostRelayed::ALL.iter().map(|cause| (cause.label(), self.lost.get(cause).copied().unwrap_or(0))).collect()
+    }
 }
 
 impl Counters {

@@ -134,6 +134,26 @@ impl Keeper {
         }
     }
 
+    /// Gives it a descriptor for a while; no other is given in its place when the holder was away.
+    ///
+    /// # Errors
+    /// [`HolderError::Malformed`] by a holder of a version that keeps nothing for a while. It may have the descriptor also where
+    /// it didn't answer.
+    pub(super) fn put_for(
+        &mut self,
+        name: &str,
+        descriptor: BorrowedFd<'_>,
+        time: Duration,
+    ) -> Result<(), HolderError> {
+        let away = || HolderError::Io(io::ErrorKind::NotConnected.into());
+        let put = self.client.as_mut().ok_or_else(away)?.put_for(name, descriptor, time);
+        if put.as_ref().is_err_and(|error| !matches!(error, HolderError::Full { .. })) {
+            // What didn't answer may still do so, and what doesn't know this has hung up.
+            (self.client, self.next_ping) = (None, Instant::now());
+        }
+        put
+    }
+
     /// The same, unless it has it.
     pub(super) fn put_once(&mut self, name: &str, descriptor: BorrowedFd<'_>) {
         if !self.known.contains(name) {

@@ -116,12 +116,14 @@ impl Fronts {
         Ok(opened)
     }
 
-    /// Takes over what the holder kept for a former agent; opens what it didn't keep.
+    /// Takes over what the holder kept for a former agent; opens what it didn't keep. `counted` says how many relayed
+    /// connections of a slot at an address go on.
     pub(super) fn adopt(
         spec: &GroupSpec,
         host: &Host,
         slots: &[Slot],
         mut kept: BTreeMap<SocketAddr, Vec<(String, OwnedFd)>>,
+        counted: impl Fn(SocketAddr, SlotIndex) -> u64,
         keeper: &mut Keeper,
     ) -> Self {
         let mut fronts = Self::none(&spec.name);
@@ -131,7 +133,7 @@ impl Fronts {
                 kept.remove(&address).map(|descriptors| Front::adopt(descriptors, &config, &table(host, slots, port)));
             let front = match adopted {
                 Some(Ok(front)) => {
-                    front.forget_relayed(|_| 0);
+                    front.forget_relayed(|slot| counted(address, slot));
                     Ok(front)
                 }
                 Some(Err(error)) => {

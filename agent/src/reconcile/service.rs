@@ -66,16 +66,32 @@ impl Reconciler {
         }
     }
 
-    /// The agent ends: nobody accepts any more (new connections wait in the listeners, which the holder has), and what
-    /// is relayed has a while to finish.
-    pub(super) async fn drain_relays(&mut self) {
-        let workers: Vec<Arc<Worker>> = self.groups.values().flat_map(Group::workers).cloned().collect();
+    /// The agent ends: nobody accepts any more (new connections wait in the listeners, which the holder has), and what is
+    /// relayed goes to the next agent by way of the holder. What can't has a while to finish.
+    pub(super) async fn end_relaying(&mut self) {
+        let given = self.give_relayed();
+        tracing::info!(
+            connections = given.connections,
+            took = ?given.took,
+            "relayed connections wait for the next agent; shards and listeners stay"
+        );
+        if given.silent_workers > 0 {
+            tracing::error!(
+                workers = given.silent_workers,
+                "workers did not answer: what they relay ends; please report this"
+            );
+        }
+        if let (Some(reason), 1..) = (&given.reason, given.left) {
+            let time = self.settings.shutdown_drain;
+            tracing::warn!(connections = given.left, ?time, "not handed over, they may finish: {reason}");
+            self.drain_relays().await;
+        }
+    }
+
+    async fn drain_relays(&mut self) {
         let deadline = Instant::now() + self.settings.shutdown_drain;
-        let open: u64 = workers.iter().map(|worker| worker.stats().active.get()).sum();
-        tracing::info!(connections = open, "relayed connections may finish; shards and listeners stay");
-        // Nobody hands a client to somebody who is about to be told to take none.
-        workers.iter().for_each(|worker| worker.set_siblings(Vec::new()));
-        let drains: Vec<_> = workers.iter().map(|worker| worker.drain(deadline)).collect();
+        let drains: Vec<_> =
+            self.groups.values().flat_map(Group::workers).map(|worker| worker.drain(deadline)).collect();
         let waited = tokio::task::spawn_blocking(move || {
             for drain in drains {
                 // Each worker keeps to the deadline itself; this bounds waiting for one that is stuck.

@@ -16,7 +16,9 @@ use super::{
     publish::Published,
     steering_table::index_of,
 };
-use crate::metrics::{GroupCounters, Histogram, KernelCounters, PortCounters, RelayCounters, SlotCounters, Snapshot};
+use crate::metrics::{
+    GroupCounters, HandoverCounters, Histogram, KernelCounters, PortCounters, RelayCounters, SlotCounters, Snapshot,
+};
 
 impl Reconciler {
     pub(super) fn snapshot(&mut self) -> Snapshot {
@@ -66,6 +68,11 @@ impl Reconciler {
             repairs: (counters.repairs, counters.repair_seconds),
             held_descriptors: self.keeper.held(),
             delayed_listens: counters.delayed_listens.load(Ordering::Relaxed),
+            handover: HandoverCounters {
+                handed: counters.relayed.handed,
+                taken_back: counters.relayed.taken_back,
+                lost: counters.relayed.lost_by_cause(),
+            },
             contained: self.keeper.cells().map(|cells| cells.contained()),
         }
     }
@@ -115,6 +122,7 @@ fn relay(worker: &Worker) -> RelayCounters {
         accepted: stats.accepted.get(),
         adopted: stats.adopted.get(),
         handed_over: stats.handed_over.get(),
+        resumed: stats.resumed.get(),
         established: stats.established.get(),
         unanswered: stats.unanswered.get(),
         closed: stats.closed.get(),

@@ -9,7 +9,9 @@ use sherd::control::{
     ApplyError, ExplainError, ExplainQuestion, LogLines, LogsError, Output, Request, RolloutAction, RolloutError,
     ShardLine, ShardLogs, StopError,
 };
-use sherd::metrics::{GroupCounters, Histogram, KernelCounters, PortCounters, RelayCounters, SlotCounters, Snapshot};
+use sherd::metrics::{
+    GroupCounters, HandoverCounters, Histogram, KernelCounters, PortCounters, RelayCounters, SlotCounters, Snapshot,
+};
 use sherd::spec::HostPort;
 use sherd::status::{
     AgentStatus, Destination, Event, Explanation, GroupStatus, Level, Outcome, PlanReport, RolloutPhase, RolloutSlot,
@@ -221,6 +223,7 @@ pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
         accepted: 1,
         adopted: 2,
         handed_over: 3,
+        resumed: 8,
         established: 4,
         unanswered: 13,
         closed: 5,
@@ -293,6 +296,7 @@ pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
         repairs: (2, 0.5),
         delayed_listens: 3,
         contained: Some(1),
+        handover: HandoverCounters { handed: 5, taken_back: 4, lost: vec![("missing", 1)] },
     }
 }
 

@@ -13,6 +13,7 @@ mod direct_changes;
 mod direct_kills;
 mod drift;
 mod explaining;
+mod handover;
 mod health;
 mod hostile;
 mod hung;

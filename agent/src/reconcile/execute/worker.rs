@@ -23,7 +23,7 @@ impl Reconciler {
         format!("{slot}/{group}").chars().take(15).collect()
     }
 
-    pub(super) fn equip(&mut self, name: &GroupName, id: SlotId) {
+    pub(in crate::reconcile) fn equip(&mut self, name: &GroupName, id: SlotId) {
         let Some(group) = self.groups.get_mut(name) else { return };
         let Some(place) = group.place(id).cloned() else { return };
         let spec = Arc::clone(&group.spec);
@@ -45,6 +45,7 @@ impl Reconciler {
                     None => Outcome::Done,
                 };
                 self.await_worker(name, id, Step::Equip, wait);
+                self.take_back(name, id);
             }
             Err(cause) => {
                 slot.fail(&spec, Duration::ZERO, cause, Instant::now());
