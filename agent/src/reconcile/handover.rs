@@ -25,8 +25,9 @@ pub(super) use self::take::Returning;
 /// The holder's names of parcels begin so.
 const PREFIX: &str = "relayed/";
 
-/// How long a worker may take for what it is told at the end.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long workers may take together to give up what they have: some microseconds a connection, on a host that may be busy. The
+/// unit's TimeoutStopSec is longer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A parcel of the slot's worker. `stamp` and `number` tell it from all others: those of another hand-over may still be there.
 fn parcel_name(key: &ShardKey, stamp: u64, number: usize) -> String {

@@ -8,7 +8,11 @@ import (
 )
 
 func main() {
-	listener, err := net.Listen("tcp", ":"+os.Getenv("PORT"))
+	port := os.Getenv("PORT")
+	if port == "" {
+		port = "80"
+	}
+	listener, err := net.Listen("tcp", ":"+port)
 	if err != nil {
 		panic(err)
 	}

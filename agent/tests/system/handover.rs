@@ -18,10 +18,13 @@ use sherd_testkit::{Need, eventually, in_new_netns, needs};
 
 use self::streams::{Quiet, Short, Stream};
 use crate::{
-    images, metrics,
+    containers::{cpus, is_there},
+    images::{self, Engine},
+    metrics,
     world::{World, scaled, signal},
 };
 
+const ENGINE: Engine = Engine::Docker;
 const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) fn address() -> SocketAddr {
@@ -129,6 +132,30 @@ fn a_planned_restart_ends_no_relayed_connection() {
         quiet.into_iter().for_each(Quiet::finish);
         eventually("none is counted as open", SOON, || (metric("sherd_slot_connections_open") == 0).then_some(()));
         assert!(metric("sherd_relay_spliced_bytes_total") > 0, "no stream was spliced");
+        say(world);
+    });
+}
+
+/// What a hand-over costs where nothing else is to do.
+#[test]
+fn many_connections_are_handed_over_in_bounded_time() {
+    run("many_connections_are_handed_over_in_bounded_time", |world| {
+        begin(world, &[]);
+        serve(world);
+        let mut quiet = Vec::new();
+        for count in [scaled(100, 1_000), scaled(500, 4_500), scaled(1_000, 9_000)] {
+            quiet.extend((quiet.len()..count).map(Quiet::open));
+            let began = Instant::now();
+            world.end_agent();
+            let ended = began.elapsed();
+            quiet.iter().for_each(|quiet| quiet.send(count));
+            begin(world, &[]);
+            quiet.iter().for_each(|quiet| quiet.expect(count));
+            assert_eq!(metric("sherd_handover_taken_back_total"), count as u64);
+            eprintln!("  {count} connections: the agent ended in {ended:?}, all answered after {:?}", began.elapsed());
+            assert!(ended < Duration::from_secs(10), "{count} connections held the agent up for {ended:?}");
+        }
+        quiet.into_iter().for_each(Quiet::finish);
         say(world);
     });
 }
@@ -324,4 +351,47 @@ fn a_kill_at_every_step_of_taking_back_loses_connections_whole() {
     for point in TAKE {
         run("a_kill_at_every_step_of_taking_back_loses_connections_whole", |world| check_kill(world, point));
     }
+}
+
+/// The sockets of a container's side are in its network namespace, which no agent has to enter for them.
+#[test]
+fn connections_into_containers_cross_a_restart() {
+    let test = "connections_into_containers_cross_a_restart";
+    if !is_there(test, ENGINE) {
+        return;
+    }
+    in_new_netns(move || {
+        let mut world = World::with_engine(test, &ENGINE.socket());
+        let root = world.dir().join("echo");
+        fs::create_dir_all(&root).expect("a directory");
+        fs::copy(images::go_program("echo", include_str!("echo.go")), root.join("echo")).expect("built");
+        let image = format!("sherd-test-echo-{}:latest", world.instance());
+        images::import(ENGINE, &image, &root, &["CMD [\"/echo\"]"]);
+        world.sherd(&["run", "-g", "web", "-p", "8080:80", "-u", "pu", "--path", "relay", "--drain", "60s", &image]);
+        let slots = world.wait_ready("web", cpus());
+        assert!(slots.iter().all(|slot| slot["path"] == "relay"), "{slots:?}");
+        let quiet: Vec<Quiet> = (0..200).map(Quiet::open).collect();
+        let streams: Vec<Stream> = (0..4).map(|number| Stream::start(number, number % 2 == 1)).collect();
+        eventually("the streams flow", SOON, || streams.iter().all(|stream| stream.received() > 1 << 20).then_some(()));
+        for round in 0..2 {
+            world.end_agent();
+            quiet.iter().for_each(|quiet| quiet.send(round));
+            begin(&mut world, &[]);
+            quiet.iter().for_each(|quiet| quiet.expect(round));
+        }
+        let pauses: Vec<Duration> = streams.into_iter().map(Stream::finish).collect();
+        eprintln!("  longest pauses of streams: {pauses:?}");
+        assert_eq!(metric("sherd_connections_resumed_total"), 204);
+        // A drain knows of the connections that went on: they may finish, and are waited for.
+        let mut stop = world.command().args(["stop", "-g", "web", "--purge"]).spawn().expect("sherd runs");
+        let draining = |slot: &serde_json::Value| slot["state"] == "draining";
+        eventually("it drains", SOON, || world.slots("web").iter().all(draining).then_some(()));
+        quiet.iter().for_each(|quiet| quiet.send(2));
+        quiet.iter().for_each(|quiet| quiet.expect(2));
+        assert!(stop.try_wait().expect("its state").is_none(), "nobody was waited for");
+        quiet.into_iter().for_each(Quiet::finish);
+        assert!(stop.wait().expect("its state").success());
+        say(&world);
+        images::remove(ENGINE, &image);
+    });
 }

@@ -60,8 +60,13 @@ impl Reconciler {
             self.groups.iter().map(|(name, group)| (name, ports(group).into_iter().collect())).collect();
         let mut giving = Giving { keeper: &mut self.keeper, time, stamp, parcels: 0, given: Given::default() };
         fault::point("handover.before");
-        for (key, worker) in &workers {
-            giving.give(key, worker, &ports[&key.group]);
+        // All at once: each has a core of its own.
+        let released: Vec<Receiver<Vec<Handed>>> = workers.iter().map(|(_, worker)| worker.release()).collect();
+        for ((key, worker), released) in workers.iter().zip(released) {
+            match released.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(connections) => giving.give(key, worker, connections, &ports[&key.group]),
+                Err(_) => giving.given.silent_workers += 1,
+            }
         }
         giving.report(began)
     }
@@ -76,15 +81,13 @@ struct Giving<'a> {
 }
 
 impl Giving<'_> {
-    fn give(&mut self, key: &ShardKey, worker: &Worker, ports: &BTreeMap<PortKey, SocketAddr>) {
-        if self.given.reason.is_some() {
-            self.given.left += worker.stats().active.get() + worker.stats().pending.get();
-            return;
-        }
-        let Ok(connections) = worker.release().recv_timeout(ANSWER_TIMEOUT) else {
-            self.given.silent_workers += 1;
-            return;
-        };
+    fn give(
+        &mut self,
+        key: &ShardKey,
+        worker: &Worker,
+        connections: Vec<Handed>,
+        ports: &BTreeMap<PortKey, SocketAddr>,
+    ) {
         fault::point("handover.released");
         let mut back = Vec::new();
         for batch in Parcel::split(connections) {
