@@ -175,7 +175,7 @@ fn memory(families: &mut Families, snapshot: &Snapshot, sample: &Sample) {
 }
 
 fn connections(families: &mut Families, snapshot: &Snapshot) {
-    let counters: [Value<RelayCounters>; 7] = [
+    let counters: [Value<RelayCounters>; 8] = [
         ("sherd_connections_accepted_total", "Connections accepted for the slot.", |relay| relay.accepted),
         ("sherd_connections_adopted_total", "Connections that other slots handed to the slot.", |relay| relay.adopted),
         ("sherd_connections_handed_over_total", "Connections that the slot handed to others.", |relay| {
