@@ -146,12 +146,17 @@ fn each_slot_has_a_cell_of_its_own() {
             let listener = if slot == SLOT { &published.listener } else { &second };
             kept.extend((0..count).map(|_| connection(listener.as_fd())));
         }
+        // The sockets keep their cgroups, and those their programs.
+        published.maker.end();
+        published.guard.remove().expect("nobody is in it");
+        assert!(!published.guard.cgroup().exists());
+        kept.push(connection(second.as_fd()));
         let open = |slot| published.cells().counts(slot).open();
-        assert_eq!((open(SLOT), open(other)), (2, 4));
+        assert_eq!((open(SLOT), open(other)), (2, 5));
         drop(kept);
         eventually("they are counted as closed", SOON, || (open(SLOT) + open(other) == 0).then_some(()));
         let closed = |slot| published.cells().counts(slot).closed;
-        assert_eq!((closed(SLOT), closed(other)), (2, 4));
+        assert_eq!((closed(SLOT), closed(other)), (2, 5));
     });
 }
 
