@@ -55,7 +55,6 @@ pub(super) type Generation = u64;
 
 /// What the agent has of a shard whose listen(2) is trapped.
 pub(super) struct DirectRun {
-    pub(super) generation: Generation,
     /// Answers its calls; absent when its trap could not be set.
     broker: Option<(Broker, OwnedFd)>,
     /// Why its connections don't reach it directly, as far as that is known.
@@ -138,12 +137,12 @@ impl Reconciler {
         if slot.generation != generation {
             return Err(format!("the slot's shard is of generation {}", slot.generation));
         }
-        if slot.direct.as_ref().is_some_and(|direct| direct.generation == generation && !direct.grafts.is_empty()) {
+        if slot.directs.get(&generation).is_some_and(|direct| !direct.grafts.is_empty()) {
             return Err("this shard's program runs already".to_owned());
         }
         // Before that it may come again: the agent was killed before it answered. Should it be somebody else in the
         // container, it is the container's own listen(2) that he gets.
-        let mut direct = DirectRun { generation, broker: None, reason: None, grafts: Vec::new() };
+        let mut direct = DirectRun { broker: None, reason: None, grafts: Vec::new() };
         match (hello, notify) {
             (Hello::Trapped, Some(notify)) => {
                 // In the holder before the program runs: without a supervisor its listen(2) would fail for good.
@@ -161,7 +160,7 @@ impl Reconciler {
             (Hello::Trapped, None) => return Err("it came without a descriptor".to_owned()),
         }
         if let Some(slot) = self.slot_mut(&key.group, key.slot) {
-            slot.direct = Some(direct);
+            slot.directs.insert(generation, direct);
         }
         Ok(())
     }
@@ -206,7 +205,7 @@ impl Reconciler {
     pub(super) fn on_graft_report(&mut self, key: &ShardKey, generation: Generation, report: Report) {
         let Some(group) = self.groups.get_mut(&key.group) else { return };
         let Some(slot) = group.slots.get_mut(&key.slot) else { return };
-        let Some(direct) = slot.direct.as_mut().filter(|direct| direct.generation == generation) else { return };
+        let Some(direct) = slot.directs.get_mut(&generation) else { return };
         match report {
             Report::Grafted(grafted) => {
                 direct.reason = None;
@@ -236,25 +235,22 @@ impl Reconciler {
         for (name, group) in self.groups.iter_mut().filter(|(_, group)| group.spec.runtime.kind() == kind) {
             let Group { slots, fronts, .. } = &mut *group;
             for (id, slot) in slots {
-                let Some(direct) = slot.direct.take_if(|direct| !runs(&slot.shards, direct.generation)) else {
-                    continue;
-                };
                 if slot.step.is_some() || slot.stale {
-                    slot.direct = Some(direct);
                     continue;
                 }
-                let key = ShardKey { group: name.clone(), slot: *id };
-                if let Err(error) = fronts.take_out(*id) {
-                    tracing::error!(group = %name, slot = %id, "not taken out: {}", super::chain(&error));
-                }
-                fronts.leave_direct(*id);
-                for graft in &direct.grafts {
-                    graft.close_inner(slot.worker.as_deref());
-                    self.keeper.remove(&inner_name(&key, direct.generation, graft.container));
-                }
-                let generation = direct.generation;
-                for name in [notify_name, call_name, original_name] {
-                    self.keeper.remove(&name(&key, generation));
+                let (others, gone): (Vec<Generation>, Vec<Generation>) =
+                    slot.directs.keys().partition(|generation| runs(&slot.shards, **generation));
+                for generation in gone {
+                    let Some(direct) = slot.directs.remove(&generation) else { continue };
+                    let key = ShardKey { group: name.clone(), slot: *id };
+                    fronts.leave_direct(*id, generation, &others);
+                    for graft in &direct.grafts {
+                        graft.close_inner(slot.worker.as_deref());
+                        self.keeper.remove(&inner_name(&key, generation, graft.container));
+                    }
+                    for name in [notify_name, call_name, original_name] {
+                        self.keeper.remove(&name(&key, generation));
+                    }
                 }
             }
             group.settle_hung();
@@ -278,14 +274,22 @@ impl SlotRun {
 
     /// Everything that the holder must have of this slot.
     pub(super) fn direct_descriptors(&self, key: &ShardKey) -> Vec<(String, BorrowedFd<'_>)> {
-        let Some(direct) = &self.direct else { return Vec::new() };
-        let broker = direct.broker.iter().flat_map(|(broker, fd)| {
-            [(notify_name(key, direct.generation), fd.as_fd()), (call_name(key, direct.generation), broker.journal())]
-        });
-        let inner = direct
-            .grafts
-            .iter()
-            .map(|graft| (inner_name(key, direct.generation, graft.container), graft.original.as_fd()));
-        broker.chain(inner).collect()
+        let mut all = Vec::new();
+        for (generation, direct) in &self.directs {
+            all.extend(direct.broker.iter().flat_map(|(broker, fd)| {
+                [(notify_name(key, *generation), fd.as_fd()), (call_name(key, *generation), broker.journal())]
+            }));
+            let inner = |graft: &Graft| inner_name(key, *generation, graft.container);
+            all.extend(direct.grafts.iter().map(|graft| (inner(graft), graft.original.as_fd())));
+        }
+        all
+    }
+
+    /// The process of the running shard of this generation.
+    pub(super) fn pid_of(&self, generation: Generation) -> Option<u32> {
+        self.shards.iter().find(|shard| shard.generation == generation).and_then(|shard| match shard.state {
+            crate::runtime::ShardState::Running { pid, .. } => Some(pid),
+            _ => None,
+        })
     }
 }

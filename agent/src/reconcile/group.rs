@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    direct::{DirectRun, Trial},
+    direct::{DirectRun, Generation, Trial},
     drift::DriftCause,
     hung::HungRun,
     inspect::Reach,
@@ -209,6 +209,7 @@ pub(super) struct Running {
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) id: ShardId,
+    pub(super) generation: Generation,
     /// The specification it was made from.
     pub(super) spec: SpecHash,
     pub(super) pid: u32,
@@ -264,8 +265,8 @@ pub(super) struct SlotRun {
     pub(super) hung: Option<HungRun>,
     /// How its shard is, beyond its readiness.
     pub(super) judged: JudgedRun,
-    /// Its shard runs behind the shim.
-    pub(super) direct: Option<DirectRun>,
+    /// Of its shards that run behind the shim: two while one replaces the other.
+    pub(super) directs: BTreeMap<Generation, DirectRun>,
     /// Whether its next shard is to accept its connections itself.
     pub(super) trial: Trial,
     /// Connections that its shard has accepted itself; counted while it is being emptied.

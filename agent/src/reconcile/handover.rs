@@ -48,7 +48,8 @@ fn inner_address(container: ContainerPort) -> SocketAddr {
 /// Of the group's ports, each with who its connections are for, the address that [`inner_address`] and publishing give them.
 fn ports(group: &Group) -> Vec<(PortKey, SocketAddr)> {
     let published = group.fronts.list.iter().map(|published| (published.key, published.address));
-    let grafts = group.slots.values().flat_map(|slot| &slot.direct).flat_map(|direct| &direct.grafts);
+    let directs = group.slots.values().flat_map(|slot| slot.directs.values());
+    let grafts = directs.flat_map(|direct| &direct.grafts);
     published.chain(grafts.map(|graft| (graft.key, inner_address(graft.container)))).collect()
 }
 
@@ -57,7 +58,8 @@ fn port_at(group: &Group, slot: SlotId, address: SocketAddr, role: Role) -> Opti
     if role != Role::Inner {
         return group.fronts.list.iter().find(|published| published.address == address).map(|published| published.key);
     }
-    let mut grafts = group.slots.get(&slot)?.direct.as_ref()?.grafts.iter();
+    // A slot that is being replaced has two shards: the newer one serves, or is about to.
+    let mut grafts = group.slots.get(&slot)?.directs.values().rev().flat_map(|direct| &direct.grafts);
     grafts.find(|graft| inner_address(graft.container) == address).map(|graft| graft.key)
 }
 

@@ -8,12 +8,7 @@ use std::{
     time::Instant,
 };
 
-use sherd_lb::{
-    front::{Path, Place},
-    graft::Holder,
-    sockdiag,
-    stall::Finding,
-};
+use sherd_lb::{front::Path, graft::Holder, sockdiag, stall::Finding};
 use sherd_topology::plan::SlotId;
 
 use super::{
@@ -75,7 +70,7 @@ impl Reconciler {
         let index = super::steering_table::index_of(found.slot);
         let front = group.fronts.front_at(found.address);
         // What was found is about a listener that may be gone.
-        if front.and_then(|front| front.direct_cookie(index, Place::A)) != Some(found.listener) {
+        if front.and_then(|front| front.serving_cookie(index)) != Some(found.listener) {
             return;
         }
         let Some(slot) = group.slots.get_mut(&found.slot) else { return };
@@ -198,7 +193,7 @@ impl Group {
         for (id, slot) in &mut self.slots {
             let Some(hung) = &mut slot.hung else { continue };
             let index = super::steering_table::index_of(*id);
-            let present = |address| self.fronts.front_at(address)?.direct_cookie(index, Place::A);
+            let present = |address| self.fronts.front_at(address)?.serving_cookie(index);
             hung.listeners.retain(|address, listener| present(*address) == Some(*listener));
             slot.hung.take_if(|hung| hung.listeners.is_empty());
         }
@@ -218,10 +213,11 @@ impl Group {
         let listening = listening(found)?;
         let backlog = i32::try_from(listening.backlog).unwrap_or(i32::MAX);
         let front = self.fronts.front_at_mut(found.address).ok_or("its address is no longer published")?;
-        if front.direct_cookie(index, Place::A) != Some(found.listener) {
+        if front.serving_cookie(index) != Some(found.listener) {
             return Err("its listener is another by now".to_owned());
         }
-        front.move_queue(index, Place::A, listener.as_fd(), backlog).map_err(|error| super::chain(&error))?;
+        let Path::Direct(place) = front.path(index) else { return Err("its worker accepts".to_owned()) };
+        front.move_queue(index, place, listener.as_fd(), backlog).map_err(|error| super::chain(&error))?;
         Ok(listening.queued)
     }
 }
@@ -261,12 +257,12 @@ impl SlotRun {
 
     /// Where the shard's listener of this cookie was put, if it is there still.
     pub(super) fn known_holder(&self, cookie: u64) -> Option<Holder> {
-        let known = self.direct.iter().flat_map(|direct| &direct.grafts).filter_map(|graft| graft.holder().copied());
+        let known = self.directs.values().flat_map(|direct| &direct.grafts).filter_map(|graft| graft.holder().copied());
         known.filter(|holder| holder.is_of(cookie)).find(|holder| holder.listener().is_some())
     }
+}
 
-    /// Wherever the shard's listener is now; looks at its processes.
-    pub(super) fn holder(&self, listening: &sockdiag::Listening) -> Option<Holder> {
-        holder_among(self.live.as_ref()?.pid, listening.inode)
-    }
+/// Wherever the listener of the shard with this pid is now; looks at its processes.
+pub(super) fn holder(pid: u32, listening: &sockdiag::Listening) -> Option<Holder> {
+    holder_among(pid, listening.inode)
 }

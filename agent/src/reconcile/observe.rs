@@ -141,7 +141,7 @@ impl Reconciler {
                 (Some((shard, pid, _)), Some(live)) if live.id == shard.id && live.pid == pid => {}
                 (Some((shard, pid, started)), _) => {
                     let question = Question {
-                        direct: fronts.direct_targets(*id),
+                        direct: fronts.direct_targets(*id, shard.generation),
                         former: shard.spec != *hash,
                         proven: is_adopted(slot),
                         ..question_for(spec, shard, pid)
@@ -241,6 +241,7 @@ fn live_shard(
     let may_fail_until = Instant::now() + spec.readiness.start_period.saturating_sub(ran);
     Live {
         id: shard.id.clone(),
+        generation: shard.generation,
         spec: shard.spec.clone(),
         pid,
         started,

@@ -34,7 +34,7 @@ use self::{
 };
 pub(super) use self::{
     addresses::{by_address, limits, shared_table},
-    direct::{ProgramFamily, host_address, watched_shapes},
+    direct::{ProgramFamily, host_address, place_of, watched_shapes},
 };
 use super::{anchor_age::AnchorAge, keeper::Keeper, steering_table::index_of};
 use crate::{

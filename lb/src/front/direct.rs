@@ -138,6 +138,15 @@ impl Front {
         self.steering.ebpf().ok()?.direct_cookie(slot, place).ok()?
     }
 
+    /// The SO_COOKIE of the listener that the slot's connections go to. `None`: its worker gets them, or its shard has
+    /// closed it.
+    pub fn serving_cookie(&self, slot: SlotIndex) -> Option<u64> {
+        match self.path(slot) {
+            Path::Direct(place) => self.direct_cookie(slot, place),
+            Path::Relay => None,
+        }
+    }
+
     /// A way to connect to the listener at the slot's place, whatever the table and its path say.
     ///
     /// # Errors

@@ -27,8 +27,9 @@ impl Reconciler {
                     // Only there: on other ports it may go on listening.
                     let closed = fronts.leave_lost(*id);
                     let key = ShardKey { group: name.clone(), slot: *id };
-                    if let Some(direct) = &mut slot.direct {
-                        let generation = direct.generation;
+                    let generation = slot.live.as_ref().map(|live| live.generation);
+                    if let Some((generation, direct)) = generation.and_then(|of| Some((of, slot.directs.get_mut(&of)?)))
+                    {
                         for graft in direct.grafts.extract_if(.., |graft| closed.contains(&graft.container)) {
                             graft.close_inner(slot.worker.as_deref());
                             self.keeper.remove(&inner_name(&key, generation, graft.container));

@@ -25,7 +25,7 @@ impl Reconciler {
         for (name, group) in &mut self.groups {
             let ports = group.fronts.addresses();
             for (id, slot) in &mut group.slots {
-                let drains = matches!(slot.service(), Service::Draining { .. }) && slot.direct.is_some();
+                let drains = matches!(slot.service(), Service::Draining { .. }) && !slot.directs.is_empty();
                 let Some(live) = slot.live.as_ref().filter(|_| drains) else {
                     slot.direct_open = 0;
                     continue;
@@ -72,7 +72,7 @@ impl Reconciler {
 impl SlotRun {
     /// The slot has just been taken out of the table: what was steered to its shard may still be in a handshake.
     pub(in crate::reconcile) fn expect_direct(&mut self, now: Instant) {
-        if self.direct.is_some() {
+        if !self.directs.is_empty() {
             (self.direct_open, self.direct_counted_from) = (1, Some(now + HANDSHAKE));
         }
     }

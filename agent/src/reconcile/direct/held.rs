@@ -41,29 +41,24 @@ struct Held {
 }
 
 impl Reconciler {
-    /// Takes up what the holder has of shards whose listen(2) is trapped; what is of none, or of a slot's former shard, is
-    /// let go.
+    /// Takes up what the holder has of shards whose listen(2) is trapped, of each that may still run: a slot may have two.
+    /// What is of no slot is let go.
     pub(in crate::reconcile) fn adopt_direct(&mut self) {
         let named = self.keeper.names().into_iter();
         let names: Vec<_> = named.filter_map(|name| parse_name(&name).map(|parsed| (name, parsed))).collect();
-        let mut newest: BTreeMap<ShardKey, Generation> = BTreeMap::new();
-        for (_, (key, generation, _)) in &names {
-            let newest = newest.entry(key.clone()).or_default();
-            *newest = (*newest).max(*generation);
-        }
-        let mut shards: BTreeMap<ShardKey, Held> = BTreeMap::new();
+        let mut shards: BTreeMap<(ShardKey, Generation), Held> = BTreeMap::new();
         for (name, (key, generation, part)) in names {
             let known = self.groups.get(&key.group).is_some_and(|group| group.slots.contains_key(&key.slot));
-            match self.keeper.take(&name).filter(|_| known && newest[&key] == generation) {
+            match self.keeper.take(&name).filter(|_| known) {
                 Some(descriptor) => {
                     self.keeper.note_known(&name);
-                    shards.entry(key).or_default().take(part, descriptor);
+                    shards.entry((key, generation)).or_default().take(part, descriptor);
                 }
                 None => self.keeper.remove(&name),
             }
         }
-        for (key, held) in shards {
-            if let Err(error) = self.adopt_held(&key, newest[&key], held) {
+        for ((key, generation), held) in shards {
+            if let Err(error) = self.adopt_held(&key, generation, held) {
                 tracing::error!(shard = %key, "its listen(2) calls can't be answered: {error}");
             }
         }
@@ -95,7 +90,7 @@ impl Reconciler {
         };
         let grafts = inner.into_iter().map(graft).collect();
         if let Some(slot) = group.slots.get_mut(&key.slot) {
-            slot.direct = Some(DirectRun { generation, broker, reason: None, grafts });
+            slot.directs.insert(generation, DirectRun { broker, reason: None, grafts });
         }
         Ok(())
     }
@@ -111,7 +106,7 @@ impl Reconciler {
         let container = ContainerPort(SockRef::from(&original).local_addr().ok()?.as_socket()?.port());
         let fronts = &self.groups.get(&key.group)?.fronts;
         // Without a listener in its place the socket is the program's.
-        let is_replaced = fronts.direct_targets(key.slot).iter().any(|(port, _)| *port == container);
+        let is_replaced = fronts.direct_targets(key.slot, generation).iter().any(|(port, _)| *port == container);
         if !is_replaced || inner.iter().any(|(port, _)| *port == container) {
             return None;
         }

@@ -8,7 +8,6 @@ use std::{
 };
 
 use sherd_lb::{
-    front::Place,
     graft::{Listener, Report, State, Trapped, Verdict},
     sockdiag,
 };
@@ -17,7 +16,12 @@ use tokio::sync::mpsc;
 use super::{Generation, held::original_name};
 use crate::{
     fault,
-    reconcile::{Reconciler, message::Message, publish::ProgramFamily},
+    reconcile::{
+        Reconciler,
+        hung::holder,
+        message::Message,
+        publish::{ProgramFamily, place_of},
+    },
     runtime::ShardKey,
     spec::{ContainerPort, PortSpec},
 };
@@ -99,8 +103,8 @@ impl Reconciler {
         let Some(port) = group.spec.ports.iter().find(|port| port.container == container).cloned() else {
             return leave;
         };
-        let direct = group.slots.get(&key.slot).and_then(|slot| slot.direct.as_ref());
-        let Some(direct) = direct.filter(|direct| direct.generation == generation) else { return leave };
+        let direct = group.slots.get(&key.slot).and_then(|slot| slot.directs.get(&generation));
+        let Some(direct) = direct else { return leave };
         let has_graft = direct.grafts.iter().any(|graft| graft.container == container);
         let family = ProgramFamily::of(call.address, call.v6only);
         if call.address.ip().is_loopback() && !port.loopback {
@@ -111,19 +115,20 @@ impl Reconciler {
             return Err(format!("{address} is not published"));
         };
         let index = super::super::steering_table::index_of(key.slot);
-        let present = front.direct_cookie(index, Place::A);
+        let present = front.direct_cookie(index, place_of(front, generation));
         if present == Some(call.cookie) {
             return Ok(Decision::Now(Verdict::Ours));
         }
         // Another listener would take this one's place in the slot, while its process goes on waiting for connections.
-        let shared = present.filter(|_| has_graft).and_then(|cookie| self.share(key, container, address, cookie));
+        let shared =
+            present.filter(|_| has_graft).and_then(|cookie| self.share((key, generation), container, address, cookie));
         Ok(shared.map_or(Decision::Graft(address), |listener| Decision::Now(Verdict::Share(listener))))
     }
 
-    /// The slot's listener of this cookie, from whoever of the shard has it.
+    /// The shard's listener of this cookie, from whoever of it has it.
     fn share(
         &mut self,
-        key: &ShardKey,
+        (key, generation): (&ShardKey, Generation),
         container: ContainerPort,
         published: SocketAddr,
         cookie: u64,
@@ -131,9 +136,9 @@ impl Reconciler {
         let slot = self.groups.get_mut(&key.group)?.slots.get_mut(&key.slot)?;
         let holder = slot.known_holder(cookie).or_else(|| {
             let listening = sockdiag::listeners(published.port()).ok()?;
-            slot.holder(listening.iter().find(|listening| listening.cookie == cookie)?)
+            holder(slot.pid_of(generation)?, listening.iter().find(|listening| listening.cookie == cookie)?)
         })?;
-        let graft = slot.direct.as_mut()?.grafts.iter_mut().find(|graft| graft.container == container)?;
+        let graft = slot.directs.get_mut(&generation)?.grafts.iter_mut().find(|graft| graft.container == container)?;
         graft.holder = Some(holder);
         holder.listener()
     }
@@ -184,7 +189,8 @@ impl Reconciler {
         let joined = match group.and_then(|group| group.fronts.front_at_mut(join.address)) {
             Some(front) => {
                 let index = super::super::steering_table::index_of(key.slot);
-                let joined = front.join_direct(index, Place::A, join.socket.as_fd(), join.backlog);
+                let place = place_of(front, generation);
+                let joined = front.join_direct(index, place, join.socket.as_fd(), join.backlog);
                 fault::point("graft.joined");
                 joined.map_err(|error| crate::reconcile::chain(&error))
             }

@@ -62,8 +62,8 @@ impl SlotRun {
 
     /// Whether the shard was given a listener.
     fn is_grafted(&self, shard: &ShardId) -> bool {
-        let direct = self.direct.as_ref().filter(|direct| !direct.grafts.is_empty());
-        direct.is_some_and(|direct| self.observed(shard).is_some_and(|shard| shard.generation == direct.generation))
+        let direct = self.observed(shard).and_then(|shard| self.directs.get(&shard.generation));
+        direct.is_some_and(|direct| !direct.grafts.is_empty())
     }
 
     /// A shard failed that was never ready. What `direct` asks for is not relayed, whatever becomes of it.
@@ -89,7 +89,8 @@ impl SlotRun {
 
     /// Why its connections don't reach its shard directly.
     pub(in crate::reconcile) fn relayed_because(&self, images: &RelayedImages) -> String {
-        if let Some(reason) = self.direct.as_ref().and_then(|direct| direct.reason.clone()) {
+        let serving = self.live.as_ref().map_or(self.generation, |live| live.generation);
+        if let Some(reason) = self.directs.get(&serving).and_then(|direct| direct.reason.clone()) {
             return reason;
         }
         let live = self.live.as_ref().and_then(|live| self.observed(&live.id));

@@ -37,18 +37,20 @@ impl Reconciler {
             }
         };
         let mut ports = group.fronts.backend_ports(&reach.ports);
-        let inner: Vec<_> = slot.direct.iter().flat_map(|direct| direct.inner_targets(&reach.ports)).collect();
+        let generation = slot.live.as_ref().map_or(slot.generation, |live| live.generation);
+        let direct = slot.directs.get(&generation);
+        let inner: Vec<_> = direct.into_iter().flat_map(|direct| direct.inner_targets(&reach.ports)).collect();
         let inner_keys: Vec<_> = inner.iter().map(|(key, _)| *key).collect();
         ports.extend(inner);
         let backend = Backend { netns: netns.map(OwnedFd::from), ports };
         if slot.service() == Service::In {
-            group.fronts.choose_paths(id);
+            group.fronts.choose_paths(id, generation);
             if let Err(error) = group.fronts.take_in(id, &reach.ports) {
                 slot.last_error = Some(format!("it can't serve an address: {}", chain(&error)));
             }
         }
         let entered = worker.set_backend(Some(backend));
-        slot.direct.iter_mut().for_each(|direct| direct.serve_inner(worker, &inner_keys));
+        slot.directs.values_mut().for_each(|direct| direct.serve_inner(worker, &inner_keys));
         (slot.backend, slot.reconnect) = (Some(shard.clone()), false);
         group.settle_hung();
         self.await_worker(name, id, Step::Connect(shard), move || match entered.recv_timeout(WORKER_TIMEOUT) {
@@ -61,8 +63,8 @@ impl Reconciler {
     pub(super) fn set_service(&mut self, name: &GroupName, id: SlotId, service: Service) {
         let Some(group) = self.groups.get_mut(name) else { return };
         let is_in = service == Service::In;
-        if is_in {
-            group.fronts.choose_paths(id);
+        if let Some(live) = group.slots.get(&id).and_then(|slot| slot.live.as_ref()).filter(|_| is_in) {
+            group.fronts.choose_paths(id, live.generation);
             group.begin_slow_start(id, &self.host, Instant::now());
         }
         fault::point(if is_in { "take_in.before" } else { "take_out.before" });

@@ -38,7 +38,7 @@ impl Reconciler {
         let Some(slot) = group.slots.get_mut(&id) else { return };
         match made {
             Ok((worker, served)) => {
-                slot.direct.iter_mut().for_each(DirectRun::forget_inner);
+                slot.directs.values_mut().for_each(DirectRun::forget_inner);
                 slot.worker = Some(Arc::new(worker));
                 let wait = move || match served.iter().find_map(failure) {
                     Some(cause) => Outcome::Worker(format!("its worker can't accept: {cause}")),

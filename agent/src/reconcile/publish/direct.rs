@@ -24,6 +24,7 @@ use super::{
 use crate::{
     reconcile::{
         chain,
+        direct::Generation,
         group::Group,
         keeper::Keeper,
         steering_table::{index_of, weight},
@@ -137,12 +138,12 @@ impl Fronts {
         PortKey(self.next_key - 1)
     }
 
-    /// Has each address's connections of the slot go to its shard where that has a listener, else to its worker.
-    pub(in crate::reconcile) fn choose_paths(&mut self, slot: SlotId) {
+    /// Has each address's connections of the slot go to its shard of this generation where that has a listener, else to
+    /// its worker.
+    pub(in crate::reconcile) fn choose_paths(&mut self, slot: SlotId, generation: Generation) {
         for (_, address, front) in self.open_fronts() {
-            let index = index_of(slot);
-            let path =
-                if front.direct_cookie(index, Place::A).is_some() { Path::Direct(Place::A) } else { Path::Relay };
+            let (index, place) = (index_of(slot), place_of(front, generation));
+            let path = if front.direct_cookie(index, place).is_some() { Path::Direct(place) } else { Path::Relay };
             if front.path(index) != path
                 && let Err(error) = front.set_path(index, path)
             {
@@ -171,7 +172,7 @@ impl Fronts {
         let index = index_of(slot);
         let mut is_in = false;
         for (_, address, front) in self.open_fronts() {
-            if front.path(index).is_direct() && front.direct_cookie(index, Place::A).is_some() {
+            if front.serving_cookie(index).is_some() {
                 match front.set_in(index, true) {
                     Ok(()) => is_in = true,
                     Err(error) => tracing::error!(%address, %slot, "not taken in again: {}", chain(&error)),
@@ -199,10 +200,11 @@ impl Fronts {
         let mut lost = Vec::new();
         for published in &mut self.list {
             let Ok(front) = &mut published.front else { continue };
-            if !front.path(index).is_direct() || front.direct_cookie(index, Place::A).is_some() {
+            let Path::Direct(place) = front.path(index) else { continue };
+            if front.direct_cookie(index, place).is_some() {
                 continue;
             }
-            if let Err(error) = front.leave_direct(index, Place::A) {
+            if let Err(error) = front.leave_direct(index, place) {
                 tracing::error!(address = %published.address, %slot, "its direct listener stays in the array: {}", chain(&error));
             }
             lost.push(published.port.container);
@@ -213,30 +215,44 @@ impl Fronts {
     /// Whether the slot's shard has closed a listener that it served on.
     pub(in crate::reconcile) fn lost_direct(&self, slot: SlotId) -> bool {
         let index = index_of(slot);
-        self.bound().any(|front| front.path(index).is_direct() && front.direct_cookie(index, Place::A).is_none())
+        self.bound().any(|front| front.path(index).is_direct() && front.serving_cookie(index).is_none())
     }
 
-    /// The slot's connections go to its worker again.
-    pub(in crate::reconcile) fn leave_direct(&mut self, slot: SlotId) {
+    /// The shard of this generation is gone: where it got the slot's connections, the slot is out, and its worker's again. A
+    /// place that a shard of `others` has stays as it is.
+    pub(in crate::reconcile) fn leave_direct(&mut self, slot: SlotId, generation: Generation, others: &[Generation]) {
+        let index = index_of(slot);
         for (_, address, front) in self.open_fronts() {
-            let index = index_of(slot);
-            let is_direct = front.path(index).is_direct() || front.direct_cookie(index, Place::A).is_some();
-            if is_direct && let Err(error) = front.leave_direct(index, Place::A) {
+            let place = place_of(front, generation);
+            if others.iter().any(|other| place_of(front, *other) == place) {
+                continue;
+            }
+            let served = front.path(index) == Path::Direct(place);
+            let out = if served { front.set_in(index, false) } else { Ok(()) };
+            let is_there = served || front.direct_cookie(index, place).is_some();
+            let left = out.and_then(|()| if is_there { front.leave_direct(index, place) } else { Ok(()) });
+            if let Err(error) = left {
                 tracing::error!(%address, %slot, "its direct listener stays in the array: {}", chain(&error));
             }
         }
     }
 
-    /// How the slot's direct listeners are reached from the host, by container port.
-    pub(in crate::reconcile) fn direct_targets(&self, slot: SlotId) -> Vec<(ContainerPort, Target)> {
+    /// How the direct listeners of the slot's shard of this generation are reached from the host, by container port.
+    pub(in crate::reconcile) fn direct_targets(
+        &self,
+        slot: SlotId,
+        generation: Generation,
+    ) -> Vec<(ContainerPort, Target)> {
         let index = index_of(slot);
         let target = |published: &Published| {
-            let front = published.front.as_ref().ok().filter(|front| front.direct_cookie(index, Place::A).is_some())?;
+            let front = published.front.as_ref().ok()?;
+            let place = place_of(front, generation);
+            front.direct_cookie(index, place)?;
             // IPv4 that goes to a front of its own doesn't come to this one.
             let takes_v4 = published.is_dual() && !self.list.iter().any(|other| other.is_beside(published.address));
             let ip = host_address(front.address().ip(), takes_v4, published.port.loopback);
             let address = SocketAddr::new(ip, front.address().port());
-            let force = front.force(index, Place::A).ok()?;
+            let force = front.force(index, place).ok()?;
             Some((published.port.container, Target { address, force: Some(force) }))
         };
         self.list.iter().filter_map(target).collect()
@@ -266,6 +282,21 @@ impl Published {
     }
 }
 
+/// The place of a shard's listener. Shards of a slot that run side by side have generations of different parity; an array
+/// that an older agent made has one place, for all.
+pub(in crate::reconcile) fn place_of(front: &Front, generation: Generation) -> Place {
+    match front.places() {
+        [even, odd, ..] => {
+            if generation.is_multiple_of(2) {
+                *even
+            } else {
+                *odd
+            }
+        }
+        _ => Place::A,
+    }
+}
+
 /// Where this host reaches a published address: its own address, and never loopback unless there is no other.
 pub(in crate::reconcile) fn host_address(published: IpAddr, takes_v4: bool, loopback: bool) -> IpAddr {
     if !published.is_unspecified() {
@@ -290,14 +321,13 @@ pub(in crate::reconcile) fn watched_shapes(name: &GroupName, group: &Group) -> i
         let slot = |(position, slot): (usize, &Slot)| {
             let (index, run) = (index_of(slot.id), group.slots.get(&slot.id)?);
             let is_direct = front.path(index).is_direct();
-            let listener = is_direct.then(|| front.direct_cookie(index, Place::A)).flatten();
             Some(WatchedSlot {
                 id: slot.id,
                 index,
                 weight: weight(position, slot.id, published.port.weights.as_deref(), group.fronts.shares()),
                 in_service: front.is_in(index),
                 is_direct,
-                shard: listener.zip(run.live.as_ref().map(|live| live.pid)),
+                shard: front.serving_cookie(index).zip(run.live.as_ref().map(|live| live.pid)),
             })
         };
         let slots = group.planned().iter().enumerate().filter_map(slot).collect();
