@@ -45,11 +45,13 @@ mod judging;
 pub mod keeper;
 mod message;
 mod observe;
+mod order;
 mod plan;
 mod probe;
 mod publish;
 mod report;
 mod requests;
+mod roles;
 mod rollout;
 mod service;
 mod snapshot;
@@ -301,6 +303,7 @@ impl Reconciler {
             if self.follow_findings(name, findings) {
                 continue;
             }
+            let views = if self.decide_orders(name, &turns) { self.views(name) } else { views };
             let steps = plan::next_steps(&views, &turns, Instant::now());
             if steps.is_empty() {
                 self.tend_rollout(name, &views);
@@ -314,6 +317,10 @@ impl Reconciler {
         }
         self.counters.note_unsettled();
         tracing::error!(group = %name, "the group's slots do not settle: please report this with the agent's log");
+    }
+
+    fn views(&self, name: &GroupName) -> Vec<view::SlotView> {
+        self.groups.get(name).map(Group::views).unwrap_or_default()
     }
 
     /// Whether a runtime has told what it has since the agent started; before that nothing can be decided.

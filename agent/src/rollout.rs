@@ -74,7 +74,7 @@ struct Turn {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rollout {
     turns: BTreeMap<SlotId, Turn>,
-    /// Slots that failed and are left to their restarts.
+    /// Slots that failed: one that still serves by its former shard goes on so, the others are left to their restarts.
     given_up: BTreeSet<SlotId>,
     /// When a slot's turn last ended.
     ended: Option<Instant>,
@@ -182,12 +182,12 @@ impl Rollout {
     /// all others do that aren't being replaced or given up, and never the last one that does; and not beside a
     /// neighbour of its cache while there is a candidate elsewhere.
     fn next(&self, slots: &[SlotFacts]) -> Option<SlotId> {
+        let excused = |slot: &SlotFacts| self.turns.contains_key(&slot.id) || self.given_up.contains(&slot.id);
         let candidates: Vec<&SlotFacts> =
-            slots.iter().filter(|slot| slot.shard == Shard::Former && !self.turns.contains_key(&slot.id)).collect();
+            slots.iter().filter(|slot| slot.shard == Shard::Former && !excused(slot)).collect();
         if let Some(broken) = candidates.iter().find(|slot| !slot.serving) {
             return Some(broken.id);
         }
-        let excused = |slot: &SlotFacts| self.turns.contains_key(&slot.id) || self.given_up.contains(&slot.id);
         if !slots.iter().all(|slot| slot.serving || excused(slot)) {
             return None;
         }

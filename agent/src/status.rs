@@ -188,7 +188,11 @@ pub struct SlotStatus {
     pub shard: Option<String>,
     /// Process id of the shard on the host.
     pub pid: Option<u32>,
-    /// Counts the shards this slot has had.
+    /// The shard that comes up beside it, to take over.
+    pub next: Option<BesideStatus>,
+    /// The shard that it took over from, while that finishes its connections.
+    pub former: Option<BesideStatus>,
+    /// Numbers the shards this slot has had, ascending; not every number is used.
     pub generation: u64,
     /// When it entered its state, milliseconds since 1970.
     pub since_unix_ms: u64,
@@ -225,6 +229,19 @@ pub struct HealthStatus {
     pub checks_failed: u64,
     /// Per cent of its share of connections that it gets; below 100 in its slow start.
     pub share_percent: u32,
+}
+
+/// A shard beside the one that its slot's connections go to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BesideStatus {
+    /// The shard, as its runtime names it.
+    pub shard: String,
+    /// Process id on the host.
+    pub pid: u32,
+    /// Its number among the slot's shards.
+    pub generation: u64,
+    /// What it is about.
+    pub message: String,
 }
 
 /// Where a slot is between nothing and ready.

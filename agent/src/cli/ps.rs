@@ -7,7 +7,7 @@ use super::failure::eprint_lines;
 use super::table::{Table, age};
 use super::{Failure, print};
 use crate::client::Client;
-use crate::status::{AgentStatus, GroupStatus, Path, PortStatus, SlotState, SlotStatus};
+use crate::status::{AgentStatus, BesideStatus, GroupStatus, Path, PortStatus, SlotState, SlotStatus};
 
 /// Show groups and their slots.
 #[derive(Debug, clap::Args)]
@@ -114,8 +114,16 @@ fn remarks(status: &AgentStatus) -> String {
         let hung = group.slots.iter().filter(|slot| slot.state == SlotState::Ready);
         let hung = hung.filter_map(|slot| Some((slot.slot, slot.cause.as_ref()?)));
         lines.extend(hung.map(|(slot, cause)| format!("{}/{slot}: {cause}", group.name)));
+        lines.extend(group.slots.iter().flat_map(|slot| beside(group, slot)));
     }
     lines.join("\n")
+}
+
+/// A slot's other shards while one replaces the other.
+fn beside(group: &GroupStatus, slot: &SlotStatus) -> impl Iterator<Item = String> {
+    let name = format!("{}/{}", group.name, slot.slot);
+    let line = move |shard: &BesideStatus| format!("{name}: {} {}", short(&shard.shard), shard.message);
+    slot.next.iter().chain(&slot.former).map(line).collect::<Vec<_>>().into_iter()
 }
 
 /// Why a group isn't ready: its slots' reasons and its ports', or its own where they have none.

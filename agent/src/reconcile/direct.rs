@@ -28,6 +28,7 @@ use sherd_shim::hello::{Answer, Hello};
 
 pub(super) use self::{
     contained::ContainedSockets,
+    counting::handshake_end,
     door::{Door, Greeting},
     held::forget_group,
     listen::{ListenCall, ListenerJoin},
@@ -216,7 +217,7 @@ impl Reconciler {
                     fault::point("graft.done");
                     self.keeper.put(&inner_name(key, generation, container), graft.original.as_fd());
                     fault::point("graft.kept");
-                    slot.look_again();
+                    slot.look_again_at(generation);
                 }
                 self.keeper.remove(&original_name(key, generation));
             }

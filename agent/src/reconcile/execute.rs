@@ -5,6 +5,7 @@
 
 mod connections;
 mod create;
+mod promote;
 mod worker;
 
 use std::{
@@ -38,6 +39,7 @@ impl Reconciler {
         match step {
             Step::Equip => self.equip(group, slot),
             Step::Connect(shard) => self.connect(group, slot, shard),
+            Step::Promote(shard) => self.promote(group, slot, &shard),
             Step::TakeIn => self.set_service(group, slot, Service::In),
             Step::TakeOut => self.set_service(group, slot, Service::Out),
             Step::Drain => self.drain(group, slot),
@@ -88,7 +90,10 @@ impl Reconciler {
         let task = StepTask {
             runtime,
             key: ShardKey { group: name.clone(), slot: id },
-            pid: slot.live.as_ref().map(|live| live.pid),
+            pid: match &step {
+                Step::Verify(shard) | Step::Repin(shard) => slot.live_of(shard).map(|live| live.pid),
+                _ => None,
+            },
             failed: slot.backoff.failures() > 0,
             spec,
             place,
@@ -121,7 +126,7 @@ impl Reconciler {
         }
         let engine_changed = slot.stale;
         match (step, outcome) {
-            (Step::Verify(_) | Step::Repin(_), outcome) => self.note_pinning(name, id, outcome),
+            (Step::Verify(shard) | Step::Repin(shard), outcome) => self.note_pinning(name, id, shard, outcome),
             (Step::Retire, _) => self.on_retired(name, id),
             (_, Outcome::Done | Outcome::Pinned(_)) => {}
             (_, Outcome::Engine(error)) => {
@@ -147,7 +152,7 @@ impl Reconciler {
         }
     }
 
-    fn note_pinning(&mut self, name: &GroupName, id: SlotId, outcome: Outcome) {
+    fn note_pinning(&mut self, name: &GroupName, id: SlotId, shard: &ShardId, outcome: Outcome) {
         let Some(slot) = self.slot_mut(name, id) else { return };
         let faulty = Pinning::Faulty { retry_after: Instant::now() + REPIN_RETRY };
         let (pinning, fault) = match outcome {
@@ -158,7 +163,7 @@ impl Reconciler {
             Outcome::Engine(error) => (faulty, Some(super::chain(&error))),
         };
         let holds = matches!(pinning, Pinning::Holds(_));
-        if let Some(live) = &mut slot.live {
+        if let Some(live) = slot.live_of_mut(shard) {
             live.pinning = pinning;
         }
         if let Some(cause) = fault {
@@ -193,18 +198,24 @@ impl SlotRun {
 
     /// A shard that is stopped because it was never ready in time has failed.
     fn note_overdue(&mut self, spec: &GroupSpec, shard: &ShardId) {
-        let Some(live) = self.live.as_ref().filter(|live| live.id == *shard && !live.was_ready) else { return };
+        let is_next = self.next.as_ref().is_some_and(|next| next.id == *shard);
+        let Some(live) = self.live_of(shard).filter(|live| !live.was_ready) else { return };
         let (ran, silent, spec_of) = (live.seen.elapsed(), live.silent, live.spec.clone());
         if ran > spec.readiness.patience() {
-            let why = self.cause.as_deref().unwrap_or("no probe succeeded");
+            let why = live.trouble.as_deref().unwrap_or("no probe succeeded");
             let cause = format!("not ready within {:?}: {why}", spec.readiness.patience());
-            self.restarts += 1;
+            let of_slot = self.cause.clone().filter(|_| is_next);
+            self.restarts += u64::from(!is_next);
             self.failure = Some((spec_of, cause.clone()));
             // One that answers, if only that it isn't ready, has accepted: its listener is not to blame.
             if silent {
                 self.note_never_ready(spec, shard, Failed::TimedOut, &cause);
             }
             self.fail(spec, ran, cause, Instant::now());
+            // The slot goes on by the one that serves.
+            if is_next {
+                self.cause = of_slot;
+            }
         }
     }
 }

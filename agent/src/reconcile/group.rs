@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     os::fd::BorrowedFd,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use sherd_lb::relay::{Cause, Worker};
@@ -24,15 +24,17 @@ use super::{
     hung::HungRun,
     inspect::Reach,
     judging::JudgedRun,
+    order::TurnOrder,
     publish::Fronts,
+    roles::{Former, Roles, effective_spec},
     rollout::RolloutRun,
-    view::{Health, Pinning, Service, ShardView, SlotView, Step, Wanted},
+    view::{FormerView, Health, NextView, Pinning, Service, ShardView, SlotView, Step, Wanted},
 };
 use crate::{
     control::StopError,
-    health::{Backoff, Readiness},
+    health::{Backoff, Readiness, Verdict},
     runtime::{ObservedShard, ShardId, ShardKey, ShardState},
-    spec::{GroupSpec, PathChoice, SpecHash},
+    spec::{GroupSpec, SpecHash},
     status::SlotState,
 };
 
@@ -103,9 +105,10 @@ impl Group {
             slot.backoff.reset();
             slot.trial = Trial::default();
             slot.held_until = None;
+            slot.order = None;
             if asks_otherwise {
                 // The loop follows the living shards anew, with the present question.
-                slot.live = None;
+                (slot.live, slot.next) = (None, None);
                 slot.reconnect = true;
             }
         }
@@ -209,6 +212,8 @@ pub(super) struct Running {
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) id: ShardId,
+    /// Of its prober.
+    pub(super) number: u64,
     pub(super) generation: Generation,
     /// The specification it was made from.
     pub(super) spec: SpecHash,
@@ -219,6 +224,8 @@ pub(super) struct Live {
     pub(super) readiness: Readiness,
     /// It has been ready at least once.
     pub(super) was_ready: bool,
+    /// Why its last probe failed, if it did.
+    pub(super) trouble: Option<String>,
     /// Its last probe was taken by its kernel alone, as far as one can tell.
     pub(super) silent: bool,
     /// It has been in service at least once.
@@ -231,6 +238,20 @@ pub(super) struct Live {
     pub(super) nudge: Arc<Notify>,
     /// Failed connects of the worker when it was last looked at.
     pub(super) connect_failures: u64,
+}
+
+impl Live {
+    fn health(&self) -> Health {
+        match &self.reach {
+            _ if self.readiness.verdict() == Verdict::Unready => Health::Unready,
+            None => Health::Adopted,
+            Some(_) => Health::Ready,
+        }
+    }
+
+    fn is_overdue(&self, start_timeout: Duration) -> bool {
+        !self.was_ready && self.seen.elapsed() > start_timeout
+    }
 }
 
 impl Drop for Live {
@@ -248,8 +269,18 @@ pub(super) struct SlotRun {
     pub(super) stale: bool,
     /// When the last step that changed the engine ended.
     pub(super) changed: Option<Instant>,
+    pub(super) roles: Roles,
+    /// The shard that connections go to.
     pub(super) live: Option<Live>,
-    /// Counts the probers of its shards: the last one is the present one.
+    /// The one that comes up beside it, to take over.
+    pub(super) next: Option<Live>,
+    /// The one that was taken over from.
+    pub(super) former: Option<Former>,
+    /// Whether the slot's turn is start-first; known while it lasts.
+    pub(super) order: Option<TurnOrder>,
+    /// How often a shard has taken over from another one.
+    pub(super) handovers: u64,
+    /// Counts the probers of its shards.
     pub(super) probers: u64,
     pub(super) backoff: Backoff,
     /// Why a shard of this specification failed here.
@@ -315,15 +346,13 @@ impl SlotRun {
 
     fn view(&self, id: SlotId, wanted: Wanted, spec: &GroupSpec, queued: impl FnOnce() -> u64) -> SlotView {
         let patience = spec.readiness.patience();
-        // Who asks for `direct` gets shards that can be.
-        let lacks_shim =
-            |shard: &ObservedShard| spec.path == PathChoice::Direct && spec.is_behind_shim() && !shard.behind_shim;
         let relayed = self.open();
+        let accepted = self.direct_open + self.former.as_ref().map_or(0, |former| former.direct_open);
         // The queues matter only to a slot that is being emptied, and asking for them costs system calls.
-        let open = if self.service() == Service::In { relayed } else { relayed + queued() + self.direct_open };
+        let open = if self.service() == Service::In { relayed } else { relayed + queued() + accepted };
         let shards = self.shards.iter().map(|shard| ShardView {
             id: shard.id.clone(),
-            spec: if lacks_shim(shard) { SpecHash(String::new()) } else { shard.spec.clone() },
+            spec: effective_spec(shard, spec),
             generation: shard.generation,
             state: shard.state,
         });
@@ -334,13 +363,26 @@ impl SlotRun {
             busy: self.step.is_some() || self.stale || self.held_until.is_some_and(|until| Instant::now() < until),
             start_after: self.backoff.start_after(),
             health: self.health(),
-            overdue: self.live.as_ref().is_some_and(|live| !live.was_ready && live.seen.elapsed() > patience),
+            overdue: self.live.as_ref().is_some_and(|live| live.is_overdue(patience)),
             service: self.service(),
             open,
             backend: self.backend.clone(),
             reconnect: self.reconnect,
             pinning: self.live.as_ref().map_or(Pinning::Unknown, |live| live.pinning.clone()),
             equipped: self.worker.is_some(),
+            primary: self.roles.primary.clone(),
+            next: self.next.as_ref().map(|next| NextView {
+                id: next.id.clone(),
+                health: next.health(),
+                pinning: next.pinning.clone(),
+                overdue: next.is_overdue(patience),
+            }),
+            former: self.former.as_ref().map(|former| FormerView {
+                id: former.id.clone(),
+                open: u64::from(!former.relayed_done) + former.direct_open,
+                until: former.until,
+            }),
+            overlaps: self.order == Some(TurnOrder::StartFirst),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use sherd_lb::{front::Path, graft::Holder, sockdiag, stall::Finding};
@@ -36,6 +36,11 @@ impl HungRun {
     /// When that was found.
     pub(super) fn since(&self) -> Instant {
         self.since
+    }
+
+    /// For how long.
+    pub(super) fn lasts(&self) -> Duration {
+        self.since.elapsed()
     }
 
     /// For the status.

@@ -96,7 +96,7 @@ impl Reconciler {
                 slot.stale = false;
                 slot.shards = mine.iter().filter(|shard| shard.key.slot == *id).cloned().collect();
                 slot.generation = slot.shards.iter().map(|shard| shard.generation).fold(slot.generation, u64::max);
-                note_end(slot, &group.spec, now);
+                note_ends(slot, &group.spec, now);
             }
         }
         for shard in shards {
@@ -130,40 +130,44 @@ impl Reconciler {
         let Group { spec, slots, hash, fronts, .. } = group;
         let Some(runtime) = self.runtimes.of(spec.runtime.kind()) else { return };
         for (id, slot) in slots.iter_mut() {
-            let running = slot.shards.iter().filter_map(|shard| match shard.state {
-                ShardState::Running { pid, started } => Some((shard, pid, started)),
-                _ => None,
+            slot.assign_roles(spec, hash, |generation| fronts.points_at(*id, generation), Instant::now());
+            let adopted = is_adopted(slot);
+            let unknown = [(&slot.roles.primary, &slot.live, adopted), (&slot.roles.next, &slot.next, false)];
+            let unknown = unknown.map(|(shard, known, adopted)| {
+                let shard = shard.as_ref().filter(|_| known.is_none())?;
+                let shard = slot.shards.iter().find(|found| found.id == *shard)?;
+                let ShardState::Running { pid, started } = shard.state else { return None };
+                Some((shard.clone(), pid, started, adopted))
             });
-            // As planning does: the wanted specification first, then the newest.
-            let running = running.max_by_key(|(shard, ..)| (shard.spec == *hash, shard.generation));
-            match (running, &slot.live) {
-                (None, _) => slot.live = None,
-                (Some((shard, pid, _)), Some(live)) if live.id == shard.id && live.pid == pid => {}
-                (Some((shard, pid, started)), _) => {
-                    let question = Question {
-                        direct: fronts.direct_targets(*id, shard.generation),
-                        former: shard.spec != *hash,
-                        proven: is_adopted(slot),
-                        ..question_for(spec, shard, pid)
-                    };
-                    let nudge = Arc::new(Notify::new());
-                    slot.probers += 1;
-                    let prober = Prober {
-                        number: slot.probers,
-                        outbox: self.outbox.clone(),
-                        group: name.clone(),
-                        slot: *id,
-                        shard: shard.id.clone(),
-                        question: Arc::new(question),
-                        spec: Arc::clone(spec),
-                        runtime: Arc::clone(&runtime),
-                        nudge: Arc::clone(&nudge),
-                    };
-                    let prober = tokio::spawn(prober.run());
-                    slot.judged.begin_shard();
-                    slot.live = Some(live_shard(slot, spec, shard, pid, started, prober, nudge));
-                }
+            let [live, next] = unknown.map(|unknown| {
+                let (shard, pid, started, adopted) = unknown?;
+                let question = Question {
+                    direct: fronts.direct_targets(*id, shard.generation),
+                    former: shard.spec != *hash,
+                    proven: adopted,
+                    ..question_for(spec, &shard, pid)
+                };
+                let nudge = Arc::new(Notify::new());
+                slot.probers += 1;
+                let prober = Prober {
+                    number: slot.probers,
+                    outbox: self.outbox.clone(),
+                    group: name.clone(),
+                    slot: *id,
+                    shard: shard.id.clone(),
+                    question: Arc::new(question),
+                    spec: Arc::clone(spec),
+                    runtime: Arc::clone(&runtime),
+                    nudge: Arc::clone(&nudge),
+                };
+                let prober = tokio::spawn(prober.run());
+                Some(live_shard(slot, spec, &shard, (pid, started), adopted, prober, nudge))
+            });
+            if live.is_some() {
+                slot.judged.begin_shard();
             }
+            slot.live = live.or(slot.live.take());
+            slot.next = next.or(slot.next.take());
         }
     }
 
@@ -188,25 +192,28 @@ impl Reconciler {
         result: Result<Reach, Unreached>,
     ) -> Consequence {
         let Some(run) = self.slot_mut(group, slot) else { return Consequence::None };
+        let is_next = run.next.as_ref().is_some_and(|next| next.id == *shard);
         // A former prober asked otherwise: of the same shard, before it was given a listener.
-        let is_present = prober == run.probers;
-        let Some(live) = run.live.as_mut().filter(|live| is_present && live.id == *shard) else {
+        let Some(live) = run.live_of_mut(shard).filter(|live| live.number == prober) else {
             return Consequence::None;
         };
         let before = live.readiness.verdict();
         let (known, now) = (live.reach.is_some(), Instant::now());
-        let excused = result.is_err() && live.readiness.is_starting(now);
+        let (passed, excused) = (result.is_ok(), result.is_err() && live.readiness.is_starting(now));
         let after = live.readiness.note(result.is_ok(), now);
-        run.judged.note_check(result.is_ok(), excused);
+        live.trouble = result.as_ref().err().map(|unreached| super::chain(unreached));
         match result {
             Ok(reach) => {
                 live.reach = Some(reach);
-                if after == Verdict::Ready {
-                    live.was_ready = true;
+                live.was_ready |= after == Verdict::Ready;
+                if after == Verdict::Ready && !is_next {
                     run.cause = None;
-                    if before == Verdict::Unready {
-                        self.end_trial(group, slot, shard);
-                    }
+                }
+                if is_next && !known {
+                    self.serve_inner_doors(group, slot);
+                }
+                if after == Verdict::Ready && before == Verdict::Unready {
+                    self.end_trial(group, slot, shard);
                 }
             }
             Err(unreached) => {
@@ -216,11 +223,14 @@ impl Reconciler {
                     run.last_error = Some(text.clone());
                     tracing::info!(%group, %slot, "{group}/{slot} fails a probe: {text}");
                 }
-                // Its namespace goes with it: why it ended is known, or will be.
-                if run.cause.is_none() || !matches!(unreached, Unreached::Namespace(_)) {
+                // Its namespace goes with it: why it ended is known, or will be. The slot has no trouble by one that comes up.
+                if !is_next && (run.cause.is_none() || !matches!(unreached, Unreached::Namespace(_))) {
                     run.cause = Some(text);
                 }
             }
+        }
+        if let Some(run) = self.slot_mut(group, slot).filter(|_| !is_next) {
+            run.judged.note_check(passed, excused);
         }
         if known && before == after { Consequence::None } else { Consequence::Plan }
     }
@@ -230,17 +240,17 @@ fn live_shard(
     slot: &SlotRun,
     spec: &GroupSpec,
     shard: &ObservedShard,
-    pid: u32,
-    started: SystemTime,
+    (pid, started): (u32, SystemTime),
+    adopted: bool,
     prober: JoinHandle<()>,
     nudge: Arc<Notify>,
 ) -> Live {
     let thresholds = Thresholds { rise: spec.readiness.rise, fall: spec.readiness.fall };
-    let adopted = is_adopted(slot);
     let ran = started.elapsed().unwrap_or_default();
     let may_fail_until = Instant::now() + spec.readiness.start_period.saturating_sub(ran);
     Live {
         id: shard.id.clone(),
+        number: slot.probers,
         generation: shard.generation,
         spec: shard.spec.clone(),
         pid,
@@ -249,6 +259,7 @@ fn live_shard(
         readiness: if adopted { Readiness::adopted(thresholds) } else { Readiness::new(thresholds, may_fail_until) },
         was_ready: adopted,
         served: adopted,
+        trouble: None,
         silent: false,
         pinning: Pinning::Unknown,
         reach: None,
@@ -263,32 +274,54 @@ fn is_adopted(slot: &SlotRun) -> bool {
     slot.service() == Service::In && (slot.backend.is_none() || slot.reconnect)
 }
 
-/// If the shard that ran has ended and nobody told it to, that is a failure: the next one waits.
-fn note_end(slot: &mut SlotRun, spec: &GroupSpec, now: Instant) {
-    let Some(live) = &slot.live else { return };
-    let state = slot.shards.iter().find(|shard| shard.id == live.id).map(|shard| shard.state);
-    let cause = match state {
-        Some(ShardState::Running { .. } | ShardState::Paused { .. }) => return,
+/// If the shard that ran, or the one that came up beside it, has ended and nobody told it to, that is a failure: the next one
+/// waits. A shard that was taken over from may end.
+fn note_ends(slot: &mut SlotRun, spec: &GroupSpec, now: Instant) {
+    let cause_of = |slot: &SlotRun, live: &Option<Live>| end_of(&slot.shards, &live.as_ref()?.id);
+    if let Some(cause) = cause_of(slot, &slot.next)
+        && let Some(next) = slot.next.take()
+    {
+        // The slot goes on by the one that serves.
+        let of_slot = slot.cause.clone();
+        slot.note_end(spec, &next, cause, now);
+        slot.cause = of_slot;
+    }
+    if let Some(cause) = cause_of(slot, &slot.live)
+        && let Some(live) = slot.live.take()
+        && slot.note_end(spec, &live, cause, now)
+    {
+        slot.restarts += 1;
+    }
+}
+
+/// How a shard has ended, if it has.
+fn end_of(shards: &[ObservedShard], id: &ShardId) -> Option<String> {
+    let state = shards.iter().find(|shard| shard.id == *id).map(|shard| shard.state);
+    Some(match state {
+        Some(ShardState::Running { .. } | ShardState::Paused { .. }) => return None,
         Some(ShardState::Exited { oom: true, .. }) => "the kernel killed it for want of memory".to_owned(),
         Some(ShardState::Exited { code: Some(code), .. }) => format!("it exited with code {code}"),
         Some(ShardState::Exited { code: None, .. } | ShardState::Dead | ShardState::Created) => "it ended".to_owned(),
         Some(ShardState::Removing) | None => "somebody removed it".to_owned(),
-    };
-    if slot.stopping.as_ref() != Some(&live.id) {
-        // Whatever this agent saw of it: it may have been looked at anew since.
-        let ran = live.started.elapsed().unwrap_or_else(|_| now.duration_since(live.seen));
-        let (id, was_ready, live_spec) = (live.id.clone(), live.was_ready, live.spec.clone());
-        if !was_ready {
-            slot.note_never_ready(spec, &id, Failed::Exited, &cause);
-        }
-        slot.failure = Some((live_spec, cause.clone()));
-        slot.fail(spec, ran, cause, now);
-        slot.restarts += 1;
-    }
-    slot.live = None;
+    })
 }
 
 impl SlotRun {
+    /// The shard has ended; whether that is a failure.
+    fn note_end(&mut self, spec: &GroupSpec, live: &Live, cause: String, now: Instant) -> bool {
+        if self.stopping.as_ref() == Some(&live.id) {
+            return false;
+        }
+        // Whatever this agent saw of it: it may have been looked at anew since.
+        let ran = live.started.elapsed().unwrap_or_else(|_| now.duration_since(live.seen));
+        if !live.was_ready {
+            self.note_never_ready(spec, &live.id, Failed::Exited, &cause);
+        }
+        self.failure = Some((live.spec.clone(), cause.clone()));
+        self.fail(spec, ran, cause, now);
+        true
+    }
+
     /// Notes a failure of the slot: the next try waits for its back-off.
     pub(super) fn fail(&mut self, spec: &GroupSpec, ran: Duration, cause: String, now: Instant) {
         let policy =

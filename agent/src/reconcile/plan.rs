@@ -4,8 +4,12 @@ use std::{collections::BTreeSet, time::Instant};
 
 use sherd_topology::plan::{Slot, SlotId};
 
-use super::view::{Health, Pinning, Service, ShardView, SlotView, Step, Wanted};
-use crate::{rollout::Shard, runtime::ShardState, spec::SpecHash};
+use super::view::{FormerView, Health, NextView, Pinning, Service, ShardView, SlotView, Step, Wanted};
+use crate::{
+    rollout::Shard,
+    runtime::{ShardId, ShardState},
+    spec::SpecHash,
+};
 
 /// The next step of each slot of one group that has one; `turns` are those whose former shard may go. Called again after
 /// each step, until it is empty.
@@ -20,7 +24,7 @@ pub(super) fn next_steps(slots: &[SlotView], turns: &BTreeSet<SlotId>, now: Inst
 /// The shard that a slot has, for whoever decides on rollouts; absent where none is to run.
 pub(super) fn shard_of(slot: &SlotView) -> Option<Shard> {
     let Wanted::Run { spec, .. } = &slot.wanted else { return None };
-    Some(match kept(&slot.shards, spec) {
+    Some(match main_shard(slot, spec) {
         Some(shard) if shard.spec == *spec && (is_alive(&shard.state) || shard.state == ShardState::Created) => {
             Shard::Present
         }
@@ -33,27 +37,35 @@ fn is_alive(state: &ShardState) -> bool {
     matches!(state, ShardState::Running { .. } | ShardState::Paused { .. })
 }
 
-/// The shard that the slot goes on with: a living one before an ended one, of the wanted specification before
-/// another, and then the newest.
-fn kept<'a>(shards: &'a [ShardView], spec: &SpecHash) -> Option<&'a ShardView> {
-    shards.iter().max_by_key(|shard| {
-        (is_alive(&shard.state), shard.spec == *spec, shard.state == ShardState::Created, shard.generation)
+/// The shard that the slot goes on with: the one that connections go to; else a living one before an ended one, of the wanted
+/// specification before another, and then the newest.
+fn main_shard<'a>(slot: &'a SlotView, spec: &SpecHash) -> Option<&'a ShardView> {
+    slot.shards.iter().max_by_key(|shard| {
+        let alive = is_alive(&shard.state);
+        let primary = slot.primary.as_ref() == Some(&shard.id);
+        let former = slot.former.as_ref().is_some_and(|former| former.id == shard.id);
+        let created = shard.state == ShardState::Created;
+        (alive && primary, alive && !former, alive, shard.spec == *spec, created, shard.generation)
     })
+}
+
+fn find<'a>(slot: &'a SlotView, id: &ShardId) -> Option<&'a ShardView> {
+    slot.shards.iter().find(|shard| shard.id == *id && is_alive(&shard.state))
+}
+
+/// A slot that is to run, as the rules see it.
+struct Run<'a> {
+    slot: &'a SlotView,
+    spec: &'a SpecHash,
+    place: &'a Slot,
+    /// It is its turn: its shard of a former specification may go.
+    may_replace: bool,
+    now: Instant,
 }
 
 fn next_step(slot: &SlotView, may_replace: bool, now: Instant) -> Option<Step> {
     match &slot.wanted {
-        Wanted::Run { spec, slot: place } => {
-            let kept = kept(&slot.shards, spec);
-            let surplus = slot.shards.iter().find(|shard| kept.is_some_and(|kept| kept.id != shard.id));
-            if let Some(step) = surplus.and_then(dispose) {
-                return Some(step);
-            }
-            match kept {
-                None => without_shard(slot, now),
-                Some(shard) => with_shard(slot, shard, spec, place, may_replace, now),
-            }
-        }
+        Wanted::Run { spec, slot: place } => Run { slot, spec, place, may_replace, now }.step(),
         Wanted::Stopped => match wind_down(slot, now) {
             Winding::Next(step) => Some(step),
             Winding::Waits => None,
@@ -71,65 +83,156 @@ fn next_step(slot: &SlotView, may_replace: bool, now: Instant) -> Option<Step> {
     }
 }
 
-fn without_shard(slot: &SlotView, now: Instant) -> Option<Step> {
-    if let Some(step) = abandon(slot) {
-        return Some(step);
+impl Run<'_> {
+    fn step(&self) -> Option<Step> {
+        let Run { slot, spec, .. } = *self;
+        let main = main_shard(slot, spec);
+        // One whose primary has ended is the main one itself.
+        let next = slot.next.as_ref().filter(|next| main.is_some_and(|main| main.id != next.id));
+        if let Some(step) = self.unwanted(main, next) {
+            return Some(step);
+        }
+        match (main, next) {
+            (None, _) => self.without_shard(),
+            (Some(shard), Some(next)) => self.beside(shard, next),
+            (Some(shard), None) => self.with_shard(shard),
+        }
     }
-    if !slot.equipped {
-        return Some(Step::Equip);
-    }
-    slot.start_after.is_none_or(|after| after <= now).then_some(Step::Create)
-}
 
-fn with_shard(
-    slot: &SlotView,
-    shard: &ShardView,
-    spec: &SpecHash,
-    place: &Slot,
-    may_replace: bool,
-    now: Instant,
-) -> Option<Step> {
-    match &shard.state {
-        ShardState::Removing => abandon(slot),
-        ShardState::Exited { .. } | ShardState::Dead => abandon(slot).or_else(|| Some(Step::Remove(shard.id.clone()))),
-        ShardState::Created if shard.spec != *spec => Some(Step::Remove(shard.id.clone())),
-        ShardState::Created if !slot.equipped => Some(Step::Equip),
-        ShardState::Created => slot.start_after.is_none_or(|after| after <= now).then(|| Step::Start(shard.id.clone())),
-        ShardState::Running { .. } | ShardState::Paused { .. } if shard.spec != *spec => {
-            if may_replace {
-                wind_down(slot, now).step()
-            } else {
-                running(slot, shard, place, now)
+    /// Gets rid of what nobody wants, or waits for, any more. What serves, what is to take over from it, and connections that
+    /// may still finish are none of that.
+    fn unwanted(&self, main: Option<&ShardView>, next: Option<&NextView>) -> Option<Step> {
+        let slot = self.slot;
+        if let Some(next) = next.and_then(|next| find(slot, &next.id)).filter(|next| next.spec != *self.spec) {
+            return dispose(next);
+        }
+        let is_main = |id: &ShardId| main.is_some_and(|main| main.id == *id);
+        let former = slot.former.as_ref().filter(|former| !is_main(&former.id) && find(slot, &former.id).is_some());
+        if let Some(step) = former.and_then(|former| end_former(slot, former, self.now)) {
+            return Some(step);
+        }
+        let coming = main.and_then(|main| self.coming(main));
+        let is_kept = |shard: &ShardView| {
+            let is_former = former.is_some_and(|former| former.id == shard.id);
+            let is_next = next.is_some_and(|next| next.id == shard.id) && is_alive(&shard.state);
+            is_main(&shard.id) || is_former || is_next || coming.is_some_and(|coming| coming.id == shard.id)
+        };
+        slot.shards.iter().filter(|shard| main.is_some() && !is_kept(shard)).find_map(dispose)
+    }
+
+    /// Whether a new shard is to come up beside this one: it serves, and goes on until that takes over.
+    fn replaces_beside(&self, main: &ShardView) -> bool {
+        let serves = is_alive(&main.state) && self.slot.service == Service::In;
+        serves && main.spec != *self.spec && self.may_replace && self.slot.overlaps
+    }
+
+    /// The shard that was made to come up beside this one, and isn't started yet.
+    fn coming(&self, main: &ShardView) -> Option<&ShardView> {
+        let made = |shard: &&ShardView| shard.state == ShardState::Created && shard.spec == *self.spec;
+        let made = self.slot.shards.iter().filter(made).max_by_key(|shard| shard.generation);
+        made.filter(|_| self.replaces_beside(main) && self.slot.next.is_none() && self.slot.former.is_none())
+    }
+
+    fn may_start(&self) -> bool {
+        self.slot.start_after.is_none_or(|after| after <= self.now)
+    }
+
+    fn without_shard(&self) -> Option<Step> {
+        if let Some(step) = abandon(self.slot) {
+            return Some(step);
+        }
+        if !self.slot.equipped {
+            return Some(Step::Equip);
+        }
+        self.may_start().then_some(Step::Create)
+    }
+
+    fn with_shard(&self, shard: &ShardView) -> Option<Step> {
+        let Run { slot, spec, now, .. } = *self;
+        match &shard.state {
+            ShardState::Removing => abandon(slot),
+            ShardState::Exited { .. } | ShardState::Dead => {
+                abandon(slot).or_else(|| Some(Step::Remove(shard.id.clone())))
             }
+            ShardState::Created if shard.spec != *spec => Some(Step::Remove(shard.id.clone())),
+            ShardState::Created if !slot.equipped => Some(Step::Equip),
+            ShardState::Created => self.may_start().then(|| Step::Start(shard.id.clone())),
+            ShardState::Running { .. } | ShardState::Paused { .. } if self.replaces_beside(shard) => {
+                self.running(shard).or_else(|| self.start_beside(shard))
+            }
+            ShardState::Running { .. } | ShardState::Paused { .. } if shard.spec != *spec && self.may_replace => {
+                wind_down(slot, now).step()
+            }
+            ShardState::Running { .. } | ShardState::Paused { .. } if slot.overdue => wind_down(slot, now).step(),
+            ShardState::Running { .. } | ShardState::Paused { .. } => self.running(shard),
         }
-        ShardState::Running { .. } => running(slot, shard, place, now),
-        // Somebody paused it by hand: its connections wait in it, new ones go elsewhere.
-        ShardState::Paused { .. } => (slot.service == Service::In).then_some(Step::TakeOut),
+    }
+
+    /// A slot whose shard lives, and may go on living.
+    fn running(&self, shard: &ShardView) -> Option<Step> {
+        let slot = self.slot;
+        if matches!(shard.state, ShardState::Paused { .. }) {
+            // Somebody paused it by hand: its connections wait in it, new ones go elsewhere.
+            return (slot.service == Service::In).then_some(Step::TakeOut);
+        }
+        if !slot.equipped {
+            return Some(Step::Equip);
+        }
+        if let Some(step) = self.pin(&shard.id, &slot.pinning) {
+            return Some(step);
+        }
+        match (slot.health, slot.service) {
+            (Health::Ready, _) if slot.backend.as_ref() != Some(&shard.id) || slot.reconnect => {
+                Some(Step::Connect(shard.id.clone()))
+            }
+            (Health::Ready, Service::Out | Service::Draining { .. }) => Some(Step::TakeIn),
+            (Health::Unready, Service::In) => Some(Step::TakeOut),
+            (Health::Ready, Service::In) | (Health::Unready | Health::Adopted, _) => None,
+        }
+    }
+
+    fn pin(&self, shard: &ShardId, pinning: &Pinning) -> Option<Step> {
+        match pinning {
+            Pinning::Unknown => Some(Step::Verify(shard.clone())),
+            Pinning::Holds(found) if found != self.place => Some(Step::Repin(shard.clone())),
+            Pinning::Faulty { retry_after } if *retry_after <= self.now => Some(Step::Repin(shard.clone())),
+            Pinning::Holds(_) | Pinning::Faulty { .. } => None,
+        }
+    }
+
+    /// A slot that serves, and whose turn it is: the new shard comes up beside the one that does. Before that the former one of
+    /// an earlier turn ends: there is room for two.
+    fn start_beside(&self, main: &ShardView) -> Option<Step> {
+        if self.slot.former.is_some() || !self.may_start() {
+            return None;
+        }
+        Some(self.coming(main).map_or(Step::Create, |made| Step::Start(made.id.clone())))
+    }
+
+    /// A slot with a shard that comes up beside the one that serves. This one goes on as if the other weren't there.
+    fn beside(&self, main: &ShardView, next: &NextView) -> Option<Step> {
+        if let Some(step) = if is_alive(&main.state) { self.running(main) } else { None } {
+            return Some(step);
+        }
+        if !self.slot.equipped {
+            return Some(Step::Equip);
+        }
+        if let Some(step) = self.pin(&next.id, &next.pinning) {
+            return Some(step);
+        }
+        if next.overdue {
+            return Some(Step::Stop(next.id.clone()));
+        }
+        // One at a time: that of an earlier turn has its time.
+        let may_take_over = next.health == Health::Ready && self.slot.former.is_none();
+        may_take_over.then(|| Step::Promote(next.id.clone()))
     }
 }
 
-/// A slot whose shard runs, and may go on running.
-fn running(slot: &SlotView, shard: &ShardView, place: &Slot, now: Instant) -> Option<Step> {
-    if !slot.equipped {
-        return Some(Step::Equip);
-    }
-    match &slot.pinning {
-        Pinning::Unknown => return Some(Step::Verify(shard.id.clone())),
-        Pinning::Holds(found) if found != place => return Some(Step::Repin(shard.id.clone())),
-        Pinning::Faulty { retry_after } if *retry_after <= now => return Some(Step::Repin(shard.id.clone())),
-        Pinning::Holds(_) | Pinning::Faulty { .. } => {}
-    }
-    if slot.overdue {
-        return wind_down(slot, now).step();
-    }
-    match (slot.health, slot.service) {
-        (Health::Ready, _) if slot.backend.as_ref() != Some(&shard.id) || slot.reconnect => {
-            Some(Step::Connect(shard.id.clone()))
-        }
-        (Health::Ready, Service::Out | Service::Draining { .. }) => Some(Step::TakeIn),
-        (Health::Unready, Service::In) => Some(Step::TakeOut),
-        (Health::Ready, Service::In) | (Health::Unready | Health::Adopted, _) => None,
-    }
+/// The end of a shard that was taken over from, once it has nothing to finish or its time is up.
+fn end_former(slot: &SlotView, former: &FormerView, now: Instant) -> Option<Step> {
+    let is_done = former.open == 0 || former.until <= now;
+    find(slot, &former.id).filter(|_| is_done).and_then(dispose)
 }
 
 /// The slot has no living shard: no new connection, and nothing of ours stays in its namespace.
@@ -161,6 +264,13 @@ impl Winding {
 
 /// Takes a slot out of service in order: out of the table, drained, disconnected, stopped. Ended shards are left.
 fn wind_down(slot: &SlotView, now: Instant) -> Winding {
+    // Nobody uses the one that comes up.
+    if let Some(step) = slot.next.as_ref().and_then(|next| find(slot, &next.id)).and_then(dispose) {
+        return Winding::Next(step);
+    }
+    if let Some(step) = slot.former.as_ref().and_then(|former| end_former(slot, former, now)) {
+        return Winding::Next(step);
+    }
     match slot.service {
         Service::In => return Winding::Next(Step::Drain),
         // Out of the table for another reason, but what it serves goes on.
@@ -171,8 +281,14 @@ fn wind_down(slot: &SlotView, now: Instant) -> Winding {
     if slot.backend.is_some() {
         return Winding::Next(Step::Disconnect);
     }
-    let alive = slot.shards.iter().find(|shard| is_alive(&shard.state));
-    alive.and_then(dispose).map_or(Winding::Down, Winding::Next)
+    let finishes = |shard: &ShardView| slot.former.as_ref().is_some_and(|former| former.id == shard.id);
+    let mut alive = slot.shards.iter().filter(|shard| is_alive(&shard.state)).peekable();
+    let is_down = alive.peek().is_none();
+    match alive.find(|shard| !finishes(shard)).and_then(dispose) {
+        Some(step) => Winding::Next(step),
+        None if is_down => Winding::Down,
+        None => Winding::Waits,
+    }
 }
 
 /// Gets rid of a shard that gets no connections.

@@ -20,8 +20,8 @@ use super::{
 use crate::{
     spec::GroupSpec,
     status::{
-        AgentStatus, Event, GroupLayout, GroupState, GroupStatus, Path, PlanChange, PlanReport, PortStatus,
-        RolloutPhase, RuntimeStatus, SlotLayout, SlotState, SlotStatus, Steering,
+        AgentStatus, BesideStatus, Event, GroupLayout, GroupState, GroupStatus, Path, PlanChange, PlanReport,
+        PortStatus, RolloutPhase, RuntimeStatus, SlotLayout, SlotState, SlotStatus, Steering,
     },
     store::RelayedImages,
 };
@@ -168,8 +168,10 @@ impl Group {
             state,
             path: published.then_some(path),
             path_reason: relayed.then(because),
-            shard: newest.map(|shard| shard.id.to_string()),
+            shard: slot.roles.primary.as_ref().or(newest.map(|shard| &shard.id)).map(ToString::to_string),
             pid: slot.live.as_ref().map(|live| live.pid),
+            next: slot.next_status(),
+            former: slot.former_status(),
             generation: slot.generation,
             since_unix_ms: slot.reported.map_or(0, |(_, since)| unix_ms(since)),
             shard_started_unix_ms: slot.live.as_ref().map(|live| unix_ms(live.started)),
@@ -252,12 +254,44 @@ impl SlotRun {
         hung.or_else(|| self.health_cause(&spec.health)).or_else(|| self.cause.clone())
     }
 
+    /// Whether its shard is being stopped, not one beside it.
+    fn stops(&self, step: &Step) -> bool {
+        let is_primary = |shard| self.roles.primary.as_ref().is_none_or(|primary| primary == shard);
+        matches!(step, Step::Stop(shard) if is_primary(shard))
+    }
+
+    /// The shard that comes up beside the slot's.
+    fn next_status(&self) -> Option<BesideStatus> {
+        let next = self.next.as_ref()?;
+        Some(BesideStatus {
+            shard: next.id.to_string(),
+            pid: next.pid,
+            generation: next.generation,
+            message: match &next.trouble {
+                Some(trouble) => format!("comes up: {trouble}"),
+                None => "comes up".to_owned(),
+            },
+        })
+    }
+
+    /// The shard that was taken over from.
+    fn former_status(&self) -> Option<BesideStatus> {
+        let former = self.former.as_ref()?;
+        let left = former.until.saturating_duration_since(Instant::now());
+        Some(BesideStatus {
+            shard: former.id.to_string(),
+            pid: former.pid,
+            generation: former.generation,
+            message: format!("was taken over from; its connections have {} s to finish", left.as_secs()),
+        })
+    }
+
     /// Where the slot is between nothing and ready.
     pub(super) fn state(&self, wanted: bool) -> SlotState {
         let waits = |until: Option<Instant>| until.is_some_and(|until| Instant::now() < until);
         match (&self.step, &self.live, self.service()) {
             (_, _, Service::Draining { .. }) if self.live.is_some() => SlotState::Draining,
-            (Some(running), _, _) if matches!(running.step, Step::Stop(_)) => SlotState::Stopping,
+            (Some(running), _, _) if self.stops(&running.step) => SlotState::Stopping,
             (_, Some(_), Service::In) if self.judged.is_held() => SlotState::Unhealthy,
             (_, Some(_), Service::In) => SlotState::Ready,
             (_, Some(live), _) if live.served => SlotState::Unready,

@@ -1,7 +1,10 @@
 //! Rollouts of the agent's groups: gathers what [`crate::rollout`] decides by, carries out what follows from a failure, and
 //! remembers on disk how far each is.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use sherd_topology::{
     model::{Host, Locality},
@@ -22,6 +25,9 @@ use crate::{
     status::{RolloutPhase, RolloutSlot, RolloutStage, RolloutStatus},
     store::{RolloutRecord, Store},
 };
+
+/// A new shard on trial that hasn't accepted for so long has failed.
+const HANG_FAILS_AFTER: Duration = Duration::from_secs(1);
 
 /// Why a specification takes another one's place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,6 +103,8 @@ impl RolloutRun {
             let shard = plan::shard_of(view)?;
             let run = group.slots.get(&view.id)?;
             let serving = view.service == Service::In && run.hung.is_none();
+            // A machine that is busy for a moment hangs any program; that says nothing of the new one.
+            let hangs = run.hung.as_ref().is_some_and(|hung| hung.lasts() >= HANG_FAILS_AFTER);
             let failure = run.failure.as_ref().filter(|(spec, _)| *spec == group.hash).map(|(_, cause)| cause.clone());
             Some(SlotFacts {
                 id: view.id,
@@ -104,7 +112,10 @@ impl RolloutRun {
                 shard,
                 serving,
                 // One that is in only because too many fail is none that anybody wants.
-                serves_present: serving && shard == Shard::Present && !run.judged.is_held(),
+                serves_present: view.service == Service::In
+                    && !hangs
+                    && shard == Shard::Present
+                    && !run.judged.is_held(),
                 failure,
                 is_worse: None,
             })

@@ -41,6 +41,7 @@ impl StepTask {
             Step::Equip
             | Step::Create
             | Step::Connect(_)
+            | Step::Promote(_)
             | Step::TakeIn
             | Step::TakeOut
             | Step::Drain

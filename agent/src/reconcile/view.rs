@@ -106,6 +106,38 @@ pub(super) struct SlotView {
     pub(super) pinning: Pinning,
     /// It has a worker and listeners.
     pub(super) equipped: bool,
+    /// The living shard that connections go to, or will. Health, pinning and the rest are its.
+    pub(super) primary: Option<ShardId>,
+    /// The living shard that comes up beside it, to take over.
+    pub(super) next: Option<NextView>,
+    /// The living shard that was taken over from.
+    pub(super) former: Option<FormerView>,
+    /// Its turn is start-first: a new shard comes up beside the one that serves.
+    pub(super) overlaps: bool,
+}
+
+/// A shard that comes up beside the one that serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NextView {
+    /// The engine's name of it.
+    pub(super) id: ShardId,
+    /// Whether it could serve.
+    pub(super) health: Health,
+    /// Where it really is.
+    pub(super) pinning: Pinning,
+    /// It has had longer than its start time-out and was never ready.
+    pub(super) overdue: bool,
+}
+
+/// A shard that was taken over from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FormerView {
+    /// The engine's name of it.
+    pub(super) id: ShardId,
+    /// Connections that it still has, as far as known; 0: none.
+    pub(super) open: u64,
+    /// When they are closed.
+    pub(super) until: Instant,
 }
 
 /// What is to be done next in one slot.
@@ -123,6 +155,8 @@ pub(super) enum Step {
     Repin(ShardId),
     /// Let the worker enter its namespace and connect to it.
     Connect(ShardId),
+    /// New connections go to this one, which came up beside the slot's shard; that one finishes those it has.
+    Promote(ShardId),
     /// Name the slot in the table.
     TakeIn,
     /// Take the slot out of the table; what it serves goes on.

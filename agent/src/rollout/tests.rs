@@ -156,6 +156,21 @@ fn with_continue_a_failed_slot_does_not_hold_up_the_others_but_the_last_one_stay
     assert!(!rollout.is_over(&facts("nnO")));
 }
 
+#[test]
+fn a_slot_that_failed_and_serves_on_by_its_former_shard_is_done_with() {
+    let policy = RolloutPolicy { failure_action: FailureAction::Continue, ..policy() };
+    let (mut rollout, start) = (Rollout::default(), Instant::now());
+    rollout.step(&policy, Pace::Running, &facts("OO"), start);
+    let mut slots = facts("OO");
+    slots[0].failure = Some("it ended".into());
+    rollout.step(&policy, Pace::Running, &slots, start + SECOND);
+    assert_eq!(turns_of(&rollout), [1]);
+    slots[1].failure = Some("it ended".into());
+    assert_eq!(rollout.step(&policy, Pace::Running, &slots, start + 2 * SECOND).len(), 1);
+    assert_eq!(rollout.step(&policy, Pace::Running, &slots, start + 3 * SECOND), []);
+    assert!(rollout.is_over(&slots) && rollout.has_given_up());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 

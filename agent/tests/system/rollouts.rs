@@ -7,7 +7,7 @@ use serde_json::Value;
 use sherd_testkit::{eventually, in_new_netns};
 
 use crate::{
-    traffic::Load,
+    traffic::{Connection, Load, Watch},
     world::{SHERD, World, scaled, tail},
 };
 
@@ -19,8 +19,12 @@ fn address() -> SocketAddr {
 
 /// The demo service of a version, or what else is run in its place.
 fn spec(version: &str, command: &str, rollout: &str) -> String {
+    spec_of(SLOTS, version, command, rollout)
+}
+
+fn spec_of(slots: usize, version: &str, command: &str, rollout: &str) -> String {
     format!(
-        "name = \"web\"\ndrain = \"2s\"\nstop_grace = \"1s\"\n[layout]\nunit = \"pu\"\nshards = {SLOTS}\nsharing = \"shared\"\n\
+        "name = \"web\"\ndrain = \"8s\"\nstop_grace = \"1s\"\n[layout]\nunit = \"pu\"\nshards = {slots}\nsharing = \"shared\"\n\
          memory = \"none\"\n[process]\ncommand = {command}\n[[ports]]\npublish = \"8080:80\"\nloopback = true\n\
          [readiness]\ninterval = \"100ms\"\nstart_timeout = \"2s\"\n[rollout]\nmin_healthy = \"300ms\"\nmonitor = \"300ms\"\n\
          {rollout}\n[environment]\nVERSION = \"{version}\"\n"
@@ -67,10 +71,49 @@ fn check_nothing_failed(world: &World, load: Load) {
     );
 }
 
+/// A service of one slot doesn't pause either.
+#[test]
+fn the_only_shard_of_a_group_is_replaced_beside() {
+    in_new_netns(|| check_start_first(1));
+}
+
+#[test]
+fn new_shards_come_up_beside_those_that_serve() {
+    in_new_netns(|| check_start_first(SLOTS));
+}
+
+fn check_start_first(slots: usize) {
+    let world = World::new(&format!("start-first with {slots} slots"));
+    let spec = |version: &str| spec_of(slots, version, &format!("[\"{SHERD}\", \"demo\"]"), "");
+    world.apply("web", &spec("1"));
+    world.wait_ready("web", slots);
+    let (load, kept) = (Load::start(address(), 3, usize::MAX), Load::keeping(address(), 3, Duration::from_millis(800)));
+    let watch = Watch::start(&world);
+    for version in 2..2 + scaled(3, 20) {
+        let mut long = Connection::open(address()).expect("a connection");
+        let (_, served_by) = long.who().expect("an answer");
+        world.apply("web", &spec(&version.to_string()));
+        assert_eq!(wait_phase(&world, &["completed", "rolled-back", "paused"]).0, "completed");
+        assert_eq!(versions(&world), vec![version.to_string(); slots]);
+        assert!(world.slots("web").iter().all(|slot| slot["pid"] != served_by), "it was not replaced");
+        // It outlasts the promotion, and its shard waits for it.
+        assert_eq!(long.who().expect("an answer from the former shard").1, served_by);
+        drop(long);
+        eventually("the former shards end", Duration::from_secs(20), || {
+            world.slots("web").iter().all(|slot| slot["former"].is_null()).then_some(())
+        });
+    }
+    watch.check_always_ready(slots);
+    check_nothing_failed(&world, load);
+    check_nothing_failed(&world, kept);
+    assert!(!world.log().contains("step=Drain"), "a slot was taken out");
+}
+
 #[test]
 fn a_group_changes_slot_by_slot_and_back() {
     in_new_netns(|| {
         let world = World::new("a_group_changes_slot_by_slot_and_back");
+        let good = |version: &str| spec(version, &format!("[\"{SHERD}\", \"demo\"]"), "order = \"stop-first\"");
         world.apply("web", &good("1"));
         world.wait_ready("web", SLOTS);
         assert!(world.refused(&["rollout", "status", "web"]).contains("never changed"));
@@ -124,6 +167,9 @@ fn a_paused_change_stands_still_until_it_is_resumed() {
     });
 }
 
+/// What is said of a shard that took over, and failed then.
+const TOOK_OVER: &str = "slot 0: ";
+
 fn check_rolled_back(world: &World, command: &str, expected: &str) {
     let before = world.slots("web");
     world.apply("web", &spec("bad", command, ""));
@@ -131,8 +177,12 @@ fn check_rolled_back(world: &World, command: &str, expected: &str) {
     assert_eq!(phase, "rolled-back", "{command}: {reason}");
     assert!(reason.contains(expected), "{command}: {reason}");
     assert_eq!(versions(world), ["1", "1"], "{command}");
-    // Whoever comes second was never touched.
-    assert_eq!(world.slots("web")[1]["pid"], before[1]["pid"], "{command}");
+    // Whoever comes second was never touched; and the first one only by what came up.
+    let untouched = |slot: usize| assert_eq!(world.slots("web")[slot]["pid"], before[slot]["pid"], "{command}");
+    untouched(1);
+    if expected != TOOK_OVER {
+        untouched(0);
+    }
     assert!(world.sherd(&["rollout", "status"]).contains(expected));
 }
 
@@ -143,15 +193,17 @@ fn what_does_not_come_up_is_taken_back() {
         world.apply("web", &good("1"));
         world.wait_ready("web", SLOTS);
         let load = Load::start(address(), 2, usize::MAX);
+        let watch = Watch::start(&world);
         check_rolled_back(&world, "[\"/bin/sh\", \"-c\", \"exit 3\"]", "slot 0: it exited with code 3");
         check_rolled_back(&world, "[\"sleep\", \"1000\"]", "not ready within 2s");
         // SIGTERM is nothing to it.
         let deaf = "[\"/bin/sh\", \"-c\", \"trap '' TERM; while true; do sleep 0.2; done\"]";
         check_rolled_back(&world, deaf, "not ready within 2s");
+        watch.check_always_ready(SLOTS);
         check_nothing_failed(&world, load);
         // It comes up, and dies while it is on trial, with whatever it serves.
         let dies = format!("[\"/bin/sh\", \"-c\", \"timeout 0.2 {SHERD} demo; exit 4\"]");
-        check_rolled_back(&world, &dies, "slot 0: ");
+        check_rolled_back(&world, &dies, TOOK_OVER);
     });
 }
 
@@ -161,16 +213,26 @@ fn a_failure_can_pause_or_be_passed_over() {
         let world = World::new("a_failure_can_pause_or_be_passed_over");
         world.apply("web", &good("1"));
         world.wait_ready("web", SLOTS);
-        let bad =
-            |action: &str| spec("bad", "[\"/bin/sh\", \"-c\", \"exit 3\"]", &format!("failure_action = \"{action}\""));
-        world.apply("web", &bad("pause"));
-        let (_, reason) = wait_phase(&world, &["paused"]);
-        assert!(reason.contains("exited with code 3"), "{reason}");
-        assert_eq!(versions(&world)[1], "1");
-        world.sherd(&["rollout", "undo", "web"]);
-        assert_eq!(wait_phase(&world, &["completed"]).0, "completed");
+        let bad = |action: &str, order: &str| {
+            let rollout = format!("failure_action = \"{action}\"\norder = \"{order}\"");
+            spec("bad", "[\"/bin/sh\", \"-c\", \"exit 3\"]", &rollout)
+        };
+        for order in ["start-first", "stop-first"] {
+            world.apply("web", &bad("pause", order));
+            let (_, reason) = wait_phase(&world, &["paused"]);
+            assert!(reason.contains("exited with code 3"), "{reason}");
+            assert_eq!(versions(&world)[1], "1");
+            assert_eq!(versions(&world)[0] == "1", order == "start-first");
+            world.sherd(&["rollout", "undo", "web"]);
+            assert_eq!(wait_phase(&world, &["completed"]).0, "completed");
+            assert_eq!(versions(&world), ["1", "1"]);
+        }
+        // Nobody has to give up anything for what doesn't come up.
+        world.apply("web", &bad("continue", "start-first"));
+        assert_eq!(wait_phase(&world, &["failed"]).0, "failed");
         assert_eq!(versions(&world), ["1", "1"]);
-        world.apply("web", &bad("continue"));
+        world.sherd(&["rollout", "undo", "web"]);
+        world.apply("web", &bad("continue", "stop-first"));
         eventually("the failure is told", Duration::from_secs(20), || {
             rollout(&world)["reason"].as_str().is_some_and(|reason| reason.contains("code 3")).then_some(())
         });
@@ -180,15 +242,28 @@ fn a_failure_can_pause_or_be_passed_over() {
     });
 }
 
+/// What a change of a specification passes.
+const FAULT_POINTS: [&str; 11] = [
+    "rollout.put.before",
+    "rollout.put.after",
+    "apply.stored",
+    "store.put.written",
+    "create.after",
+    "start.after",
+    "promote.before",
+    "promote.half",
+    "promote.after",
+    "stop.before",
+    "stop.after",
+];
+
 #[test]
 fn a_change_survives_the_agent() {
     in_new_netns(|| {
         let mut world = World::new("a_change_survives_the_agent");
         world.apply("web", &good("1"));
         world.wait_ready("web", SLOTS);
-        for (number, point) in
-            ["rollout.put.before", "rollout.put.after", "apply.stored", "store.put.written"].into_iter().enumerate()
-        {
+        for (number, point) in FAULT_POINTS.into_iter().enumerate() {
             let version = (number + 2).to_string();
             let before = versions(&world);
             world.kill_agent();

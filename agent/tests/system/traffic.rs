@@ -13,8 +13,13 @@ use std::{
 
 use serde_json::Value;
 
+use crate::world::World;
+
 /// How long an answer may take before the connection counts as failed.
 const TIMEOUT: Duration = Duration::from_secs(40);
+
+/// Between two requests on a connection that is kept.
+const BETWEEN_REQUESTS: Duration = Duration::from_millis(10);
 
 /// One connection to the service.
 pub(crate) struct Connection {
@@ -113,6 +118,15 @@ impl Load {
     /// Starts `clients` threads, which end after `connections` altogether or when told to. They run in the network
     /// namespace of the calling thread.
     pub(crate) fn start(address: SocketAddr, clients: usize, connections: usize) -> Self {
+        Self::run(address, clients, connections, Duration::ZERO)
+    }
+
+    /// Clients that keep each connection for so long and ask on it all the time, over and over.
+    pub(crate) fn keeping(address: SocketAddr, clients: usize, hold: Duration) -> Self {
+        Self::run(address, clients, usize::MAX, hold)
+    }
+
+    fn run(address: SocketAddr, clients: usize, connections: usize, hold: Duration) -> Self {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let failures = Arc::new(Mutex::new(Vec::new()));
         let begun = Arc::new(AtomicUsize::new(0));
@@ -120,7 +134,7 @@ impl Load {
             let (stop, done, failures, begun) = (stop.clone(), done.clone(), failures.clone(), begun.clone());
             thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) && begun.fetch_add(1, Ordering::Relaxed) < connections {
-                    if let Err(failure) = one(address) {
+                    if let Err(failure) = one(address, hold) {
                         failures.lock().expect("no client panics").push(failure);
                     }
                     done.fetch_add(1, Ordering::Relaxed);
@@ -152,14 +166,58 @@ impl Load {
     }
 }
 
-fn one(address: SocketAddr) -> Result<(), Failure> {
+/// Asks `sherd ps` all the time whether every slot serves.
+pub(crate) struct Watch {
+    stop: Arc<AtomicBool>,
+    asking: JoinHandle<Vec<Value>>,
+}
+
+impl Watch {
+    pub(crate) fn start(world: &World) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, mut command) = (stop.clone(), world.command());
+        command.args(["ps", "--json"]);
+        let asking = thread::spawn(move || {
+            let mut answers = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let output = command.output().expect("sherd runs");
+                answers.extend(serde_json::from_slice::<Value>(&output.stdout).ok());
+            }
+            answers
+        });
+        Self { stop, asking }
+    }
+
+    /// Ends it; no answer had a slot that didn't serve.
+    pub(crate) fn check_always_ready(self, slots: usize) {
+        self.stop.store(true, Ordering::Relaxed);
+        let answers = self.asking.join().expect("answers");
+        let found: Vec<&Vec<Value>> =
+            answers.iter().filter_map(|answer| answer["groups"][0]["slots"].as_array()).collect();
+        assert!(found.len() > 5, "nobody answered");
+        for answer in found {
+            let ready = answer.iter().filter(|slot| slot["ready"] == true).count();
+            assert_eq!(ready, slots, "{answer:#?}");
+        }
+    }
+}
+
+fn one(address: SocketAddr, hold: Duration) -> Result<(), Failure> {
     let began = Instant::now();
     let mut served_by = None;
     let mut twice = || -> io::Result<()> {
         let mut connection = Connection::open(address)?;
-        served_by = Some(connection.who()?.1);
-        connection.who()?;
-        Ok(())
+        let serves = connection.who()?.1;
+        served_by = Some(serves);
+        loop {
+            if connection.who()?.1 != serves {
+                return Err(io::Error::other("another shard answers on the same connection"));
+            }
+            if began.elapsed() >= hold {
+                return Ok(());
+            }
+            thread::sleep(BETWEEN_REQUESTS);
+        }
     };
     let result = twice();
     let wall = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! Shards that have closed their listener and live on: how soon that is noticed, and that they are looked at anew.
 
-use super::held::inner_name;
+use super::{Generation, held::inner_name};
 use crate::{
     reconcile::{
         Reconciler, chain,
@@ -53,5 +53,14 @@ impl SlotRun {
     pub(super) fn look_again(&mut self) {
         self.live = None;
         self.reconnect = true;
+    }
+
+    /// The same of its shard of this generation, which may be one that comes up beside the slot's.
+    pub(super) fn look_again_at(&mut self, generation: Generation) {
+        let primary = self.shards.iter().find(|shard| Some(&shard.id) == self.roles.primary.as_ref());
+        match primary {
+            Some(primary) if primary.generation != generation => self.next = None,
+            _ => self.look_again(),
+        }
     }
 }

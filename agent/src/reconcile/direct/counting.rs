@@ -19,19 +19,25 @@ use crate::{
 const HANDSHAKE: Duration = Duration::from_millis(500);
 
 impl Reconciler {
-    /// Has counted what the shards that are being emptied have accepted themselves: off the loop, one count at a time.
+    /// Has counted what the shards that are being emptied, or were taken over from, have accepted themselves: off the loop, one count at a time.
     pub(in crate::reconcile) fn count_direct(&mut self, now: Instant) {
         let mut due = Vec::new();
         for (name, group) in &mut self.groups {
             let ports = group.fronts.addresses();
             for (id, slot) in &mut group.slots {
+                let key = ShardKey { group: name.clone(), slot: *id };
+                if let Some(former) = slot.former.as_ref().filter(|former| former.direct_open > 0)
+                    && former.counted_from <= now
+                {
+                    due.push((key.clone(), former.pid, ports.clone()));
+                }
                 let drains = matches!(slot.service(), Service::Draining { .. }) && !slot.directs.is_empty();
                 let Some(live) = slot.live.as_ref().filter(|_| drains) else {
                     slot.direct_open = 0;
                     continue;
                 };
                 if slot.direct_counted_from.is_none_or(|from| from <= now) {
-                    due.push((ShardKey { group: name.clone(), slot: *id }, live.pid, ports.clone()));
+                    due.push((key, live.pid, ports.clone()));
                 }
             }
         }
@@ -60,6 +66,11 @@ impl Reconciler {
         self.counting_direct = false;
         for (key, pid, open) in counts {
             let Some(slot) = self.slot_mut(&key.group, key.slot) else { continue };
+            if let Some(former) =
+                slot.former.as_mut().filter(|former| former.pid == pid && former.counted_from <= began)
+            {
+                former.direct_open = open;
+            }
             let is_live = slot.live.as_ref().is_some_and(|live| live.pid == pid);
             let drains = matches!(slot.service(), Service::Draining { .. });
             if is_live && drains && slot.direct_counted_from.is_none_or(|from| from <= began) {
@@ -73,9 +84,14 @@ impl SlotRun {
     /// The slot has just been taken out of the table: what was steered to its shard may still be in a handshake.
     pub(in crate::reconcile) fn expect_direct(&mut self, now: Instant) {
         if !self.directs.is_empty() {
-            (self.direct_open, self.direct_counted_from) = (1, Some(now + HANDSHAKE));
+            (self.direct_open, self.direct_counted_from) = (1, Some(handshake_end(now)));
         }
     }
+}
+
+/// When every connection that was steered to a shard before `now` is on some list.
+pub(in crate::reconcile) fn handshake_end(now: Instant) -> Instant {
+    now + HANDSHAKE
 }
 
 /// Connections to the addresses that a process or its descendants have open, or have yet to accept. Queues are looked at

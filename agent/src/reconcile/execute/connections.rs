@@ -1,11 +1,13 @@
 //! A slot's connections: where its worker connects, whether new ones come, and the end of those that are there.
 
 use std::{
+    io,
     os::fd::OwnedFd,
+    sync::mpsc::Receiver,
     time::{Duration, Instant},
 };
 
-use sherd_lb::relay::Backend;
+use sherd_lb::relay::{Backend, BackendError, PortKey};
 use sherd_topology::plan::{GroupName, SlotId};
 
 use super::WORKER_TIMEOUT;
@@ -13,7 +15,10 @@ use crate::{
     fault,
     reconcile::{
         Reconciler, chain,
+        group::SlotRun,
+        inspect::Reach,
         message::Outcome,
+        publish::Fronts,
         view::{Service, Step},
     },
     runtime::ShardId,
@@ -27,37 +32,49 @@ impl Reconciler {
         else {
             return;
         };
-        let netns = match reach.netns.as_ref().map(|netns| netns.try_clone()).transpose() {
-            Ok(netns) => netns,
+        let (backend, inner) = match slot.backend_of(reach, &group.fronts) {
+            Ok(backend) => backend,
             Err(error) => {
-                let cause = format!("its namespace can't be kept open: {error}");
-                slot.fail(&group.spec, Duration::ZERO, cause, Instant::now());
+                slot.fail(&group.spec, Duration::ZERO, no_namespace(&error), Instant::now());
                 slot.hold_until_backoff();
                 return;
             }
         };
-        let mut ports = group.fronts.backend_ports(&reach.ports);
-        let generation = slot.live.as_ref().map_or(slot.generation, |live| live.generation);
-        let direct = slot.directs.get(&generation);
-        let inner: Vec<_> = direct.into_iter().flat_map(|direct| direct.inner_targets(&reach.ports)).collect();
-        let inner_keys: Vec<_> = inner.iter().map(|(key, _)| *key).collect();
-        ports.extend(inner);
-        let backend = Backend { netns: netns.map(OwnedFd::from), ports };
         if slot.service() == Service::In {
+            let generation = slot.live.as_ref().map_or(slot.generation, |live| live.generation);
             group.fronts.choose_paths(id, generation);
             if let Err(error) = group.fronts.take_in(id, &reach.ports) {
                 slot.last_error = Some(format!("it can't serve an address: {}", chain(&error)));
             }
         }
         let entered = worker.set_backend(Some(backend));
-        slot.directs.values_mut().for_each(|direct| direct.serve_inner(worker, &inner_keys));
+        slot.directs.values_mut().for_each(|direct| direct.serve_inner(worker, &inner));
         (slot.backend, slot.reconnect) = (Some(shard.clone()), false);
         group.settle_hung();
-        self.await_worker(name, id, Step::Connect(shard), move || match entered.recv_timeout(WORKER_TIMEOUT) {
-            Ok(Ok(())) => Outcome::Done,
-            Ok(Err(error)) => Outcome::Worker(chain(&error)),
-            Err(error) => Outcome::Worker(error.to_string()),
-        });
+        self.await_worker(name, id, Step::Connect(shard), move || entered_in_time(&entered));
+    }
+
+    /// The inner doors of a shard that comes up are served before it takes over: what checks it from inside finds it answer.
+    pub(in crate::reconcile) fn serve_inner_doors(&mut self, name: &GroupName, id: SlotId) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let Some(slot) = group.slots.get_mut(&id) else { return };
+        let next = slot.next.as_ref().and_then(|next| slot.directs.get(&next.generation));
+        // Without a backend it is connected soon, and then to these too.
+        if slot.backend.is_none() || next.is_none_or(|direct| direct.grafts.is_empty()) {
+            return;
+        }
+        let (Some(worker), Some(reach)) = (&slot.worker, slot.live.as_ref().and_then(|live| live.reach.as_ref()))
+        else {
+            return;
+        };
+        match slot.backend_of(reach, &group.fronts) {
+            Ok((backend, inner)) => {
+                // To the same shard, so its result is of no interest.
+                drop(worker.set_backend(Some(backend)));
+                slot.directs.values_mut().for_each(|direct| direct.serve_inner(worker, &inner));
+            }
+            Err(error) => slot.last_error = Some(no_namespace(&error)),
+        }
     }
 
     pub(super) fn set_service(&mut self, name: &GroupName, id: SlotId, service: Service) {
@@ -122,5 +139,34 @@ impl Reconciler {
             let _ = (left.recv_timeout(WORKER_TIMEOUT), closed.recv_timeout(patience));
             Outcome::Done
         });
+    }
+}
+
+impl SlotRun {
+    /// What the worker is told while the shard that is reached so gets the slot's connections; also the doors into the other
+    /// shards that are there, and the keys of all these.
+    pub(super) fn backend_of(&self, reach: &Reach, fronts: &Fronts) -> io::Result<(Backend, Vec<PortKey>)> {
+        let netns = reach.netns.as_ref().map(|netns| netns.try_clone()).transpose()?;
+        let mut ports = fronts.backend_ports(&reach.ports);
+        let beside = self.live.iter().chain(&self.next).map(|live| (live.generation, live.reach.as_ref()));
+        let shards = beside.chain(self.former.iter().map(|former| (former.generation, former.reach.as_ref())));
+        let doors = shards.filter_map(|(generation, reach)| Some((self.directs.get(&generation)?, reach?)));
+        let inner: Vec<_> = doors.flat_map(|(direct, reach)| direct.inner_targets(&reach.ports)).collect();
+        let keys = inner.iter().map(|(key, _)| *key).collect();
+        ports.extend(inner);
+        Ok((Backend { netns: netns.map(OwnedFd::from), ports }, keys))
+    }
+}
+
+pub(super) fn no_namespace(error: &io::Error) -> String {
+    format!("its namespace can't be kept open: {error}")
+}
+
+/// Whether a worker has turned to a backend.
+pub(super) fn entered_in_time(entered: &Receiver<Result<(), BackendError>>) -> Outcome {
+    match entered.recv_timeout(WORKER_TIMEOUT) {
+        Ok(Ok(())) => Outcome::Done,
+        Ok(Err(error)) => Outcome::Worker(chain(&error)),
+        Err(error) => Outcome::Worker(error.to_string()),
     }
 }

@@ -10,7 +10,13 @@ use sherd_topology::plan::{GroupName, SlotId};
 
 use super::report;
 use crate::{
-    reconcile::{Reconciler, group::Running, step_task::outcome, view::Step},
+    reconcile::{
+        Reconciler,
+        direct::Generation,
+        group::{Running, SlotRun},
+        step_task::outcome,
+        view::Step,
+    },
     runtime::{ShardKey, ShardOrder},
     spec::{ContainerPort, GroupSpec, RuntimeSpec},
 };
@@ -21,7 +27,7 @@ impl Reconciler {
         let (spec, shards) = (Arc::clone(&group.spec), group.planned().len());
         let Some(place) = group.place(id).cloned() else { return };
         let Some(slot) = group.slots.get_mut(&id) else { return };
-        slot.generation += 1;
+        slot.generation = slot.next_generation();
         let process_ports = match &spec.runtime {
             RuntimeSpec::Process(_) => free_ports(&spec),
             RuntimeSpec::Docker(_) => Ok(Vec::new()),
@@ -63,6 +69,15 @@ impl Reconciler {
             let outcome = outcome(runtime.create(&order).await.map(|_| ()));
             report(&outbox, order.key, Step::Create, outcome, Vec::new());
         });
+    }
+}
+
+impl SlotRun {
+    /// One that no shard of the slot had. Beside a living shard it is of the other parity: its listener has the other place.
+    fn next_generation(&self) -> Generation {
+        let next = self.generation + 1;
+        let serving = self.shards.iter().find(|shard| Some(&shard.id) == self.roles.primary.as_ref());
+        next + u64::from(serving.is_some_and(|serving| serving.generation % 2 == next % 2))
     }
 }
 

@@ -51,6 +51,10 @@ fn empty(id: u32, wanted: Wanted) -> SlotView {
         reconnect: false,
         pinning: Pinning::Unknown,
         equipped: false,
+        primary: None,
+        next: None,
+        former: None,
+        overlaps: false,
     }
 }
 
@@ -67,7 +71,32 @@ fn serving(id: u32, hash: &str, wants: Wanted) -> SlotView {
         backend: Some(ShardId("7".to_owned())),
         pinning: Pinning::Holds(place(id)),
         equipped: true,
+        primary: Some(ShardId("7".to_owned())),
         ..empty(id, wants)
+    }
+}
+
+/// The same, and its turn is start-first.
+fn overlapping(id: u32, hash: &str, wants: Wanted) -> SlotView {
+    SlotView { overlaps: true, ..serving(id, hash, wants) }
+}
+
+/// One that comes up: not asked yet where it is.
+fn next(id: &ShardId, health: Health) -> NextView {
+    NextView { id: id.clone(), health, pinning: Pinning::Unknown, overdue: false }
+}
+
+/// Has who is beside the slot's shard take its place, if that is gone, as the loop does.
+fn take_place(view: &mut SlotView) {
+    let lives = |id: &ShardId| view.shards.iter().any(|shard| shard.id == *id && is_alive(&shard.state));
+    if view.primary.as_ref().is_some_and(lives) {
+        return;
+    }
+    (view.health, view.pinning) = (Health::Unready, Pinning::Unknown);
+    if let Some(next) = view.next.take() {
+        (view.health, view.pinning, view.primary) = (next.health, next.pinning, Some(next.id));
+    } else {
+        view.primary = view.former.take().map(|former| former.id);
     }
 }
 
@@ -78,16 +107,33 @@ fn carry_out(view: &mut SlotView, step: &Step, next_id: &mut u64, now: Instant) 
         Step::Create => {
             *next_id += 1;
             let Wanted::Run { spec, .. } = &view.wanted else { panic!("a shard is made that nobody wants") };
+            let living = view.shards.iter().filter(|shard| is_alive(&shard.state)).count();
+            assert!(living < 2, "a third one is made");
             view.shards.push(ShardView { spec: spec.clone(), ..shard(*next_id, "", ShardState::Created) });
-            view.pinning = Pinning::Unknown;
         }
         Step::Start(id) => {
             set_state(view, id, running());
-            view.health = Health::Ready;
+            if view.primary.is_some() {
+                view.next = Some(next(id, Health::Ready));
+            } else {
+                (view.primary, view.health, view.pinning) = (Some(id.clone()), Health::Ready, Pinning::Unknown);
+            }
         }
-        Step::Verify(_) | Step::Repin(_) => {
+        Step::Verify(id) | Step::Repin(id) => {
             let Wanted::Run { slot, .. } = &view.wanted else { panic!("a shard is moved that is to go") };
-            view.pinning = Pinning::Holds(slot.clone());
+            let holds = Pinning::Holds(slot.clone());
+            match &mut view.next {
+                Some(next) if next.id == *id => next.pinning = holds,
+                _ => view.pinning = holds,
+            }
+        }
+        Step::Promote(id) => {
+            let next = view.next.take().expect("somebody to promote");
+            assert!(next.id == *id && next.health == Health::Ready, "promoted before it is ready");
+            assert_eq!(view.former, None, "the connections of another are forgotten");
+            let former = view.primary.replace(next.id.clone());
+            view.former = former.map(|id| FormerView { id, open: 0, until: now + Duration::from_secs(1) });
+            (view.health, view.pinning, view.backend) = (next.health, next.pinning, Some(next.id));
         }
         Step::Connect(id) => (view.backend, view.reconnect) = (Some(id.clone()), false),
         Step::TakeIn => view.service = Service::In,
@@ -101,10 +147,17 @@ fn carry_out(view: &mut SlotView, step: &Step, next_id: &mut u64, now: Instant) 
             (view.backend, view.open) = (None, 0);
         }
         Step::Stop(id) => {
-            let sole = view.shards.iter().filter(|shard| is_alive(&shard.state)).count() == 1;
-            assert!(!sole || view.service != Service::In, "stopped in service");
+            assert!(view.primary.as_ref() != Some(id) || view.service != Service::In, "stopped in service");
+            let finishes = |former: &FormerView| former.id == *id && former.open > 0 && now < former.until;
+            assert!(!view.former.as_ref().is_some_and(finishes), "stopped with connections");
+            let runs = matches!(&view.wanted, Wanted::Run { spec, .. } if of(view, id).spec == *spec);
+            let comes_up = view.next.as_ref().is_some_and(|next| next.id == *id && !next.overdue);
+            assert!(!(runs && comes_up), "stopped before it takes over");
             set_state(view, id, ShardState::Exited { code: Some(0), oom: false });
-            (view.health, view.overdue) = (Health::Unready, false);
+            view.next.take_if(|next| next.id == *id);
+            view.former.take_if(|former| former.id == *id);
+            view.overdue = false;
+            take_place(view);
         }
         Step::Remove(id) => {
             let state = view.shards.iter().find(|shard| shard.id == *id).map(|shard| shard.state);
@@ -116,6 +169,10 @@ fn carry_out(view: &mut SlotView, step: &Step, next_id: &mut u64, now: Instant) 
             view.equipped = false;
         }
     }
+}
+
+fn of<'a>(view: &'a SlotView, id: &ShardId) -> &'a ShardView {
+    view.shards.iter().find(|shard| shard.id == *id).expect("a step names a shard that is there")
 }
 
 fn set_state(view: &mut SlotView, id: &ShardId, state: ShardState) {
@@ -194,8 +251,68 @@ fn a_slot_that_is_not_wanted_is_drained_before_it_is_stopped() {
 fn a_dead_shard_is_replaced() {
     let mut slot = serving(0, "a", wanted(0, "a"));
     slot.shards[0].state = ShardState::Exited { code: Some(1), oom: false };
-    slot.health = Health::Unready;
+    take_place(&mut slot);
     check(slot, "TakeOut Disconnect Remove Create Start Verify Connect TakeIn");
+}
+
+#[test]
+fn a_new_shard_takes_over_from_the_one_that_serves() {
+    let all = "Create Start Verify Promote Stop Remove";
+    check(overlapping(0, "a", wanted(0, "b")), all);
+    check(serving(0, "a", wanted(0, "b")), "Drain Disconnect Stop TakeOut Remove Create Start Verify Connect TakeIn");
+    // A slot that doesn't serve has nothing to lose.
+    let out = SlotView { service: Service::Out, ..overlapping(0, "a", wanted(0, "b")) };
+    check(out, "Drain Disconnect Stop TakeOut Remove Create Start Verify Connect TakeIn");
+    // It was made, and the agent was killed then.
+    let mut made = overlapping(0, "a", wanted(0, "b"));
+    made.shards.push(shard(8, "b", ShardState::Created));
+    check(made.clone(), "Start Verify Promote Stop Remove");
+    let without_room = SlotView { overlaps: false, ..made };
+    check(without_room, "Remove Drain Disconnect Stop TakeOut Remove Create Start Verify Connect TakeIn");
+}
+
+/// A slot that serves, with a shard beside.
+fn with_next(hash: &str, wants: Wanted, health: Health) -> SlotView {
+    let mut slot = overlapping(0, "a", wants);
+    slot.shards.push(shard(8, hash, running()));
+    slot.next = Some(next(&ShardId("8".to_owned()), health));
+    slot
+}
+
+#[test]
+fn what_comes_up_in_vain_goes_and_the_slot_serves_on() {
+    check(with_next("b", wanted(0, "a"), Health::Ready), "Stop Remove");
+    check(with_next("b", wanted(0, "b"), Health::Ready), "Verify Promote Stop Remove");
+    let mut overdue = with_next("b", wanted(0, "b"), Health::Unready);
+    overdue.start_after = Some(Instant::now() + Duration::from_secs(60));
+    if let Some(next) = &mut overdue.next {
+        (next.overdue, next.pinning) = (true, Pinning::Holds(place(0)));
+    }
+    check(overdue, "Stop Remove");
+    check(with_next("b", Wanted::Gone, Health::Ready), "Stop Drain Disconnect Stop Remove Remove Retire");
+    // The one that serves goes on as if nobody were beside it.
+    check(SlotView { reconnect: true, ..with_next("b", wanted(0, "b"), Health::Unready) }, "Connect Verify");
+    check(SlotView { health: Health::Unready, ..with_next("b", wanted(0, "b"), Health::Unready) }, "TakeOut Verify");
+}
+
+#[test]
+fn who_was_taken_over_from_has_time_to_finish() {
+    let now = Instant::now();
+    let mut slot = with_next("b", wanted(0, "b"), Health::Ready);
+    (slot.next, slot.primary, slot.backend) = (None, Some(ShardId("8".to_owned())), Some(ShardId("8".to_owned())));
+    slot.former = Some(FormerView { id: ShardId("7".to_owned()), open: 2, until: now + Duration::from_secs(5) });
+    let steps = |slot: &SlotView, now| names(&next_steps(std::slice::from_ref(slot), &BTreeSet::from([slot.id]), now));
+    assert_eq!(steps(&slot, now), "");
+    assert_eq!(steps(&slot, now + Duration::from_secs(5)), "Stop");
+    // The next change waits for it too.
+    let changed = SlotView { wanted: wanted(0, "c"), ..slot.clone() };
+    assert_eq!(steps(&changed, now), "");
+    let gone = SlotView { wanted: Wanted::Gone, service: Service::Out, backend: None, ..slot };
+    assert_eq!(steps(&gone, now), "Stop");
+    let down = ShardState::Exited { code: Some(0), oom: false };
+    let down = SlotView { shards: vec![gone.shards[0].clone(), shard(8, "b", down)], ..gone };
+    assert_eq!(steps(&down, now), "");
+    assert_eq!(steps(&down, now + Duration::from_secs(5)), "Stop");
 }
 
 #[test]
@@ -232,12 +349,19 @@ fn draining_waits_for_connections_until_its_deadline() {
 
 #[test]
 fn a_new_specification_replaces_slot_by_slot() {
-    let mut slots: Vec<SlotView> = (0..4).map(|id| serving(id, "old", wanted(id, "new"))).collect();
+    check_replaced((0..4).map(|id| serving(id, "old", wanted(id, "new"))).collect(), 1);
+    check_replaced((0..4).map(|id| overlapping(id, "old", wanted(id, "new"))).collect(), 0);
+    check_replaced(vec![overlapping(0, "old", wanted(0, "new"))], 0);
+}
+
+fn check_replaced(mut slots: Vec<SlotView>, most_out: usize) {
     let now = Instant::now();
     let (mut next_id, mut rollout) = (100, Rollout::default());
     for _ in 0..100 {
         let out = slots.iter().filter(|slot| slot.service != Service::In).count();
-        assert!(out <= 1, "{out} slots out of service at once");
+        assert!(out <= most_out, "{out} slots out of service at once");
+        let doubled = slots.iter().filter(|slot| slot.next.is_some() || slot.former.is_some()).count();
+        assert!(doubled <= 2, "{doubled} slots with two shards at once");
         let steps = steps_of(&slots, &mut rollout, now);
         if steps.is_empty() {
             break;
@@ -253,6 +377,7 @@ fn a_new_specification_replaces_slot_by_slot() {
 fn a_new_specification_that_does_not_come_up_stops_at_the_first_slot() {
     let mut slots: Vec<SlotView> = (0..3).map(|id| serving(id, "old", wanted(id, "new"))).collect();
     slots[0].shards[0] = shard(8, "new", running());
+    slots[0].primary = Some(ShardId("8".to_owned()));
     (slots[0].service, slots[0].health, slots[0].backend) = (Service::Out, Health::Unready, None);
     assert_eq!(steps_of(&slots, &mut Rollout::default(), Instant::now()), []);
 }
@@ -270,17 +395,29 @@ fn any_state() -> impl Strategy<Value = ShardState> {
 fn any_slot(id: u32) -> impl Strategy<Value = SlotView> {
     let wants = prop_oneof![Just(wanted(id, "a")), Just(Wanted::Gone), Just(Wanted::Stopped)];
     let shards = proptest::collection::vec((any_state(), prop_oneof![Just("a"), Just("b")]), 0..4);
-    (wants, shards, any::<bool>(), any::<bool>(), any::<bool>(), 0u64..3).prop_map(
-        move |(wants, shards, equipped, in_service, ready, open)| {
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    // Who serves of those that live, and what the one beside it is.
+    let roles = (0usize..4, any::<bool>());
+    (wants, shards, flags, roles, 0u64..3).prop_map(
+        move |(wants, shards, (equipped, in_service, ready, overlaps, comes_up), (serves, is_ready), open)| {
             let shards: Vec<ShardView> =
                 shards.into_iter().enumerate().map(|(n, (state, hash))| shard(n as u64 + 1, hash, state)).collect();
-            let alive = shards.iter().find(|shard| is_alive(&shard.state));
+            let mut alive: Vec<&ShardView> = shards.iter().filter(|shard| is_alive(&shard.state)).collect();
+            let serves = serves % alive.len().max(1);
+            let primary = (!alive.is_empty()).then(|| alive.remove(serves).id.clone());
+            let beside = alive.first().map(|shard| shard.id.clone());
+            let (coming, going) = if comes_up { (beside, None) } else { (None, beside) };
+            let health = |ready| if ready { Health::Ready } else { Health::Unready };
             SlotView {
-                backend: alive.filter(|_| equipped).map(|shard| shard.id.clone()),
-                health: if ready { Health::Ready } else { Health::Unready },
+                backend: primary.clone().filter(|_| equipped),
+                health: health(ready),
                 service: if in_service && equipped { Service::In } else { Service::Out },
                 open,
                 equipped,
+                primary,
+                next: coming.map(|id| next(&id, health(is_ready))),
+                former: going.map(|id| FormerView { id, open, until: Instant::now() + Duration::from_secs(1) }),
+                overlaps,
                 shards: shards.clone(),
                 ..empty(id, wants)
             }
@@ -293,13 +430,16 @@ proptest! {
     /// assertions hold on the way.
     #[test]
     fn every_state_converges(mut slots in (any_slot(0), any_slot(1), any_slot(2)).prop_map(|(a, b, c)| vec![a, b, c])) {
-        // Two living shards in one slot are a crash's; nothing says then which of them the worker serves.
-        for slot in &mut slots {
-            if slot.shards.iter().filter(|shard| is_alive(&shard.state)).count() > 1 {
-                slot.service = Service::Out;
-            }
-        }
         converge(&mut slots, Instant::now());
+        // Whoever was taken over from has had its time, and whoever comes up has become ready or been late.
+        let later = Instant::now() + Duration::from_secs(5);
+        for _ in 0..2 {
+            for slot in &mut slots {
+                slot.next.iter_mut().for_each(|next| next.health = Health::Ready);
+                slot.open = 0;
+            }
+            converge(&mut slots, later);
+        }
         for slot in &slots {
             let alive = slot.shards.iter().filter(|shard| is_alive(&shard.state)).count();
             match &slot.wanted {

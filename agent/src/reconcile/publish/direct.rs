@@ -218,6 +218,28 @@ impl Fronts {
         self.bound().any(|front| front.path(index).is_direct() && front.serving_cookie(index).is_none())
     }
 
+    /// Whether steering of some address has one place for shards' listeners in each slot.
+    pub(in crate::reconcile) fn have_one_place(&self) -> bool {
+        self.bound().any(|front| front.places().len() == 1)
+    }
+
+    /// Whether the slot's connections of some address go to the place of its shard of this generation.
+    pub(in crate::reconcile) fn points_at(&self, slot: SlotId, generation: Generation) -> bool {
+        self.bound().any(|front| front.path(index_of(slot)) == Path::Direct(place_of(front, generation)))
+    }
+
+    /// Whether each of `reached` that is a listener in the hands of the slot's shard of this generation is there still.
+    pub(in crate::reconcile) fn has_listeners(
+        &self,
+        slot: SlotId,
+        generation: Generation,
+        reached: &[(ContainerPort, Target)],
+    ) -> bool {
+        let present = self.direct_targets(slot, generation);
+        let is_there = |port: ContainerPort| present.iter().any(|(there, _)| *there == port);
+        reached.iter().all(|(port, target)| target.force.is_none() || is_there(*port))
+    }
+
     /// The shard of this generation is gone: where it got the slot's connections, the slot is out, and its worker's again. A
     /// place that a shard of `others` has stays as it is.
     pub(in crate::reconcile) fn leave_direct(&mut self, slot: SlotId, generation: Generation, others: &[Generation]) {

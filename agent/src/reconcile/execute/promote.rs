@@ -1,0 +1,82 @@
+//! A shard takes over from the one that it came up beside: new connections go to it, and the other one finishes those it has.
+
+use std::time::{Duration, Instant};
+
+use sherd_topology::plan::{GroupName, SlotId};
+
+use super::{
+    WORKER_TIMEOUT,
+    connections::{entered_in_time, no_namespace},
+};
+use crate::{
+    fault,
+    reconcile::{
+        Reconciler, chain,
+        message::Message,
+        view::{Service, Step},
+    },
+    runtime::ShardId,
+};
+
+impl Reconciler {
+    /// Both shards are there throughout, so each new connection gets one that serves, wherever this is interrupted. The worker
+    /// turns first: a path that points at it then leads to the new shard.
+    pub(super) fn promote(&mut self, name: &GroupName, id: SlotId, shard: &ShardId) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let now = Instant::now();
+        let until = now + group.spec.drain;
+        let Some(slot) = group.slots.get_mut(&id) else { return };
+        let Some(next) = slot.next.as_ref().filter(|next| next.id == *shard) else { return };
+        let (Some(worker), Some(reach), generation) = (slot.worker.clone(), next.reach.clone(), next.generation) else {
+            return;
+        };
+        if !group.fronts.has_listeners(id, generation, &reach.ports) {
+            // It has closed its listener since it was asked.
+            slot.next = None;
+            return self.follow_live(name);
+        }
+        let (backend, inner) = match slot.backend_of(&reach, &group.fronts) {
+            Ok(backend) => backend,
+            Err(error) => {
+                slot.fail(&group.spec, Duration::ZERO, no_namespace(&error), now);
+                return slot.hold_until_backoff();
+            }
+        };
+        fault::point("promote.before");
+        let entered = worker.set_backend(Some(backend));
+        let drained = worker.drain_former(until);
+        fault::point("promote.half");
+        group.fronts.choose_paths(id, generation);
+        if slot.service() == Service::In
+            && let Err(error) = group.fronts.take_in(id, &reach.ports)
+        {
+            slot.last_error = Some(format!("it can't serve an address: {}", chain(&error)));
+        }
+        fault::point("promote.after");
+        slot.hand_over(now, until);
+        slot.judged.begin_shard();
+        slot.directs.values_mut().for_each(|direct| direct.serve_inner(&worker, &inner));
+        (slot.backend, slot.reconnect) = (Some(shard.clone()), false);
+        if let Some(live) = &mut slot.live {
+            live.served |= slot.service == Some(Service::In);
+        }
+        slot.cause = None;
+        let handover = slot.handovers;
+        group.settle_hung();
+        tracing::info!(group = %name, slot = %id, %shard, "{name}/{id}: {shard} takes over");
+        self.note_path_of_image(name, id);
+        self.await_worker(name, id, Step::Promote(shard.clone()), move || entered_in_time(&entered));
+        let (outbox, group) = (self.outbox.clone(), name.clone());
+        tokio::task::spawn_blocking(move || {
+            // The worker keeps to the deadline itself. One that is gone has closed everything too.
+            let _ = drained.recv_timeout(until.saturating_duration_since(Instant::now()) + WORKER_TIMEOUT);
+            // The loop has ended: nobody waits for it.
+            let _ = outbox.send(Message::FormerDrained { group, slot: id, handover });
+        });
+    }
+
+    pub(in crate::reconcile) fn on_former_drained(&mut self, name: &GroupName, id: SlotId, handover: u64) {
+        let former = self.slot_mut(name, id).and_then(|slot| slot.former.as_mut());
+        former.filter(|former| former.handover == handover).into_iter().for_each(|former| former.relayed_done = true);
+    }
+}
