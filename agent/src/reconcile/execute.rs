@@ -134,8 +134,14 @@ impl Reconciler {
                 if matches!(step, Step::Create | Step::Start(_)) && !error.is_outage() {
                     slot.failure = Some((spec.hash(), cause.clone()));
                 }
+                let of_slot = slot.cause.clone();
                 slot.fail(&spec, Duration::ZERO, cause.clone(), now);
-                slot.hold_until_backoff();
+                if slot.service() == Service::In && matches!(step, Step::Create | Step::Start(_)) {
+                    // The shard that serves is looked after meanwhile: only the one beside it waits.
+                    slot.cause = of_slot;
+                } else {
+                    slot.hold_until_backoff();
+                }
                 group.tell_stop_waiters(name, id, &cause);
                 if error.is_outage() {
                     self.note_runtime(spec.runtime.kind(), Err(&error));
