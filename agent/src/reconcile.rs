@@ -43,6 +43,7 @@ mod hung;
 mod inspect;
 mod judging;
 pub mod keeper;
+mod memory;
 mod message;
 mod observe;
 mod order;

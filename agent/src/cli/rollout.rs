@@ -147,6 +147,10 @@ fn text(group: &GroupName, status: &RolloutStatus) -> String {
         Some(ended) => format!("took {}", age(Duration::from_secs(ended.saturating_sub(status.started_unix_s)))),
         None => format!("began {} ago", age(since(status.started_unix_s))),
     };
+    let in_need = status.slots.iter().filter_map(|slot| Some((slot.slot, slot.stop_first.as_ref()?)));
+    for (slot, why) in in_need {
+        text.push_str(&format!("  slot {slot} is replaced stop-first: {why}\n"));
+    }
     text.push_str(&format!("  {span}"));
     match status.can_undo {
         true => text.push_str(&format!("; `sherd rollout undo {group}` brings back what ran before\n")),

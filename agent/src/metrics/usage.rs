@@ -10,6 +10,7 @@ use nix::unistd::{SysconfVar, sysconf};
 use sherd_topology::model::NodeId;
 
 use super::locality::{self, ByNode};
+use crate::runtime::procfs;
 use crate::status::SlotStatus;
 
 /// What one shard, or the agent, has used.
@@ -102,13 +103,37 @@ impl UsageReader {
         locality::parse_maps(&text, self.page_bytes)
     }
 
+    /// The shard's own directory. A group that it shares with the agent, or the root group, counts others' use too.
+    fn private(
+        &self,
+        own: &BTreeMap<String, PathBuf>,
+        shard: &BTreeMap<String, PathBuf>,
+        controller: &str,
+    ) -> Option<PathBuf> {
+        let path = shard.get(controller).filter(|path| *path != Path::new("/"))?;
+        (own.get(controller) != Some(path)).then(|| self.directory(controller, path)).flatten()
+    }
+
+    /// Memory that a shard uses and can't give back at once, bytes: of its own control group without inactive file pages, as the
+    /// kubelet counts; else what its processes have resident. `None`: it has ended.
+    pub fn memory_of(&self, pid: u32) -> Option<u64> {
+        let (own, shard) = (self.membership("self"), self.membership(&pid.to_string()));
+        let charged = |controller, usage, inactive| {
+            let directory = self.private(&own, &shard, controller)?;
+            let inactive = keys(&directory.join("memory.stat")).get(inactive).copied().unwrap_or(0);
+            Some(number(&directory.join(usage))?.saturating_sub(inactive))
+        };
+        charged("memory", "memory.usage_in_bytes", "total_inactive_file")
+            .or_else(|| charged("", "memory.current", "inactive_file"))
+            .or_else(|| {
+                let all = procfs::descendants(pid).into_iter().chain([pid]);
+                all.filter_map(|pid| self.resident(&pid.to_string())).reduce(u64::saturating_add)
+            })
+    }
+
     fn of_shard(&self, pid: u32, own: &BTreeMap<String, PathBuf>) -> Option<Usage> {
         let shard = self.membership(&pid.to_string());
-        // A group that the shard shares with the agent, or the root group, counts others' time too.
-        let private = |controller: &str| {
-            let path = shard.get(controller).filter(|path| *path != Path::new("/"))?;
-            (own.get(controller) != Some(path)).then(|| self.directory(controller, path)).flatten()
-        };
+        let private = |controller: &str| self.private(own, &shard, controller);
         let quota_v1 = private("cpu").map(|dir| keys(&dir.join("cpu.stat"))).unwrap_or_default();
         let unified = private("");
         let v2 = unified.as_ref().map(|dir| keys(&dir.join("cpu.stat"))).unwrap_or_default();

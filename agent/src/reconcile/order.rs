@@ -2,10 +2,15 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use sherd_topology::plan::{GroupName, SlotId};
+use sherd_topology::plan::{GroupName, Slot, SlotId};
 
-use super::{Reconciler, group::Group, view::Service};
-use crate::spec::Order;
+use super::{
+    Reconciler,
+    group::{Group, SlotRun},
+    memory::{Memory, NoRoom},
+    view::Service,
+};
+use crate::spec::{GroupSpec, Order, RuntimeSpec};
 
 /// How a slot's turn goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +28,10 @@ pub(super) enum StopFirst {
     Asked,
     /// Steering has room for one shard's listener in each slot.
     OnePlace,
+    /// There is no memory for two.
+    NoRoom(NoRoom),
+    /// Whether there is can't be told.
+    Unknown(String),
 }
 
 impl fmt::Display for StopFirst {
@@ -33,16 +42,20 @@ impl fmt::Display for StopFirst {
                 "an older version of sherd has published its addresses, with room for one listener of a slot; \
                  `sherd stop` and `apply` make room for two",
             ),
+            Self::NoRoom(no_room) => no_room.fmt(f),
+            Self::Unknown(why) => write!(f, "whether there is memory for a second shard can't be told: {why}"),
         }
     }
 }
 
 /// What the decision depends on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Facts {
     pub(super) order: Order,
     /// Both of two shards would want the one place that steering has.
     pub(super) one_place: bool,
+    /// What is known of its memory, or why nothing is.
+    pub(super) memory: Result<Memory, String>,
 }
 
 /// PURE.
@@ -50,7 +63,11 @@ pub(super) fn decide(facts: Facts) -> TurnOrder {
     match facts {
         Facts { order: Order::StopFirst, .. } => TurnOrder::StopFirst(StopFirst::Asked),
         Facts { one_place: true, .. } => TurnOrder::StopFirst(StopFirst::OnePlace),
-        Facts { .. } => TurnOrder::StartFirst,
+        Facts { memory: Err(why), .. } => TurnOrder::StopFirst(StopFirst::Unknown(why)),
+        Facts { memory: Ok(memory), .. } => match memory.check() {
+            Ok(()) => TurnOrder::StartFirst,
+            Err(no_room) => TurnOrder::StopFirst(StopFirst::NoRoom(no_room)),
+        },
     }
 }
 
@@ -59,12 +76,16 @@ impl Reconciler {
     /// is another way now.
     pub(super) fn decide_orders(&mut self, name: &GroupName, turns: &BTreeSet<SlotId>) -> bool {
         let Some(group) = self.groups.get_mut(name) else { return false };
-        let due = |(id, slot): (&SlotId, &super::group::SlotRun)| {
+        let due = |(id, slot): (&SlotId, &SlotRun)| {
             let serves = slot.service() == Service::In && slot.live.is_some();
             (turns.contains(id) && slot.order.is_none() && serves).then_some(*id)
         };
-        let decided: Vec<(SlotId, TurnOrder)> =
-            group.slots.iter().filter_map(due).map(|id| (id, group.order_of())).collect();
+        let decided: Vec<(SlotId, TurnOrder)> = group
+            .slots
+            .iter()
+            .filter_map(due)
+            .map(|id| (id, group.order_of(id, &group.spec, group.planned())))
+            .collect();
         let mut changed = !decided.is_empty();
         for (id, slot) in &mut group.slots {
             let order = decided.iter().find(|(decided, _)| decided == id).map(|(_, order)| order.clone());
@@ -74,17 +95,60 @@ impl Reconciler {
                 slot.order = order;
             }
         }
+        let of_need = |(id, order): (SlotId, TurnOrder)| Some((id, order.not_asked()?));
+        for (id, why) in decided.into_iter().filter_map(of_need) {
+            tracing::warn!(group = %name, slot = %id, "{name}/{id} is replaced stop-first: {why}");
+            let message = format!("slot {id} is replaced stop-first: {why}");
+            self.send_event(super::report::slot_event(name, id, "rollout", message));
+        }
         changed
     }
 }
 
+impl TurnOrder {
+    /// Why the shard that serves ends first, although nobody asked for that.
+    pub(super) fn not_asked(&self) -> Option<String> {
+        match self {
+            Self::StopFirst(why) if *why != StopFirst::Asked => Some(why.to_string()),
+            Self::StartFirst | Self::StopFirst(_) => None,
+        }
+    }
+}
+
 impl Group {
-    /// How a slot of it would be replaced now.
-    pub(super) fn order_of(&self) -> TurnOrder {
+    /// How a slot that serves would be replaced now by a shard of `spec`, whose slots are these. Reads a few small files of the
+    /// kernel's.
+    fn order_of(&self, id: SlotId, spec: &GroupSpec, slots: &[Slot]) -> TurnOrder {
         decide(Facts {
-            order: self.spec.rollout.order,
-            one_place: self.spec.is_behind_shim() && self.fronts.have_one_place(),
+            order: spec.rollout.order,
+            one_place: spec.is_behind_shim() && self.fronts.have_one_place(),
+            memory: self.memory_of(id, spec, slots),
         })
+    }
+
+    fn memory_of(&self, id: SlotId, spec: &GroupSpec, slots: &[Slot]) -> Result<Memory, String> {
+        let place = slots.iter().find(|slot| slot.id == id).ok_or("it has no place")?;
+        let live = self.slots.get(&id).and_then(|slot| slot.live.as_ref()).ok_or("it has no shard")?;
+        let limit = match &spec.runtime {
+            RuntimeSpec::Docker(container) => container.memory_bytes,
+            RuntimeSpec::Process(_) => None,
+        };
+        Memory::read(limit.or(place.memory_limit_bytes), place, live.pid).map_err(|error| error.to_string())
+    }
+
+    /// In words, how the shards that serve would be replaced now by those of `spec`, whose slots are these.
+    pub(super) fn order_in_words(&self, spec: &GroupSpec, slots: &[Slot]) -> String {
+        if spec.rollout.order == Order::StopFirst {
+            return format!("stop-first, as {} says", StopFirst::Asked);
+        }
+        let serves =
+            |id: &SlotId| self.slots.get(id).is_some_and(|slot| slot.service() == Service::In && slot.live.is_some());
+        let serving = slots.iter().map(|slot| slot.id).filter(serves);
+        let mut in_need = serving.filter_map(|id| Some((id, self.order_of(id, spec, slots).not_asked()?)));
+        match in_need.next() {
+            Some((id, why)) => format!("start-first where that can be, and stop-first as now slot {id}: {why}"),
+            None => "start-first: a new shard takes over from the one that serves when it is ready".to_owned(),
+        }
     }
 }
 
@@ -94,10 +158,19 @@ mod tests {
 
     #[test]
     fn a_shard_that_serves_ends_first_only_for_a_reason() {
-        let check = |order, one_place, expected| assert_eq!(decide(Facts { order, one_place }), expected);
+        let enough = Memory { needed: 1, available: 1, on_nodes: None };
+        let check = |order, one_place, expected| {
+            assert_eq!(decide(Facts { order, one_place, memory: Ok(enough) }), expected);
+        };
         check(Order::StartFirst, false, TurnOrder::StartFirst);
         check(Order::StartFirst, true, TurnOrder::StopFirst(StopFirst::OnePlace));
         check(Order::StopFirst, false, TurnOrder::StopFirst(StopFirst::Asked));
         check(Order::StopFirst, true, TurnOrder::StopFirst(StopFirst::Asked));
+        let facts = |memory| Facts { order: Order::StartFirst, one_place: false, memory };
+        let no_room = decide(facts(Ok(Memory { needed: 2, ..enough })));
+        assert!(matches!(no_room, TurnOrder::StopFirst(StopFirst::NoRoom(_))), "{no_room:?}");
+        assert!(no_room.not_asked().is_some_and(|why| why.contains("needs 1 MiB")));
+        let unknown = decide(facts(Err("it ended".into())));
+        assert_eq!(unknown, TurnOrder::StopFirst(StopFirst::Unknown("it ended".into())));
     }
 }

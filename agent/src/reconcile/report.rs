@@ -64,17 +64,20 @@ impl Reconciler {
         });
         let mut changes: Vec<PlanChange> = plan.changes.iter().map(plan_change).collect();
         for spec in specs {
-            let restarts = self.groups.get(&spec.name).is_some_and(|group| {
+            let restarts = self.groups.get(&spec.name).filter(|group| {
                 matches!(group.intent, Intent::Run) && group.hash != spec.hash() && group.has_living_shard()
             });
-            if restarts {
+            if let Some(group) = restarts {
+                let layout = plan.layouts.iter().find(|layout| layout.group == spec.name);
+                let slots = layout.map_or(&[][..], |layout| &layout.slots);
                 changes.push(PlanChange {
                     group: spec.name.clone(),
                     slot: None,
                     kind: "restarted".into(),
                     message: format!(
-                        "{}: its shards are replaced slot by slot, because what runs in them changes",
-                        spec.name
+                        "{}: its shards are replaced slot by slot, because what runs in them changes; {}",
+                        spec.name,
+                        group.order_in_words(spec, slots)
                     ),
                 });
             }

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::{
     Reconciler,
     group::Group,
+    order::TurnOrder,
     plan,
     view::{Service, SlotView},
 };
@@ -148,7 +149,8 @@ impl Group {
                 (Shard::Former, false) => RolloutStage::Former,
                 (_, _) => RolloutStage::Replacing,
             };
-            Some(RolloutSlot { slot: view.id, stage })
+            let order = self.slots.get(&view.id).and_then(|slot| slot.order.as_ref());
+            Some(RolloutSlot { slot: view.id, stage, stop_first: order.and_then(TurnOrder::not_asked) })
         };
         Some(RolloutStatus {
             phase: record.phase,

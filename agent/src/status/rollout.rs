@@ -73,6 +73,8 @@ pub struct RolloutSlot {
     pub slot: SlotId,
     /// How far it is.
     pub stage: RolloutStage,
+    /// Why its shard ends before the new one starts, where the specification says start-first.
+    pub stop_first: Option<String>,
 }
 
 /// A group's last change.

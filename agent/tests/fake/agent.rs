@@ -138,7 +138,7 @@ fn rollout(group: GroupName, action: RolloutAction) -> Result<RolloutStatus, Rol
             started_unix_s: 7,
             ended_unix_s: None,
             can_undo: true,
-            slots: vec![RolloutSlot { slot: SlotId(0), stage: RolloutStage::Trial }],
+            slots: vec![RolloutSlot { slot: SlotId(0), stage: RolloutStage::Trial, stop_first: None }],
         }),
         _ => Err(RolloutError::UnknownGroup { group }),
     }

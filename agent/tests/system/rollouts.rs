@@ -109,6 +109,42 @@ fn check_start_first(slots: usize) {
     assert!(!world.log().contains("step=Drain"), "a slot was taken out");
 }
 
+/// Two shards beside each other would not fit: the former one ends first, and whoever changes the group is told before.
+#[test]
+fn a_shard_that_does_not_fit_beside_the_one_that_serves_comes_after_it() {
+    in_new_netns(|| {
+        let world = World::new("a_shard_that_does_not_fit_beside_the_one_that_serves_comes_after_it");
+        let spec = |version: &str, limit: &str| {
+            good(version).replace("[process]", &format!("memory_limit = \"{limit}\"\n[process]"))
+        };
+        world.apply("web", &spec("1", "4GiB"));
+        world.wait_ready("web", SLOTS);
+        let path = world.dir().join("next.toml");
+        let plan = |text: String| {
+            std::fs::write(&path, text).expect("a specification");
+            world.sherd(&["apply", "--dry-run", path.to_str().expect("a path")])
+        };
+        let fits = plan(spec("2", "64MiB"));
+        assert!(fits.contains("start-first: a new shard takes over"), "{fits}");
+        let asked = plan(spec("2", "64MiB").replace("[rollout]", "[rollout]\norder = \"stop-first\""));
+        assert!(asked.contains("stop-first, as `order = \"stop-first\"` says"), "{asked}");
+        // More than any machine has.
+        let plan = plan(spec("2", "512TiB"));
+        assert!(plan.contains("a second shard needs 268435456 MiB"), "{plan}");
+        let load = Load::start(address(), 2, usize::MAX);
+        world.apply("web", &spec("2", "512TiB"));
+        eventually("it is told why", Duration::from_secs(20), || {
+            let reason = rollout(&world)["slots"][0]["stop_first"].as_str()?.to_owned();
+            assert!(reason.contains("a second shard needs"), "{reason}");
+            Some(())
+        });
+        assert_eq!(wait_phase(&world, &["completed", "rolled-back", "paused"]).0, "completed");
+        assert_eq!(versions(&world), ["2", "2"]);
+        assert!(world.log().contains("web/1 is replaced stop-first"));
+        check_nothing_failed(&world, load);
+    });
+}
+
 #[test]
 fn a_group_changes_slot_by_slot_and_back() {
     in_new_netns(|| {
