@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 func status(key string) string {
@@ -25,12 +26,19 @@ func main() {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM)
 	go func() { <-stop; os.Exit(0) }()
+	switch os.Getenv("FAIL") {
+	case "exit":
+		os.Exit(3)
+	case "mute": // it never listens
+		time.Sleep(time.Hour)
+	}
 	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		slot, _ := strconv.Atoi(os.Getenv("SHERD_SLOT"))
 		json.NewEncoder(w).Encode(map[string]any{
 			"slot": slot, "group": os.Getenv("SHERD_GROUP"), "shards": os.Getenv("SHERD_SHARDS"),
 			"cpus": status("Cpus_allowed_list"), "mems": status("Mems_allowed_list"), "told": os.Getenv("SHERD_CPUS"),
 			"gomaxprocs": os.Getenv("GOMAXPROCS"), "client": r.RemoteAddr, "host": r.Host, "pid": os.Getpid(),
+			"version": os.Getenv("VERSION"),
 		})
 	})
 	if err := http.ListenAndServe(":80", nil); err != nil {
