@@ -24,7 +24,7 @@ fn spec(version: &str, command: &str, rollout: &str) -> String {
 
 fn spec_of(slots: usize, version: &str, command: &str, rollout: &str) -> String {
     format!(
-        "name = \"web\"\ndrain = \"8s\"\nstop_grace = \"1s\"\n[layout]\nunit = \"pu\"\nshards = {slots}\nsharing = \"shared\"\n\
+        "name = \"web\"\ndrain = \"20s\"\nstop_grace = \"1s\"\n[layout]\nunit = \"pu\"\nshards = {slots}\nsharing = \"shared\"\n\
          memory = \"none\"\n[process]\ncommand = {command}\n[[ports]]\npublish = \"8080:80\"\nloopback = true\n\
          [readiness]\ninterval = \"100ms\"\nstart_timeout = \"2s\"\n[rollout]\nmin_healthy = \"300ms\"\nmonitor = \"300ms\"\n\
          {rollout}\n[environment]\nVERSION = \"{version}\"\n"
@@ -84,7 +84,9 @@ fn new_shards_come_up_beside_those_that_serve() {
 
 fn check_start_first(slots: usize) {
     let world = World::new(&format!("start-first with {slots} slots"));
-    let spec = |version: &str| spec_of(slots, version, &format!("[\"{SHERD}\", \"demo\"]"), "");
+    // A machine that is busy with other things lets a program wait for seconds.
+    let patient = |text: String| text.replace("start_timeout = \"2s\"", "start_timeout = \"20s\"");
+    let spec = |version: &str| patient(spec_of(slots, version, &format!("[\"{SHERD}\", \"demo\"]"), ""));
     world.apply("web", &spec("1"));
     world.wait_ready("web", slots);
     let (load, kept) = (Load::start(address(), 3, usize::MAX), Load::keeping(address(), 3, Duration::from_millis(800)));
