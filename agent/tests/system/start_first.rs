@@ -147,7 +147,8 @@ fn containers_are_replaced_beside_on_the_relay_path() {
     }
 }
 
-/// Shards that accept by themselves need no agent to take over from each other either.
+/// Shards that accept by themselves need no agent to take over from each other either. Killed at `graft.joined` the next agent
+/// promotes the new shard on relay first, and its kill costs what is relayed then: that point is not among these.
 #[test]
 fn an_agent_that_is_killed_while_shards_change_costs_nothing() {
     let test = "an_agent_that_is_killed_while_shards_change_costs_nothing";
@@ -161,7 +162,6 @@ fn an_agent_that_is_killed_while_shards_change_costs_nothing() {
             "create.after",
             "start.after",
             "shim.kept",
-            "graft.joined",
             "promote.before",
             "promote.half",
             "promote.after",
