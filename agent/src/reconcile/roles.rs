@@ -137,7 +137,8 @@ impl SlotRun {
             until,
             handover: self.handovers,
             relayed_done: true,
-            direct_open: u64::from(self.directs.contains_key(&shard.generation)),
+            // Whoever may have accepted by itself is asked, also where its listen(2) calls can't be answered any more.
+            direct_open: u64::from(shard.behind_shim),
             counted_from: handshake_end(now),
             reach: None,
         })
