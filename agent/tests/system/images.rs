@@ -4,10 +4,13 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::OnceLock,
+    sync::{Once, OnceLock},
 };
 
 use crate::world::World;
+
+/// Directories of Go programs, each named after the run that built them.
+const GO_PROGRAMS: &str = "sherd-go-";
 
 /// An engine to make images with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +73,9 @@ pub(crate) fn go_server() -> &'static Path {
 
 /// A static program, built from one file.
 pub(crate) fn go_program(name: &str, source: &str) -> PathBuf {
-    let directory = std::env::temp_dir().join(format!("sherd-go-{}", std::process::id()));
+    static FORMER: Once = Once::new();
+    FORMER.call_once(remove_former_programs);
+    let directory = std::env::temp_dir().join(format!("{GO_PROGRAMS}{}", std::process::id()));
     fs::create_dir_all(&directory).expect("a directory");
     let (file, program) = (directory.join(format!("{name}.go")), directory.join(name));
     fs::write(&file, source).expect("its source");
@@ -80,6 +85,18 @@ pub(crate) fn go_program(name: &str, source: &str) -> PathBuf {
         .args(["build", "-ldflags", "-s -w", "-o"])
         .args([&program, &file]));
     program
+}
+
+/// Those of test runs that have ended: nothing tells a run that its last test is over.
+fn remove_former_programs() {
+    for entry in fs::read_dir(std::env::temp_dir()).expect("a directory").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(pid) = name.strip_prefix(GO_PROGRAMS).and_then(|pid| pid.parse::<u32>().ok()) else { continue };
+        if !Path::new(&format!("/proc/{pid}")).exists() {
+            // Another run may be at it too.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// A root with busybox.
