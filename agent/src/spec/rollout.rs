@@ -36,7 +36,7 @@ pub struct RolloutPolicy {
     pub delay: Duration,
     /// How long a new shard has to serve without failing.
     pub min_healthy: Duration,
-    /// How long it is compared with its siblings, from its first connection on.
+    /// How long it is on trial once it serves, if that is longer: whatever fails it by then fails the rollout.
     pub monitor: Duration,
     /// How long the replacement of one slot may take, from its turn until its new shard counts as good.
     pub deadline: Duration,
