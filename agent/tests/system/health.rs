@@ -59,11 +59,14 @@ impl Stage {
         )
     }
 
-    /// Runs the group and waits until it is ready.
+    /// Runs the group and waits until it is ready; a former one's shards serve until then.
     fn run(&self, path: &str, more: &str) {
         self.world.apply("web", &self.specification(path, more));
-        let slots = self.world.wait_ready("web", cpus());
-        assert!(slots.iter().all(|slot| slot["path"] == path), "{slots:?}");
+        eventually(&format!("all are on the path {path}"), SOON, || {
+            let slots = self.world.wait_ready("web", cpus());
+            let is_done = |slot: &Value| slot["path"] == path && slot["next"].is_null() && slot["former"].is_null();
+            (slots.iter().all(is_done) && self.world.ps()["groups"][0]["state"] == "ready").then_some(())
+        });
     }
 
     fn wait_state(&self, slot: usize, state: &str) -> Value {

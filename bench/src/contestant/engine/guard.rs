@@ -20,14 +20,19 @@ fn remove_below(top: &Path, run: &str) -> io::Result<()> {
         if !instance.file_name().to_string_lossy().starts_with(&format!("{run}-")) {
             continue;
         }
-        for guard in fs::read_dir(instance.path())?.flatten().filter(is_directory) {
-            fs::remove_dir(guard.path())?;
-        }
-        fs::remove_dir(instance.path())?;
+        remove_tree(&instance.path())?;
     }
     // The agent removes it too, where nobody else uses it.
     let _ = fs::remove_dir(top);
     Ok(())
+}
+
+/// A guard has a cgroup for each slot of each address below it.
+fn remove_tree(cgroup: &Path) -> io::Result<()> {
+    for below in fs::read_dir(cgroup)?.flatten().filter(is_directory) {
+        remove_tree(&below.path())?;
+    }
+    fs::remove_dir(cgroup)
 }
 
 fn is_directory(entry: &fs::DirEntry) -> bool {
@@ -60,9 +65,12 @@ mod tests {
     #[test]
     fn only_what_the_run_made_goes() {
         let top = tempfile::tempdir().expect("a directory for the test");
-        for path in
-            ["sherd-bench-7-direct/guard.1", "sherd-bench-7-relay", "sherd-bench-77-direct/guard.2", "default/guard.3"]
-        {
+        for path in [
+            "sherd-bench-7-direct/guard.1/8",
+            "sherd-bench-7-relay",
+            "sherd-bench-77-direct/guard.2",
+            "default/guard.3",
+        ] {
             fs::create_dir_all(top.path().join(path)).expect("writable");
         }
         remove_below(top.path(), "sherd-bench-7").expect("they are empty");
