@@ -53,8 +53,9 @@ fn a_busy_neighbour_is_seen() {
         let world = World::new("a_busy_neighbour_is_seen");
         world.apply("web", &spec("exec sleep 600"));
         let cpus = world.wait_ready("web", 1)[0]["cpus"].as_str().expect("CPUs").to_owned();
+        let looked = Instant::now();
         let before = first_look();
-        // By a real-time policy, because whoever else is busy on this machine would be seen too: the kernel leaves them 5 %.
+        // By a real-time policy, because whoever else is busy on this machine is seen too: the kernel leaves them 5 %.
         let mut busy = Command::new("chrt")
             .args(["-f", "1", "taskset", "-c", &cpus, "sh", "-c", "while :; do :; done"])
             .stdin(Stdio::null())
@@ -64,6 +65,7 @@ fn a_busy_neighbour_is_seen() {
         eventually("it was busy long enough", 3 * BUSY, || (start.elapsed() >= BUSY).then_some(()));
         let seconds = used(&Path::new("/proc").join(busy.id().to_string()));
         let after = scrape();
+        let whole = looked.elapsed().as_secs_f64();
         busy.kill().expect("SIGKILL");
         busy.wait().expect("its end");
         let after = after.expect("metrics");
@@ -71,7 +73,9 @@ fn a_busy_neighbour_is_seen() {
         let seen = of_slot(&after, FOREIGN, others) - of_slot(&before, FOREIGN, others);
         println!("a neighbour used {seconds:.3} s of CPU {cpus}, seen as others: {seen:.3} s");
         assert!(seconds > 0.5 * BUSY.as_secs_f64(), "it got {seconds} s only");
-        assert!((seen - seconds).abs() <= 0.1 * seconds, "it used {seconds} s, and {seen} s were seen");
+        // Whoever came before it on a busy machine is in there too, but there is no more than one CPU.
+        assert!(seen >= 0.9 * seconds, "it used {seconds} s, and {seen} s were seen");
+        assert!(seen <= 1.1 * whole, "{seen} s were seen within {whole} s");
     });
 }
 
