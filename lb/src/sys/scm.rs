@@ -34,7 +34,8 @@ pub(crate) fn send_many(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<
     let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
-    Ok(sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?)
+    let bytes = [IoSlice::new(bytes)];
+    uninterrupted(|| Ok(sendmsg::<()>(socket.as_raw_fd(), &bytes, control, MsgFlags::MSG_NOSIGNAL, None)?))
 }
 
 /// Receives up to `bytes.len()` bytes and the descriptors that came with them: a few, what is beyond is dropped.
@@ -57,6 +58,16 @@ pub(crate) fn discard(socket: BorrowedFd<'_>) -> io::Result<bool> {
     receive_into(socket, &mut [0], &mut [], libc::MSG_DONTWAIT).map(|received| received.bytes > 0)
 }
 
+/// On a socket with a time-out a signal's handler ends the wait, whatever its SA_RESTART says (signal(7)).
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
 /// By hand: nix gives nothing of a truncated message, and the descriptors that did arrive would stay open for ever.
 ///
 /// Where `control` has no room, the kernel makes no descriptor at all (`scm_recv`, `scm_detach_fds`).
@@ -70,9 +81,11 @@ fn receive_into(socket: BorrowedFd<'_>, bytes: &mut [u8], control: &mut [u64], f
         message.msg_control = control.as_mut_ptr().cast();
         message.msg_controllen = size_of_val(control) as _;
     }
-    // SAFETY: `message` points to `bytes` and `control`, with their lengths, which outlive the call.
-    let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC | flags) };
-    let bytes = usize::try_from(result).map_err(|_| io::Error::last_os_error())?;
+    let bytes = uninterrupted(|| {
+        // SAFETY: `message` points to `bytes` and `control`, with their lengths, which outlive the call.
+        let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC | flags) };
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    })?;
     let truncated = message.msg_flags & libc::MSG_CTRUNC != 0;
     Ok(Received { bytes, fds: take_fds(&message), truncated })
 }
@@ -96,4 +109,43 @@ fn take_fds(message: &libc::msghdr) -> Vec<OwnedFd> {
         }
     }
     fds
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write,
+        os::{fd::AsFd, unix::net::UnixStream},
+        sync::mpsc::channel,
+        time::Duration,
+    };
+
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+    use super::*;
+
+    extern "C" fn nothing(_: i32) {}
+
+    #[test]
+    fn a_signal_ends_no_wait() {
+        let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: the handler does nothing, and no other test uses the signal.
+        unsafe { sigaction(Signal::SIGUSR2, &action) }.expect("a handler");
+        let (reader, mut writer) = UnixStream::pair().expect("a pair");
+        reader.set_read_timeout(Some(Duration::from_secs(20))).expect("a time-out");
+        let (tell, told) = channel();
+        let waiting = std::thread::spawn(move || {
+            tell.send(nix::unistd::gettid()).expect("it is waited for");
+            receive(reader.as_fd(), &mut [0; 8]).map(|received| received.bytes)
+        });
+        let tid = told.recv().expect("a thread");
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_millis(5));
+            // SAFETY: a thread of this process; at worst there is none of that number.
+            let sent = unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), tid.as_raw(), libc::SIGUSR2) };
+            assert_eq!(sent, 0, "it has ended");
+        }
+        writer.write_all(b"four").expect("it reads");
+        assert_eq!(waiting.join().expect("it doesn't panic").expect("nothing is wrong"), 4);
+    }
 }
