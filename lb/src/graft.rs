@@ -5,6 +5,7 @@
 //! that was looked at: the kernel would read the descriptor again, and another thread may have put another socket there.
 //! Nothing that a program sends is parsed here but the notification, which the kernel makes.
 
+mod answering;
 mod broker;
 mod epoll;
 mod journal;
@@ -20,6 +21,7 @@ use std::{
 };
 
 pub use self::{
+    answering::Answering,
     broker::{Broker, Decide, Tell},
     journal::Journal,
     process::Holder,

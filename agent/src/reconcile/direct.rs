@@ -23,7 +23,7 @@ use std::{
     time::Instant,
 };
 
-use sherd_lb::graft::{Broker, Journal, Report};
+use sherd_lb::graft::{Answering, Broker, Journal, Report};
 use sherd_shim::hello::{Answer, Hello};
 
 pub(super) use self::{
@@ -61,6 +61,12 @@ pub(super) struct DirectRun {
     /// Why its connections don't reach it directly, as far as that is known.
     pub(super) reason: Option<String>,
     pub(super) grafts: Vec<Graft>,
+}
+
+impl DirectRun {
+    pub(super) fn answering(&self) -> Option<Answering> {
+        self.broker.as_ref().map(|(broker, _)| broker.answering().clone())
+    }
 }
 
 impl Reconciler {
@@ -162,7 +168,10 @@ impl Reconciler {
         }
         if let Some(slot) = self.slot_mut(&key.group, key.slot) {
             slot.directs.insert(generation, direct);
+            // Whoever asks it already doesn't know that its listen(2) is trapped.
+            slot.look_again_at(generation);
         }
+        self.follow_live(&key.group);
         Ok(())
     }
 

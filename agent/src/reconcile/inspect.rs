@@ -9,6 +9,7 @@ use std::{
 };
 
 use sherd_lb::{
+    graft::Answering,
     netns::{Family, Loopback, Netns},
     ready::{self, Route},
     relay::Target,
@@ -46,6 +47,8 @@ pub(super) struct Question {
     pub(super) ports: Vec<PortQuestion>,
     /// Ports whose connections the shard accepts itself, and how those listeners are reached.
     pub(super) direct: Vec<(ContainerPort, Target)>,
+    /// Absent where the shard's listen(2) isn't trapped.
+    pub(super) answering: Option<Answering>,
     /// The shard has shown before that it accepts what comes to those listeners.
     pub(super) proven: bool,
     /// It was made from a former specification, and is going to be replaced: until then it serves what it can.
@@ -63,6 +66,8 @@ pub(super) enum Unreached {
     Namespace(#[source] std::io::Error),
     #[error("nothing listens on port {port}{}", elsewhere(others))]
     NotListening { port: u16, others: Vec<u16> },
+    #[error("its listen(2) on port {port} is not answered yet")]
+    NotAnswered { port: u16 },
     #[error(
         "listens on {address} only: a program that is reached through loopback may trust its clients; \
          let it listen on all addresses, or set `loopback = true` for the port"
@@ -156,6 +161,10 @@ impl Question {
             if let Some(direct) = self.direct.iter().find(|(container, _)| *container == question.container) {
                 ports.push(direct.clone());
                 continue;
+            }
+            // After the listeners were looked at: once it is answered, another question is asked of what it came to.
+            if self.answering.as_ref().is_some_and(|answering| answering.is_for(question.port)) {
+                return Err(Unreached::NotAnswered { port: question.port });
             }
             // In the host's own namespace "elsewhere" would list everybody's ports.
             let own_address = |family, loopback| netns.service_address(family, loopback).ok();

@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     Reconciler,
-    direct::Failed,
+    direct::{DirectRun, Failed},
     group::{Group, Live, SlotRun},
     inspect::{Question, Reach, Unreached},
     message::{Consequence, Message},
@@ -143,6 +143,7 @@ impl Reconciler {
                 let (shard, pid, started, adopted) = unknown?;
                 let question = Question {
                     direct: fronts.direct_targets(*id, shard.generation),
+                    answering: slot.directs.get(&shard.generation).and_then(DirectRun::answering),
                     former: shard.spec != *hash,
                     proven: adopted,
                     ..question_for(spec, &shard, pid)

@@ -142,6 +142,7 @@ pub(super) fn question_for(spec: &GroupSpec, shard: &ObservedShard, pid: u32) ->
         pid,
         ports: ports.collect(),
         direct: Vec::new(),
+        answering: None,
         proven: false,
         former: false,
         check: spec.readiness.check.clone(),

@@ -17,7 +17,7 @@ use nix::{
 use socket2::SockRef;
 
 use super::{
-    Grafted, Journal, Listen, Listener, Report, State, Trapped, Verdict,
+    Answering, Grafted, Journal, Listen, Listener, Report, State, Trapped, Verdict,
     place::{self, Call, Placed},
     trapped::Target,
 };
@@ -41,6 +41,7 @@ pub type Tell = Box<dyn FnMut(Report) + Send>;
 pub struct Broker {
     stop: EventFd,
     journal: OwnedFd,
+    answering: Answering,
 }
 
 impl Broker {
@@ -52,15 +53,21 @@ impl Broker {
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
         let stopped = stop.as_fd().try_clone_to_owned()?;
         let memory = journal.memory().try_clone_to_owned()?;
-        let mut serving = Serving { notify, journal, decide, tell };
+        let answering = Answering::new(journal.open_call().is_some());
+        let mut serving = Serving { notify, journal, decide, tell, answering: answering.clone() };
         // Not joined at the end: receiving may block if the call it was to receive is gone, until the next one.
         thread::Builder::new().name(name).spawn(move || serving.run(&stopped))?;
-        Ok(Self { stop, journal: memory })
+        Ok(Self { stop, journal: memory, answering })
     }
 
     /// What [`Journal::adopt`] takes, to be kept beside the notify fd before the program runs.
     pub fn journal(&self) -> BorrowedFd<'_> {
         self.journal.as_fd()
+    }
+
+    /// Whether it is about to answer a call.
+    pub fn answering(&self) -> &Answering {
+        &self.answering
     }
 }
 
@@ -76,6 +83,7 @@ struct Serving {
     journal: Journal,
     decide: Decide,
     tell: Tell,
+    answering: Answering,
 }
 
 impl Serving {
@@ -114,6 +122,7 @@ impl Serving {
         // ENOENT: its caller was killed meanwhile, or had its answer from a former broker.
         let _ = seccomp::answer(self.notify.as_fd(), call.id, answer);
         self.journal.close_call();
+        self.answering.end();
     }
 
     fn handle(&mut self, call: &Notification) -> Answer {
@@ -134,6 +143,7 @@ impl Serving {
     }
 
     fn decide(&mut self, id: u64, trapped: Trapped) -> Answer {
+        self.answering.begin(trapped.address().port());
         match (self.decide)(&trapped) {
             Verdict::Leave => listen(trapped.socket(), trapped.backlog()),
             Verdict::Ours => self.resume(id, &trapped),
