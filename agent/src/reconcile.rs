@@ -139,6 +139,8 @@ pub struct Reconciler {
     groups: BTreeMap<GroupName, Group>,
     /// Shards of groups that no specification knows, being removed.
     orphans: BTreeSet<ShardId>,
+    /// Groups whose stored specification could not be read: what runs of them is left as it is.
+    unread: BTreeSet<GroupName>,
     /// Containers that claim to be ours and can't be; said once.
     foreign: BTreeSet<ShardId>,
     inbox: mpsc::UnboundedReceiver<Message>,
@@ -195,6 +197,7 @@ impl Reconciler {
             runtime_views: kinds.into_iter().map(|kind| (kind, RuntimeView::default())).collect(),
             groups: BTreeMap::new(),
             orphans: BTreeSet::new(),
+            unread: BTreeSet::new(),
             foreign: BTreeSet::new(),
             inbox,
             outbox,

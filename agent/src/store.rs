@@ -23,10 +23,12 @@ pub use self::{
     relayed_images::{Refusal, RelayedImages},
     rollouts::RolloutRecord,
 };
-use crate::{
-    fault,
-    spec::{GroupSpec, SpecFaults},
-};
+use crate::{fault, spec::GroupSpec};
+
+/// The format of `groups/GROUP.toml` that is written, and the only one that is read.
+const GROUP_VERSION: u32 = 1;
+/// Makes its head a comment.
+const GROUP_MARK: &str = "# ";
 
 /// Whether a stored group is to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,10 +84,12 @@ impl StoreError {
 /// A file that could not be obeyed and was set aside.
 #[derive(Debug)]
 pub struct SetAside {
+    /// The group that it was of, where its name is one.
+    pub group: Option<GroupName>,
     /// Where it lies now.
     pub path: PathBuf,
     /// What is wrong with it.
-    pub faults: SpecFaults,
+    pub reason: Box<dyn std::error::Error + Send + Sync>,
 }
 
 /// The state directory, locked for this process.
@@ -131,19 +135,17 @@ impl Store {
         paths.sort();
         let (mut stored, mut aside) = (Vec::new(), Vec::new());
         for path in paths {
-            // Not UTF-8 is as broken as not TOML: let the parser say so.
-            let bytes = fs::read(&path).map_err(|source| io_error("reading", &path, source))?;
-            let text = String::from_utf8_lossy(&bytes).into_owned();
-            match GroupSpec::parse(&path.display().to_string(), &text) {
-                Ok(spec) => {
+            match read_group(&path) {
+                Ok((spec, text)) => {
                     let standing =
                         if self.stopped(&spec.name).exists() { Standing::Stopped } else { Standing::Running };
                     stored.push(Stored { spec, text, standing });
                 }
-                Err(faults) => {
+                Err(reason) => {
                     let broken = path.with_extension("toml.broken");
                     fs::rename(&path, &broken).map_err(|source| io_error("setting aside", &path, source))?;
-                    aside.push(SetAside { path: broken, faults });
+                    let group = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+                    aside.push(SetAside { group, path: broken, reason });
                 }
             }
         }
@@ -161,7 +163,7 @@ impl Store {
     /// When it can't be written; what was stored before is then unchanged.
     pub fn put(&self, group: &GroupName, text: &str) -> Result<(), StoreError> {
         fault::point("store.put.before");
-        write_atomically(&self.file(group), text.as_bytes())?;
+        sealed::write_body(&self.file(group), GROUP_VERSION, GROUP_MARK, text.as_bytes())?;
         fault::point("store.put.written");
         remove(&self.stopped(group))?;
         fault::point("store.put.after");
@@ -216,6 +218,13 @@ impl Store {
     fn stopped(&self, group: &GroupName) -> PathBuf {
         self.groups.join(format!("{group}.stopped"))
     }
+}
+
+fn read_group(path: &Path) -> Result<(GroupSpec, String), Box<dyn std::error::Error + Send + Sync>> {
+    let body = sealed::read_body(path, GROUP_VERSION, GROUP_MARK)?.ok_or("it is gone")?;
+    let text = String::from_utf8(body)?;
+    let spec = GroupSpec::parse(&path.display().to_string(), &text).map_err(|faults| faults.to_string())?;
+    Ok((spec, text))
 }
 
 /// Writes beside the target and renames: a reader sees the old file or the new one, whatever ends the writer.

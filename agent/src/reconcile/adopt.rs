@@ -35,7 +35,13 @@ impl Reconciler {
     pub async fn adopt(&mut self) -> Result<(), StoreError> {
         let (stored, aside) = self.store.load()?;
         for broken in aside {
-            let warning = format!("{} could not be obeyed and was set aside: {}", broken.path.display(), broken.faults);
+            let mut warning =
+                format!("{} could not be obeyed and was set aside: {}", broken.path.display(), broken.reason);
+            if let Some(group) = broken.group {
+                warning
+                    .push_str("; what runs of the group is left alone until `sherd apply` and a restart of the agent");
+                self.unread.insert(group);
+            }
             tracing::error!(warning);
             self.warnings.push(warning);
         }
@@ -112,7 +118,7 @@ impl Reconciler {
         let mut strangers: BTreeSet<&str> = BTreeSet::new();
         for name in &names {
             match name.strip_prefix("front/").and_then(|rest| rest.split('/').next()) {
-                Some(group) if self.groups.keys().any(|known| known.as_str() == group) => {}
+                Some(group) if self.groups.keys().chain(&self.unread).any(|known| known.as_str() == group) => {}
                 Some(group) => drop(strangers.insert(group)),
                 None => {}
             }

@@ -99,6 +99,12 @@ impl Reconciler {
         let plan = self.check(&spec)?;
         let report = self.report(&plan, std::slice::from_ref(&spec), false);
         let name = spec.name.clone();
+        if self.unread.contains(&name) {
+            self.store.put(&name, &text)?;
+            let reason = "what was stored of it could not be read, and its shards were left alone: the specification is \
+                          stored now; `systemctl restart sherd` has them taken over";
+            return Err(ApplyError::Refused { group: name, reason: reason.to_owned() });
+        }
         let layout = plan.layouts.iter().find(|layout| layout.group == name).cloned();
         let slots = layout.as_ref().map_or(&[][..], |layout| &layout.slots);
         let none = Fronts::none(&name);

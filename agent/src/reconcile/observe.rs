@@ -112,6 +112,9 @@ impl Reconciler {
 
     /// A shard that no specification knows: left over from a group that was purged while the agent died.
     fn remove_orphan(&mut self, kind: &'static str, shard: ObservedShard) {
+        if self.unread.contains(&shard.key.group) {
+            return;
+        }
         let Some(runtime) = self.runtimes.of(kind).filter(|_| self.orphans.insert(shard.id.clone())) else { return };
         tracing::info!(shard = %shard.id, group = %shard.key.group, "no specification wants this shard: removing it");
         let outbox = self.outbox.clone();

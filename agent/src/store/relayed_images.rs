@@ -3,23 +3,21 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs, io,
+    fmt,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{StoreError, io_error, write_atomically};
+use super::{StoreError, sealed};
 use crate::runtime::ImageId;
 
 const FILE: &str = "relayed-images.json";
 /// The format that is written, and the only one that is read.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Images that are remembered; one more lets the oldest be tried again.
 const MAX_IMAGES: usize = 256;
-/// Longest file that is read; a full one is about a tenth of it.
-const MAX_BYTES: u64 = 1 << 20;
 /// Longest reason that is kept, in characters.
 const MAX_REASON_CHARS: usize = 400;
 
@@ -38,25 +36,6 @@ pub struct Refusal {
 pub struct RelayedImages {
     path: PathBuf,
     images: BTreeMap<ImageId, Refusal>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Document {
-    version: u32,
-    images: BTreeMap<ImageId, Refusal>,
-}
-
-#[derive(Debug, thiserror::Error)]
-enum Unreadable {
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error("it has more than {MAX_BYTES} bytes")]
-    Long,
-    #[error("it is not what an agent writes: {0}")]
-    Foreign(#[from] serde_json::Error),
-    #[error("it is of version {0}, and this agent knows {VERSION}")]
-    Version(u32),
 }
 
 impl Refusal {
@@ -93,16 +72,9 @@ impl RelayedImages {
     /// value says so: every image is then tried anew.
     pub(super) fn load(directory: &Path) -> (Self, Option<String>) {
         let path = directory.join(FILE);
-        let (images, fault) = match read(&path) {
-            Ok(images) => (images, None),
-            Err(fault) => {
-                let broken = path.with_extension("json.broken");
-                let aside = match fs::rename(&path, &broken) {
-                    Ok(()) => format!("was set aside as {}", broken.display()),
-                    Err(error) => format!("can't be set aside: {error}"),
-                };
-                (BTreeMap::new(), Some(format!("{} is not obeyed and {aside}: {fault}", path.display())))
-            }
+        let (images, fault) = match sealed::read(&path, VERSION) {
+            Ok(images) => (images.unwrap_or_default(), None),
+            Err(fault) => (BTreeMap::new(), Some(sealed::set_aside(&path, &fault))),
         };
         (Self { path, images }, fault)
     }
@@ -143,33 +115,14 @@ impl RelayedImages {
     }
 
     fn write(&self) -> Result<(), StoreError> {
-        let document = Document { version: VERSION, images: self.images.clone() };
-        let bytes = serde_json::to_vec_pretty(&document);
-        write_atomically(&self.path, &bytes.map_err(|error| io_error("writing", &self.path, error.into()))?)
-    }
-}
-
-fn read(path: &Path) -> Result<BTreeMap<ImageId, Refusal>, Unreadable> {
-    match fs::metadata(path) {
-        Ok(found) if found.len() > MAX_BYTES => return Err(Unreadable::Long),
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        Err(error) => return Err(error.into()),
-    }
-    let bytes = fs::read(path)?;
-    // First the version: another one's fields are not this one's faults.
-    #[derive(Deserialize)]
-    struct Head {
-        version: u32,
-    }
-    match serde_json::from_slice(&bytes)? {
-        Head { version: VERSION } => Ok(serde_json::from_slice::<Document>(&bytes)?.images),
-        Head { version } => Err(Unreadable::Version(version)),
+        sealed::write(&self.path, VERSION, &self.images)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn image(name: &str) -> ImageId {
@@ -210,8 +163,9 @@ mod tests {
 
     #[test]
     fn what_is_torn_or_foreign_is_set_aside_and_not_obeyed() {
-        let whole = r#"{"version":1,"images":{"a":{"reason":"r","at_unix_s":1}}}"#;
-        let long = format!("{whole}{}", " ".repeat(2 << 20));
+        let directory = tempfile::tempdir().unwrap();
+        load(directory.path()).remember(image("a"), Refusal { reason: "r".into(), at_unix_s: 1 }).unwrap();
+        let whole = fs::read_to_string(directory.path().join(FILE)).unwrap();
         let check = |text: &str, expected: &str| {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join(FILE);
@@ -225,9 +179,8 @@ mod tests {
         };
         check("", "not what an agent writes");
         check(&whole[..20], "not what an agent writes");
-        check(&whole.replace("\"reason\"", "\"why\""), "not what an agent writes");
-        check(&whole.replace("\"at", "\"more\":1,\"at"), "not what an agent writes");
-        check(&whole.replace(":1,\"im", ":2,\"im"), "version 2");
-        check(&long, "more than");
+        check(&whole[..whole.len() - 2], "checksum");
+        check(&whole.replace("\"r\"", "\"s\""), "checksum");
+        check(&whole.replacen(":2", ":3", 1), "version 3");
     }
 }

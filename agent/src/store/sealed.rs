@@ -1,5 +1,5 @@
-//! Files of the agent's own: a head with version and checksum on the first line, JSON below it. A file that is torn,
-//! foreign, of another version or changed by hand is not obeyed but set aside.
+//! Files of the agent's own: a head with version and checksum on the first line, what they say below it. A file that is
+//! torn, foreign, of another version or changed by hand is not obeyed but set aside.
 
 use std::{
     fmt::Write as _,
@@ -38,8 +38,14 @@ pub(super) enum Unsealed {
     Torn,
 }
 
-/// What the file holds; `None` where there is none.
+/// What the JSON file holds; `None` where there is none.
 pub(super) fn read<T: DeserializeOwned>(path: &Path, version: u32) -> Result<Option<T>, Unsealed> {
+    let body = read_body(path, version, "")?;
+    Ok(body.map(|body| serde_json::from_slice(&body)).transpose()?)
+}
+
+/// What is below the head, which is behind `mark`; `None` where there is no file.
+pub(super) fn read_body(path: &Path, version: u32, mark: &str) -> Result<Option<Vec<u8>>, Unsealed> {
     match fs::metadata(path) {
         Ok(found) if found.len() > MAX_BYTES => return Err(Unsealed::Long),
         Ok(_) => {}
@@ -49,6 +55,7 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path, version: u32) -> Result<Opt
     let bytes = fs::read(path)?;
     let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
     let (head, body) = (&bytes[..end], bytes.get(end + 1..).unwrap_or_default());
+    let head = head.strip_prefix(mark.as_bytes()).unwrap_or_default();
     // First the version: another one's fields are not this one's faults.
     let head: Head = serde_json::from_slice(head)?;
     if head.version != version {
@@ -57,15 +64,20 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path, version: u32) -> Result<Opt
     if head.sha256 != hex(&Sha256::digest(body)) {
         return Err(Unsealed::Torn);
     }
-    Ok(Some(serde_json::from_slice(body)?))
+    Ok(Some(body.to_vec()))
 }
 
-/// Writes beside the file and renames.
+/// Writes JSON beside the file and renames.
 pub(super) fn write<T: Serialize>(path: &Path, version: u32, value: &T) -> Result<(), StoreError> {
-    let unwritable = |error: serde_json::Error| io_error("writing", path, error.into());
-    let body = serde_json::to_vec_pretty(value).map_err(unwritable)?;
-    let head = Head { version, sha256: hex(&Sha256::digest(&body)) };
-    let mut bytes = serde_json::to_vec(&head).map_err(unwritable)?;
+    let body = serde_json::to_vec_pretty(value).map_err(|error| io_error("writing", path, error.into()))?;
+    write_body(path, version, "", &body)
+}
+
+/// The same with anything below the head, which is behind `mark`: what makes it a comment there.
+pub(super) fn write_body(path: &Path, version: u32, mark: &str, body: &[u8]) -> Result<(), StoreError> {
+    let head = Head { version, sha256: hex(&Sha256::digest(body)) };
+    let mut bytes = mark.as_bytes().to_vec();
+    serde_json::to_writer(&mut bytes, &head).map_err(|error| io_error("writing", path, error.into()))?;
     bytes.push(b'\n');
     bytes.extend(body);
     write_atomically(path, &bytes)

@@ -212,3 +212,36 @@ fn a_torn_specification_is_set_aside() {
         assert!(warnings.contains("torn.toml"), "{warnings}");
     });
 }
+
+/// A disk that changes one letter costs nobody a shard.
+#[test]
+fn shards_outlive_a_damaged_specification() {
+    if !needs("shards_outlive_a_damaged_specification", &[Need::Root, Need::Bpf]) {
+        return;
+    }
+    in_new_netns(|| {
+        let mut world = World::new("shards_outlive_a_damaged_specification");
+        let text = demo_spec("web", 2, "8080:80", "");
+        world.apply("web", &text);
+        let pids = |world: &World| world.slots("web").iter().map(|slot| slot["pid"].clone()).collect::<Vec<_>>();
+        world.wait_ready("web", 2);
+        let before = pids(&world);
+        world.kill_agent();
+        let stored = world.dir().join("state/groups/web.toml");
+        let damaged = fs::read_to_string(&stored).expect("it is stored").replace("shards = 2", "shards = 1");
+        fs::write(&stored, damaged).expect("it is written");
+        world.start(&[]);
+        world.wait_for_api();
+        let warnings = world.ps()["warnings"].to_string();
+        assert!(warnings.contains("web.toml") && warnings.contains("checksum"), "{warnings}");
+        // Nobody serves it for now: connections wait for who will.
+        let waiting = std::thread::spawn(|| traffic::ask(address()));
+        refused(&world, &text, &["restart"]);
+        world.kill_agent();
+        world.start(&[]);
+        world.wait_for_api();
+        world.wait_ready("web", 2);
+        assert_eq!(pids(&world), before);
+        waiting.join().expect("no panic").expect("it is served");
+    });
+}

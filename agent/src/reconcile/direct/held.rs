@@ -45,7 +45,8 @@ impl Reconciler {
     /// What is of no slot is let go.
     pub(in crate::reconcile) fn adopt_direct(&mut self) {
         let named = self.keeper.names().into_iter();
-        let names: Vec<_> = named.filter_map(|name| parse_name(&name).map(|parsed| (name, parsed))).collect();
+        let parsed = named.filter_map(|name| parse_name(&name).map(|parsed| (name, parsed)));
+        let names: Vec<_> = parsed.filter(|(_, (key, ..))| !self.unread.contains(&key.group)).collect();
         let mut shards: BTreeMap<(ShardKey, Generation), Held> = BTreeMap::new();
         for (name, (key, generation, part)) in names {
             let known = self.groups.get(&key.group).is_some_and(|group| group.slots.contains_key(&key.slot));
