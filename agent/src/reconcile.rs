@@ -35,6 +35,7 @@ mod apply;
 mod counters;
 mod direct;
 pub mod drift;
+mod evidence;
 mod execute;
 mod explain;
 mod group;
@@ -58,6 +59,7 @@ mod service;
 mod snapshot;
 mod steering_table;
 mod step_task;
+mod traffic;
 mod view;
 mod watch;
 
@@ -269,6 +271,7 @@ impl Reconciler {
         self.nudge_probers();
         self.look_for_drift(now);
         self.observe_connections(now);
+        self.look_at_traffic(now);
         self.tend_all_shares(now);
         self.note_closed_listeners();
         self.end_contained();

@@ -110,12 +110,17 @@ impl Rollout {
     /// Whether nothing of it is left to do.
     pub fn is_over(&self, slots: &[SlotFacts]) -> bool {
         let is_done = |slot: &SlotFacts| slot.shard == Shard::Present || self.given_up.contains(&slot.id);
-        self.turns.is_empty() && slots.iter().all(is_done)
+        self.turns.is_empty() && !slots.is_empty() && slots.iter().all(is_done)
     }
 
-    /// The group's specification is another one, or what failed is to be tried again.
+    /// The group's specification is another one.
     pub fn reset(&mut self) {
         *self = Self::default();
+    }
+
+    /// What failed is to be tried again.
+    pub fn retry(&mut self) {
+        self.given_up.clear();
     }
 
     /// Looks at the slots that are to run; ends turns, and begins new ones.
@@ -124,7 +129,12 @@ impl Rollout {
         let any_former = slots.iter().any(|slot| slot.shard == Shard::Former);
         if pace != Pace::Idle || !self.turns.is_empty() || any_former {
             // What comes up beside a rollout shows as well as any other whether the new specification is good.
-            for slot in slots.iter().filter(|slot| slot.shard == Shard::None && !self.given_up.contains(&slot.id)) {
+            let comes_up = |slot: &&SlotFacts| match slot.shard {
+                Shard::None => true,
+                Shard::Former => false,
+                Shard::Present => pace == Pace::Running && !slot.serves_present,
+            };
+            for slot in slots.iter().filter(comes_up).filter(|slot| !self.given_up.contains(&slot.id)) {
                 self.turns.entry(slot.id).or_insert(Turn { began: now, serves: None });
             }
         }

@@ -14,7 +14,7 @@ pub use self::fault::{SpecFault, SpecFaults};
 pub use self::health::{BodyMatch, Check, HealthPolicy, HttpCheck, METHODS, Observe, Pattern, Readiness};
 pub use self::path::PathChoice;
 pub use self::port::{ContainerPort, HostAddress, HostPort, PortSpec, PublishError};
-pub use self::rollout::{FailureAction, Order, RolloutPolicy};
+pub use self::rollout::{FailureAction, Order, RolloutPolicy, TrafficPolicy};
 pub use sherd_lb::table::Policy;
 
 pub mod document;

@@ -167,6 +167,16 @@ fn health() {
 }
 
 #[test]
+fn rollouts() {
+    let check_rollout = |lines: &str, expected: &[&str]| check_line(&format!("[rollout]\n{lines}"), expected);
+    check_rollout("max_error_points = \"off\"\nmax_latency_percent = 200\nmax_cpu_percent = \"off\"", &[]);
+    check_rollout("max_error_points = 101", &["5: rollout.max_error_points: must be from 0 to 100, not 101"]);
+    check_rollout("max_latency_percent = 50", &["5: rollout.max_latency_percent: must be from 100 to 100000"]);
+    check_rollout("max_cpu_percent = \"no\"", &["5: rollout.max_cpu_percent: must be an integer from 100"]);
+    check_rollout("min_connections = 0", &["5: rollout.min_connections: must be from 1"]);
+}
+
+#[test]
 fn paths() {
     let check = |path: &str, runtime: &str, expected: &[&str]| {
         check(&format!("name = \"web\"\npath = {path}\n{runtime}"), expected);

@@ -11,7 +11,7 @@ use proptest::sample::select;
 use sherd::spec::{
     Backoff, BodyMatch, Check, ContainerPort, ContainerSpec, FailureAction, GroupSpec, HealthPolicy, HttpCheck,
     Logging, Observe, Order, PathChoice, Policy, PortSpec, ProcessSpec, PullPolicy, Readiness, RelayLimits,
-    RolloutPolicy, RuntimeSpec, Ulimit, Unready,
+    RolloutPolicy, RuntimeSpec, TrafficPolicy, Ulimit, Unready,
 };
 use sherd_topology::model::{CpuId, CpuSet};
 use sherd_topology::plan::{CoreKind, LayoutRequest, MemoryBinding, Placement, ShardCount, Sharing, Smt, Unit};
@@ -180,9 +180,17 @@ fn rollout() -> impl Strategy<Value = RolloutPolicy> {
         select(vec![FailureAction::Rollback, FailureAction::Pause, FailureAction::Continue]),
     );
     let times = (millis(0..=86_400_000), millis(0..=3_600_000), millis(0..=3_600_000), millis(3_600_001..=86_400_000));
-    (words, times, 1..=1024u32).prop_map(|((order, failure_action), times, parallelism)| {
+    let traffic =
+        (1..=1_000_000u32, option::of(0..=100u32), option::of(100..=100_000u32), option::of(100..=100_000u32))
+            .prop_map(|(min_connections, max_error_points, max_latency_percent, max_cpu_percent)| TrafficPolicy {
+                min_connections,
+                max_error_points,
+                max_latency_percent,
+                max_cpu_percent,
+            });
+    (words, times, 1..=1024u32, traffic).prop_map(|((order, failure_action), times, parallelism, traffic)| {
         let (delay, min_healthy, monitor, deadline) = times;
-        RolloutPolicy { order, parallelism, delay, min_healthy, monitor, deadline, failure_action }
+        RolloutPolicy { order, parallelism, delay, min_healthy, monitor, deadline, failure_action, traffic }
     })
 }
 

@@ -138,8 +138,12 @@ static __always_inline void closed(struct bpf_sock_ops *ctx)
 	add(&cell->closed, 1);
 	add(&tally->bytes_received, ctx->bytes_received);
 	add(&tally->bytes_acked, ctx->bytes_acked);
-	if (ctx->bytes_acked <= 1)
+	if (ctx->bytes_acked <= 1) {
 		add(&tally->unanswered, 1);
+		/* A FIN counts as one there too. */
+		if (ctx->bytes_received > 1)
+			add(&tally->ignored, 1);
+	}
 	if (ctx->total_retrans)
 		add(&tally->retransmits, ctx->total_retrans);
 	add(&tally->rtt_us, rtt_us);

@@ -13,7 +13,7 @@
 
 #include <linux/types.h>
 
-#define CELLS_VERSION 2
+#define CELLS_VERSION 3
 #define CELLS 8192
 #define CELLS_OF_A_VALUE 8
 #define FIRST_TALLY (CELLS / CELLS_OF_A_VALUE)
@@ -22,7 +22,7 @@
 
 #define RTT_BUCKETS 20      /* of 2^n to 2^(n+1) us from 16 us on; the first and the last are open */
 #define RTT_FIRST_BITS 4
-#define DURATION_BUCKETS 26 /* of 2^n to 2^(n+1) us from about 1 ms on */
+#define DURATION_BUCKETS 25 /* of 2^n to 2^(n+1) us from about 1 ms on */
 #define DURATION_FIRST_BITS 10
 #define ANSWER_BUCKETS 7 /* of 2^(2n) to 2^(2n+2) us from 64 us on; the first and the last are open */
 #define ANSWER_FIRST_BITS 6
@@ -53,6 +53,7 @@ struct tally {
 	__u64 contained;   /* in tally 0: sockets of the guard that were made to listen without being listeners of ours */
 	__u64 version;     /* in tally 0: of the map */
 	__u64 unanswered;  /* closed connections, of which at most a byte was acknowledged: a FIN counts as one */
+	__u64 ignored;     /* of these: whose client had sent something */
 	__u64 answer_us;   /* sum, of those that were timed: from the handshake to the first answer's acknowledgement */
 	__u64 answer_us_squared; /* sum of the squares */
 	__u64 answer[ANSWER_BUCKETS];

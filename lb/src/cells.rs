@@ -20,7 +20,7 @@ use crate::{
     table::{Load, SlotIndex},
 };
 
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
 const CELLS: u32 = 8192;
 const CELL_SIZE: usize = 64;
 const TALLY_SIZE: usize = 512;
@@ -60,11 +60,12 @@ mod tally {
     pub(super) const CONTAINED: usize = 48;
     pub(super) const VERSION: usize = 56;
     pub(super) const UNANSWERED: usize = 64;
-    pub(super) const ANSWER_SUM: usize = 72;
-    pub(super) const ANSWER_SQUARES: usize = 80;
-    pub(super) const ANSWER: usize = 88;
-    pub(super) const RTT: usize = 144;
-    pub(super) const DURATION: usize = 304;
+    pub(super) const IGNORED: usize = 72;
+    pub(super) const ANSWER_SUM: usize = 80;
+    pub(super) const ANSWER_SQUARES: usize = 88;
+    pub(super) const ANSWER: usize = 96;
+    pub(super) const RTT: usize = 152;
+    pub(super) const DURATION: usize = 312;
 }
 
 /// The array.
@@ -272,6 +273,7 @@ impl SlotCells {
             bytes_sent: word(tally::BYTES_ACKED),
             retransmits: word(tally::RETRANSMITS),
             unanswered: word(tally::UNANSWERED),
+            ignored: word(tally::IGNORED),
             first_answer: Histogram::read(word(tally::ANSWER_SUM), |n| word(tally::ANSWER + 8 * n)),
             first_answer_squares: word(tally::ANSWER_SQUARES),
             rtt: Histogram::read(word(tally::RTT_SUM), |n| word(tally::RTT + 8 * n)),

@@ -9,7 +9,7 @@ use super::{
     group::{Group, Intent},
     message::Message,
     publish::Fronts,
-    rollout::Change,
+    rollout::{Change, note_stored},
 };
 use crate::{
     control::{ApplyError, RolloutError},
@@ -110,9 +110,11 @@ impl Reconciler {
         let none = Fronts::none(&name);
         let present = self.groups.get(&name).map_or(&none, |group| &group.fronts);
         let opened = present.open_new(&spec, &self.host, slots, &self.keeper)?;
-        // Before the specification: a record of another one is void.
         let record = self.groups.get(&name).and_then(|group| group.record_of(&text, change));
-        record.iter().try_for_each(|record| self.store.put_rollout(&name, record))?;
+        // Whose record is of another specification than the stored one goes on with the stored one, and forgets the record. So
+        // whoever asks for a change has it told from then on, and what is taken back is never gone back to.
+        let is_asked_for = !matches!(change, Change::Rollback(_));
+        record.iter().filter(|_| is_asked_for).try_for_each(|record| self.store.put_rollout(&name, record))?;
         let leaving = present.announce_leaving(&spec, &mut self.keeper);
         // From here on a restarted agent runs this specification.
         if let Err(error) = self.store.put(&name, &text) {
@@ -120,6 +122,7 @@ impl Reconciler {
             return Err(error.into());
         }
         fault::point("apply.stored");
+        record.iter().filter(|_| !is_asked_for).for_each(|record| note_stored(&self.store, &name, record));
         let group =
             self.groups.entry(name.clone()).or_insert_with(|| Group::new(spec.clone(), String::new(), Intent::Run));
         let again = group.text == text;

@@ -98,8 +98,11 @@ impl Group {
         let asks_otherwise = spec.ports != self.spec.ports || spec.readiness != self.spec.readiness;
         self.hash = spec.hash();
         self.spec = Arc::new(spec);
+        match text == self.text {
+            true => self.rollout.machine.retry(),
+            false => self.rollout.machine.reset(),
+        }
         (self.text, self.intent, self.tables_due) = (text, Intent::Run, true);
-        self.rollout.machine.reset();
         for slot in self.slots.values_mut() {
             slot.failure = None;
             slot.backoff.reset();

@@ -16,6 +16,7 @@ use sherd_topology::{
 use super::{
     Reconciler,
     group::{Group, SlotRun},
+    publish::Fronts,
     report,
     view::Service,
 };
@@ -146,17 +147,17 @@ impl SlotRun {
         })
     }
 
-    /// What its clients' connections came to, as far as it is counted: by its worker, of those that it relays. Where the shard
-    /// accepts itself, nobody counts those that it doesn't answer, and it is never ejected for them.
-    fn outcomes(&self, observe: Observe) -> Outcomes {
+    /// What its clients' connections came to, as its worker counts those that it relays, and the kernel those that the shard
+    /// accepts itself: of these only, whose client had asked something, because it doesn't say who ended them.
+    fn outcomes(&self, observe: Observe, direct: Outcomes) -> Outcomes {
         let count = |of: fn(&WorkerStats) -> u64| self.worker.as_ref().map_or(0, |worker| of(worker.stats()));
         let refused = self.connect_failures();
         match observe {
             Observe::Off => Outcomes::default(),
             Observe::Connect => Outcomes { succeeded: count(|stats| stats.established.get()), failed: refused },
             Observe::Answer => Outcomes {
-                succeeded: count(|stats| stats.answered.get()),
-                failed: refused + count(|stats| stats.unanswered.get()),
+                succeeded: count(|stats| stats.answered.get()) + direct.succeeded,
+                failed: refused + count(|stats| stats.unanswered.get()) + direct.failed,
             },
         }
     }
@@ -253,8 +254,9 @@ impl Reconciler {
         for (name, group) in &mut self.groups {
             let Some(policy) = policy(&group.spec.health) else { continue };
             let observe = group.spec.health.observe;
+            let fronts = &group.fronts;
             for (id, slot) in group.slots.iter_mut().filter(|(_, slot)| slot.live.is_some()) {
-                let outcomes = slot.outcomes(observe);
+                let outcomes = slot.outcomes(observe, direct_outcomes(fronts, *id));
                 let (kind, message) = match slot.judged.outlier.note(outcomes, &policy, now) {
                     None => continue,
                     Some(Change::Ejected { bound, .. }) => {
@@ -287,6 +289,19 @@ impl Reconciler {
             group.tend_shares(&self.host, now);
         }
     }
+}
+
+/// Of the connections that the slot's shard accepted itself and that have ended.
+fn direct_outcomes(fronts: &Fronts, slot: SlotId) -> Outcomes {
+    let outcomes = fronts.direct_readings(slot).map(|reading| Outcomes {
+        succeeded: reading.counts.closed.saturating_sub(reading.unanswered),
+        failed: reading.ignored,
+    });
+    let sum = |sum: Outcomes, next: Outcomes| Outcomes {
+        succeeded: sum.succeeded + next.succeeded,
+        failed: sum.failed + next.failed,
+    };
+    outcomes.fold(Outcomes::default(), sum)
 }
 
 fn policy(spec: &HealthPolicy) -> Option<Policy> {

@@ -1,6 +1,6 @@
 //! What tasks report back to the reconcile loop.
 
-use std::{os::fd::OwnedFd, time::Instant};
+use std::{collections::BTreeMap, os::fd::OwnedFd, time::Instant};
 
 use sherd_lb::graft::Report;
 use sherd_topology::{
@@ -85,6 +85,8 @@ pub(super) enum Message {
     DirectCounted { began: Instant, counts: Vec<(ShardKey, u32, u64)> },
     /// Where shards are, as far as it isn't where they should be.
     Looked(Look),
+    /// CPU time of a group's shards was read.
+    CpuRead { group: GroupName, used: BTreeMap<ShardId, f64> },
     /// The machine has other CPUs.
     HostChanged(Box<Host>),
     /// A worker relays nothing any more to the shard that this hand-over of the slot was from.

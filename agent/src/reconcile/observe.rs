@@ -213,6 +213,10 @@ impl Reconciler {
                 if after == Verdict::Ready && !is_next {
                     run.cause = None;
                 }
+                if after == Verdict::Ready && before == Verdict::Unready {
+                    // What an earlier one of its specification ended by is no fault of this one.
+                    run.failure = None;
+                }
                 if is_next && !known {
                     self.serve_inner_doors(group, slot);
                 }

@@ -71,6 +71,10 @@ impl Reconciler {
                 self.on_contained_ended(ended);
                 return Consequence::None;
             }
+            Message::CpuRead { group, used } => {
+                self.on_cpu_read(&group, used);
+                return Consequence::None;
+            }
             Message::DirectCounted { began, counts } => self.on_direct_counted(began, counts),
             Message::FormerDrained { group, slot, handover } => self.on_former_drained(&group, slot, handover),
             Message::OrphanRemoved { runtime, id, result } => {

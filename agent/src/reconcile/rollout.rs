@@ -14,14 +14,15 @@ use tokio::sync::oneshot;
 
 use super::{
     Reconciler,
-    group::Group,
+    evidence::EvidenceRun,
+    group::{Group, Intent},
     order::TurnOrder,
     plan,
     view::{Service, SlotView},
 };
 use crate::{
     control::{RolloutAction, RolloutError},
-    rollout::{Finding, Pace, Rollout, Shard, SlotFacts},
+    rollout::{Finding, Pace, Rollout, Shard, SlotFacts, verdict::Judgement},
     spec::{FailureAction, GroupSpec, RolloutPolicy},
     status::{RolloutPhase, RolloutSlot, RolloutStage, RolloutStatus},
     store::{RolloutRecord, Store},
@@ -46,6 +47,7 @@ pub(super) enum Change {
 pub(super) struct RolloutRun {
     pub(super) machine: Rollout,
     pub(super) record: Option<RolloutRecord>,
+    pub(super) evidence: EvidenceRun,
     /// Slots by the last cache that they share.
     caches: Vec<(SlotId, usize)>,
 }
@@ -63,7 +65,7 @@ impl RolloutRun {
         });
         let under_way = record.iter().filter(|record| !record.phase.is_over()).flat_map(|record| &record.under_way);
         let machine = Rollout::resume(under_way.map(|slot| SlotId(*slot)), now);
-        Self { machine, record, caches: Vec::new() }
+        Self { machine, record, ..Self::default() }
     }
 
     /// Whether time alone changes it.
@@ -95,8 +97,8 @@ impl RolloutRun {
         }
     }
 
-    fn is_rollback(&self) -> bool {
-        self.record.as_ref().is_some_and(|record| record.is_rollback)
+    pub(super) fn is_rollback(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.is_rollback && !record.phase.is_over())
     }
 
     fn facts(&self, group: &Group, views: &[SlotView]) -> Vec<SlotFacts> {
@@ -128,7 +130,8 @@ impl RolloutRun {
 impl Group {
     /// The slots whose former shard may go, and what was found of those whose turn it was.
     pub(super) fn step_rollout(&mut self, views: &[SlotView], now: Instant) -> (BTreeSet<SlotId>, Vec<Finding>) {
-        let facts = self.rollout.facts(self, views);
+        let mut facts = self.rollout.facts(self, views);
+        self.judge_traffic(&mut facts, now);
         let policy = match self.rollout.is_rollback() {
             // There is nothing else to go back to.
             true => RolloutPolicy { failure_action: FailureAction::Continue, ..self.spec.rollout.clone() },
@@ -193,8 +196,8 @@ impl Reconciler {
         for finding in findings {
             match finding {
                 Finding::Good(slot) => {
-                    tracing::info!(group = %name, %slot, "{name}/{slot} was replaced");
-                    let message = format!("slot {slot} was replaced");
+                    let message = format!("slot {slot} was replaced{}", self.not_compared(name, slot));
+                    tracing::info!(group = %name, %slot, "{name}: {message}");
                     self.send_event(super::report::slot_event(name, slot, "rollout", message));
                 }
                 Finding::Failed(slot, reason) => {
@@ -207,12 +210,23 @@ impl Reconciler {
         false
     }
 
+    /// What is to be added where nothing was found to compare the slot's new shard with.
+    fn not_compared(&self, name: &GroupName, slot: SlotId) -> String {
+        match self.groups.get(name).and_then(|group| group.rollout.evidence.outcome(slot)) {
+            Some(Judgement::TooLittle(why)) => format!("; its traffic was not compared: {why}"),
+            Some(Judgement::Good | Judgement::Bad(_)) | None => String::new(),
+        }
+    }
+
     fn on_rollout_failure(&mut self, name: &GroupName, slot: SlotId, reason: &str) -> bool {
         let Some(group) = self.groups.get_mut(name) else { return false };
         let why = format!("slot {slot}: {reason}");
         let action = group.spec.rollout.failure_action;
-        let record = group.rollout.record.get_or_insert_with(|| RolloutRecord::begin(&group.text, None, None));
+        // Shards are replaced without a change of the specification too. Then what an earlier change replaced is not what ran.
+        let known = group.rollout.record.take().filter(|record| !record.phase.is_over());
+        let record = known.unwrap_or_else(|| RolloutRecord::begin(&group.text, None, None));
         let (is_rollback, from) = (record.is_rollback, record.from.clone());
+        group.rollout.record = Some(record);
         tracing::warn!(group = %name, %slot, ?action, is_rollback, "the rollout fails: {why}");
         self.counters.note_rollout_failure(name);
         match (action, from) {
@@ -254,7 +268,8 @@ impl Reconciler {
     pub(super) fn tend_rollout(&mut self, name: &GroupName, views: &[SlotView]) {
         let Some(group) = self.groups.get(name) else { return };
         let Some(record) = &group.rollout.record else { return };
-        if record.phase.is_over() {
+        // A group that is stopped, or has no place, has no slots that could say how far it is.
+        if record.phase.is_over() || !matches!(group.intent, Intent::Run) || group.layout.is_none() {
             return;
         }
         let facts = group.rollout.facts(group, views);
@@ -323,7 +338,7 @@ impl Reconciler {
     /// A slot that failed has its turn once more.
     fn resume_rollout(&mut self, name: &GroupName) {
         let Some(group) = self.groups.get_mut(name) else { return };
-        group.rollout.machine.reset();
+        group.rollout.machine.retry();
         for slot in group.slots.values_mut() {
             slot.failure = None;
             slot.backoff.reset();

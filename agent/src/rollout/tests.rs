@@ -51,7 +51,7 @@ fn who_begins() {
     check_begins(&one, "oooo", &[0]);
     // Somebody else is missing: what comes up there is on trial first.
     check_begins(&one, "O-OO", &[1]);
-    check_begins(&one, "nOOO", &[]);
+    check_begins(&one, "nOOO", &[0]);
     // A group of one slot has nobody else.
     check_begins(&one, "O", &[0]);
 }
@@ -171,6 +171,22 @@ fn a_slot_that_failed_and_serves_on_by_its_former_shard_is_done_with() {
     assert!(rollout.is_over(&slots) && rollout.has_given_up());
 }
 
+#[test]
+fn what_is_tried_again_is_on_trial_again() {
+    let (policy, mut rollout, start) = (policy(), Rollout::default(), Instant::now());
+    rollout.step(&policy, Pace::Running, &facts("OO"), start);
+    let mut slots = facts("nO");
+    slots[0].failure = Some("it ended".into());
+    assert_eq!(rollout.step(&policy, Pace::Running, &slots, start + SECOND).len(), 1);
+    assert_eq!(rollout.step(&policy, Pace::Paused, &facts("nO"), start + 2 * SECOND), []);
+    rollout.retry();
+    rollout.step(&policy, Pace::Running, &facts("nO"), start + 3 * SECOND);
+    assert_eq!(turns_of(&rollout), [0]);
+    assert!(!rollout.is_over(&facts("nN")));
+    // A group without a place has nothing that could be over.
+    assert!(!Rollout::default().is_over(&[]));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
@@ -187,9 +203,9 @@ proptest! {
             let turns = rollout.turns();
             let serves = |slot: &&SlotFacts| slot.serving;
             let taken: Vec<_> = slots.iter().filter(|slot| turns.contains(&slot.id) && !before.contains(&slot.id)).collect();
-            // Whatever has no shard has a turn at once, and keeps others from theirs.
-            let had_shards = taken.iter().filter(|slot| slot.shard != Shard::None).count();
-            prop_assert!(had_shards == 0 || turns.len() <= parallelism as usize);
+            // Whatever comes up has a turn at once, and keeps others from theirs.
+            let replaced = taken.iter().filter(|slot| slot.shard == Shard::Former).count();
+            prop_assert!(replaced == 0 || turns.len() <= parallelism as usize);
             if taken.iter().any(|slot| slot.serving) {
                 prop_assert!(slots.iter().filter(serves).any(|slot| !turns.contains(&slot.id)), "{world}: {turns:?}");
             }

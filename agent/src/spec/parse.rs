@@ -8,7 +8,7 @@ use super::document::{Format, Section, inspect};
 use super::fault::SpecFaults;
 use super::{
     Backoff, DEFAULT_DRAIN, DEFAULT_STOP_GRACE, GroupSpec, PathChoice, RelayLimits, RolloutPolicy, RuntimeSpec,
-    Unready, words,
+    TrafficPolicy, Unready, words,
 };
 
 mod container;
@@ -143,11 +143,23 @@ fn rollout(root: &Section<'_, '_>) -> RolloutPolicy {
         monitor: duration("monitor", HOUR, default.monitor),
         deadline: section.duration("deadline", 1000 * MS..=DAY).unwrap_or(default.deadline),
         failure_action: section.choice("failure_action", words::FAILURE_ACTIONS).unwrap_or(default.failure_action),
+        traffic: traffic(&section),
     };
     if policy.deadline <= policy.trial() {
         section.fault("deadline", "must be longer than `min_healthy` and `monitor`, which are part of it");
     }
     policy
+}
+
+fn traffic(section: &Section<'_, '_>) -> TrafficPolicy {
+    let default = TrafficPolicy::default();
+    let bound = |key, range, default| section.integer_or_off(key, range).unwrap_or(default);
+    TrafficPolicy {
+        min_connections: section.integer("min_connections", 1..=1_000_000).unwrap_or(default.min_connections),
+        max_error_points: bound("max_error_points", 0..=100, default.max_error_points),
+        max_latency_percent: bound("max_latency_percent", 100..=100_000, default.max_latency_percent),
+        max_cpu_percent: bound("max_cpu_percent", 100..=100_000, default.max_cpu_percent),
+    }
 }
 
 fn relay(root: &Section<'_, '_>) -> RelayLimits {

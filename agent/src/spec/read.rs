@@ -69,6 +69,15 @@ impl<'d, 'i> Section<'d, 'i> {
         if field.value().as_str() == Some("off") { Some(None) } else { field.duration(range).map(Some) }
     }
 
+    /// An integer within bounds, or `off`. The outer option is absence.
+    pub fn integer_or_off<T>(&self, key: &str, range: RangeInclusive<T>) -> Option<Option<T>>
+    where
+        T: TryFrom<i64> + PartialOrd + Display + Copy,
+    {
+        let field = self.field(key)?;
+        if field.value().as_str() == Some("off") { Some(None) } else { field.integer(range).map(Some) }
+    }
+
     /// A size in bytes within bounds, as in `512MiB`.
     pub fn bytes(&self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
         let field = self.field(key)?;

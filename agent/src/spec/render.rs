@@ -151,6 +151,17 @@ fn rollout(spec: &RolloutPolicy) -> Table {
     put_duration(&mut table, "monitor", spec.monitor, default.monitor);
     put_duration(&mut table, "deadline", spec.deadline, default.deadline);
     put_word(&mut table, "failure_action", words::FAILURE_ACTIONS, &spec.failure_action, &default.failure_action);
+    let (traffic, default) = (&spec.traffic, default.traffic);
+    put_integer(&mut table, "min_connections", traffic.min_connections, default.min_connections);
+    for (key, given, default) in [
+        ("max_error_points", traffic.max_error_points, default.max_error_points),
+        ("max_latency_percent", traffic.max_latency_percent, default.max_latency_percent),
+        ("max_cpu_percent", traffic.max_cpu_percent, default.max_cpu_percent),
+    ] {
+        if given != default {
+            put(&mut table, key, given.map_or_else(|| Value::from("off"), |given| i64::from(given).into()));
+        }
+    }
     table
 }
 

@@ -42,6 +42,29 @@ pub struct RolloutPolicy {
     pub deadline: Duration,
     /// What is done when it doesn't.
     pub failure_action: FailureAction,
+    /// What its traffic on trial has to be like.
+    pub traffic: TrafficPolicy,
+}
+
+/// How much worse the connections of a new shard may be than those of shards that aren't being replaced, and than those of
+/// the slot's former shard. Absent: as much as they like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrafficPolicy {
+    /// Connections that ended, below which nothing is compared.
+    pub min_connections: u32,
+    /// How many percentage points more of them may fail: can't be handed to it, or end without an answer.
+    pub max_error_points: Option<u32>,
+    /// How long its first answers may take in the mean, in percent of others'. Also a program that only has to warm up takes
+    /// longer.
+    pub max_latency_percent: Option<u32>,
+    /// How much CPU time it may use for a connection, in percent of others'. Not for programs that work while nobody asks.
+    pub max_cpu_percent: Option<u32>,
+}
+
+impl Default for TrafficPolicy {
+    fn default() -> Self {
+        Self { min_connections: 100, max_error_points: Some(1), max_latency_percent: None, max_cpu_percent: None }
+    }
 }
 
 impl Default for RolloutPolicy {
@@ -54,6 +77,7 @@ impl Default for RolloutPolicy {
             monitor: Duration::from_secs(5),
             deadline: Duration::from_secs(600),
             failure_action: FailureAction::default(),
+            traffic: TrafficPolicy::default(),
         }
     }
 }

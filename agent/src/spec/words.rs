@@ -77,8 +77,19 @@ pub(super) const HEALTH: &[&str] = &[
     "slow_start",
 ];
 pub(super) const BACKOFF: &[&str] = &["first", "max", "reset_after"];
-pub(super) const ROLLOUT: &[&str] =
-    &["order", "parallelism", "delay", "min_healthy", "monitor", "deadline", "failure_action"];
+pub(super) const ROLLOUT: &[&str] = &[
+    "order",
+    "parallelism",
+    "delay",
+    "min_healthy",
+    "monitor",
+    "deadline",
+    "failure_action",
+    "min_connections",
+    "max_error_points",
+    "max_latency_percent",
+    "max_cpu_percent",
+];
 pub(super) const RELAY: &[&str] =
     &["max_connections", "max_pending", "connect_timeout", "idle_timeout", "keepalive", "retries", "backlog"];
 

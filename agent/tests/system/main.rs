@@ -30,3 +30,4 @@ mod start_first;
 mod traffic;
 mod walkthrough;
 mod world;
+mod worse;

@@ -166,6 +166,37 @@ impl Load {
     }
 }
 
+/// Threads that do the same over and over, whatever comes of it.
+pub(crate) struct Clients {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<usize>>,
+}
+
+impl Clients {
+    /// In the network namespace of the calling thread.
+    pub(crate) fn start(count: usize, ask: impl Fn() + Send + Clone + 'static) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = (0..count).map(|_| {
+            let (stop, ask) = (stop.clone(), ask.clone());
+            thread::spawn(move || {
+                let mut done = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    ask();
+                    done += 1;
+                }
+                done
+            })
+        });
+        Self { threads: threads.collect(), stop }
+    }
+
+    /// Ends them; how often all of them did it.
+    pub(crate) fn finish(self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().map(|thread| thread.join().expect("no client panics")).sum()
+    }
+}
+
 /// Asks `sherd ps` all the time whether every slot serves.
 pub(crate) struct Watch {
     stop: Arc<AtomicBool>,

@@ -4,7 +4,7 @@
 pub const RTT_BOUNDS_MICROS: [u64; 19] = bounds(5, 1);
 
 /// Upper bounds of the buckets of durations, in microseconds; one more holds what took longer.
-pub const DURATION_BOUNDS_MICROS: [u64; 25] = bounds(11, 1);
+pub const DURATION_BOUNDS_MICROS: [u64; 24] = bounds(11, 1);
 
 /// Upper bounds of the buckets of times to the first answer, in microseconds; one more holds what took longer.
 pub const ANSWER_BOUNDS_MICROS: [u64; 6] = bounds(8, 2);
@@ -71,6 +71,8 @@ pub struct CellReading {
     /// Connections that ended before the shard had sent anything that was acknowledged: also those of clients that asked
     /// nothing. An answer of a single byte is not told from an end, and counts as none.
     pub unanswered: u64,
+    /// Of these, those whose client had sent more than a byte: it asked, and had no answer.
+    pub ignored: u64,
     /// From the handshake to the acknowledgement of the first answer, of those that were timed: with the time until the client
     /// asked, and a round-trip time. What took longer than 67 s counts as that.
     pub first_answer: Histogram<{ ANSWER_BOUNDS_MICROS.len() + 1 }>,

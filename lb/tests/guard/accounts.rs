@@ -248,6 +248,18 @@ fn check_answers(address: &str) {
     SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("an option");
     drop((client, accepted));
     eventually("a reset counts too", SOON, || (published.reading().unanswered == 3).then_some(()));
+    assert_eq!(published.reading().ignored, 0, "none of them had asked");
+    // Asked, and hung up on: with the question read, and without.
+    for reads in [true, false] {
+        let (mut client, mut accepted) = connection(published.listener.as_fd());
+        client.write_all(b"ask").expect("it is open");
+        if reads {
+            assert_eq!(accepted.read(&mut buffer).expect("it was sent"), 3);
+        }
+        drop((accepted, client));
+    }
+    eventually("both count", SOON, || (published.reading().ignored == 2).then_some(()));
+    assert_eq!(published.reading().unanswered, 5);
     assert_eq!(published.reading().first_answer, first.first_answer);
     // One that is answered, and then reset, is answered.
     let (mut client, mut accepted) = connection(published.listener.as_fd());
@@ -255,8 +267,8 @@ fn check_answers(address: &str) {
     assert_eq!(client.read(&mut buffer).expect("it was sent"), 6);
     SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("an option");
     drop((client, accepted));
-    eventually("it is counted as closed", SOON, || (published.counts().2 == 5).then_some(()));
-    assert_eq!(published.reading().unanswered, 3);
+    eventually("it is counted as closed", SOON, || (published.counts().2 == 7).then_some(()));
+    assert_eq!((published.reading().unanswered, published.reading().ignored), (5, 2));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use sherd_lb::{
-    cells::Counts,
+    cells::{CellReading, Counts},
     front::{Front, FrontConfig, Path, Place},
     netns::{Family, Loopback, Netns},
     relay::{PortKey, Target},
@@ -192,6 +192,13 @@ impl Fronts {
             closed: sum.closed + next.closed,
             lost: sum.lost + next.lost,
         })
+    }
+
+    /// All that is counted of the slot's connections, at each of these addresses.
+    pub(in crate::reconcile) fn direct_readings(&self, slot: SlotId) -> impl Iterator<Item = CellReading> {
+        let index = index_of(slot);
+        let direct = self.bound().filter(move |front| front.path(index).is_direct());
+        direct.filter_map(move |front| Some(front.cells()?.read(index)))
     }
 
     /// Where it did and its listener is gone, its worker accepts again; the container ports where that is so.
