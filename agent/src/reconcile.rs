@@ -269,6 +269,7 @@ impl Reconciler {
             }
         }
         self.nudge_probers();
+        self.groups.values_mut().flat_map(|group| group.slots.values_mut()).for_each(group::SlotRun::tend_former);
         self.look_for_drift(now);
         self.observe_connections(now);
         self.look_at_traffic(now);

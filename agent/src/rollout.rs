@@ -38,6 +38,8 @@ pub struct SlotFacts {
     pub serves_present: bool,
     /// Why a shard of the present specification failed in it.
     pub failure: Option<String>,
+    /// Its new shard waits until a former one has finished and ended, which has bounds of its own.
+    pub empties: bool,
     /// What its new shard's traffic is like, beside its siblings'. Absent: nothing is known, or not enough.
     pub is_worse: Option<String>,
 }
@@ -162,6 +164,9 @@ impl Rollout {
         let failed = |reason: String| Some(Finding::Failed(slot.id, reason));
         if let Some(reason) = &slot.failure {
             return failed(reason.clone());
+        }
+        if slot.empties && turn.serves.is_none() {
+            turn.began = now;
         }
         match (slot.serves_present, turn.serves) {
             (true, None) => turn.serves = Some(now),

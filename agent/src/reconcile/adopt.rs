@@ -3,9 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, OwnedFd},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use sherd_lb::front::Front;
 use sherd_topology::plan::{GroupName, Layout, MemoryBinding, Slot, SlotId};
 
@@ -18,13 +20,15 @@ use super::{
     view::Service,
 };
 use crate::{
-    runtime::{ObservedShard, ShardState},
+    runtime::{ObservedShard, Runtime, ShardState},
     store::{Standing, StoreError},
 };
 
 /// How long a runtime may hold up the agent's start. Without its answer the groups are planned as if it had no shards;
 /// planning gives the same slots for the same machine, and what differs is moved later.
 const FIRST_LISTING_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same while connections that were handed over stand still.
+const LISTING_TIMEOUT_WHILE_CONNECTIONS_WAIT: Duration = Duration::from_millis(500);
 
 impl Reconciler {
     /// Loads the specifications, asks what runs, takes over listeners and tables from the holder. After that the
@@ -78,13 +82,19 @@ impl Reconciler {
     }
 
     async fn first_listing(&mut self) -> Vec<ObservedShard> {
+        let bound = match self.returning.is_empty() {
+            true => FIRST_LISTING_TIMEOUT,
+            false => LISTING_TIMEOUT_WHILE_CONNECTIONS_WAIT,
+        };
+        let list = |runtime: Arc<dyn Runtime>| async move {
+            (runtime.kind(), tokio::time::timeout(bound, runtime.list()).await)
+        };
         let mut shards = Vec::new();
-        for runtime in self.runtimes.0.clone() {
-            let kind = runtime.kind();
-            match tokio::time::timeout(FIRST_LISTING_TIMEOUT, runtime.list()).await {
+        for (kind, answer) in join_all(self.runtimes.0.iter().cloned().map(list)).await {
+            match answer {
                 Ok(Ok(listing)) => shards.extend(listing.shards),
                 Ok(Err(error)) => self.note_runtime(kind, Err(&error)),
-                Err(_) => tracing::warn!(runtime = kind, "no answer yet; going on without"),
+                Err(_) => tracing::warn!(runtime = kind, ?bound, "no answer yet; going on without"),
             }
         }
         shards

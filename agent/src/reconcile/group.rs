@@ -281,8 +281,6 @@ pub(super) struct SlotRun {
     pub(super) former: Option<Former>,
     /// Whether the slot's turn is start-first; known while it lasts.
     pub(super) order: Option<TurnOrder>,
-    /// How often a shard has taken over from another one.
-    pub(super) handovers: u64,
     /// Counts the probers of its shards.
     pub(super) probers: u64,
     pub(super) backoff: Backoff,
@@ -335,6 +333,20 @@ impl SlotRun {
         }
     }
 
+    /// Whether all that is being done is that a shard ends which doesn't serve: that hides nothing of the one that does.
+    pub(super) fn ends_beside(&self) -> bool {
+        let ends = |running: &Running| match &running.step {
+            Step::Stop(shard) | Step::Remove(shard) => self.roles.primary.as_ref() != Some(shard),
+            _ => false,
+        };
+        self.roles.primary.is_some() && self.step.as_ref().is_some_and(ends)
+    }
+
+    /// Connections that its worker relays.
+    pub(super) fn relayed(&self) -> u64 {
+        self.worker.as_ref().map_or(0, |worker| worker.stats().active.get())
+    }
+
     /// Connections that its worker has.
     pub(super) fn open(&self) -> u64 {
         self.worker.as_ref().map_or(0, |worker| worker.stats().active.get() + worker.stats().pending.get())
@@ -349,10 +361,13 @@ impl SlotRun {
 
     fn view(&self, id: SlotId, wanted: Wanted, spec: &GroupSpec, queued: impl FnOnce() -> u64) -> SlotView {
         let patience = spec.readiness.patience();
-        let relayed = self.open();
+        let waiting_or_relayed = self.open();
         let accepted = self.direct_open + self.former.as_ref().map_or(0, |former| former.direct_open);
         // The queues matter only to a slot that is being emptied, and asking for them costs system calls.
-        let open = if self.service() == Service::In { relayed } else { relayed + queued() + accepted };
+        let open = match self.service() {
+            Service::In => waiting_or_relayed,
+            Service::Out | Service::Draining { .. } => waiting_or_relayed + queued() + accepted,
+        };
         let shards = self.shards.iter().map(|shard| ShardView {
             id: shard.id.clone(),
             spec: effective_spec(shard, spec),
@@ -367,8 +382,10 @@ impl SlotRun {
             start_after: self.backoff.start_after(),
             health: self.health(),
             overdue: self.live.as_ref().is_some_and(|live| live.is_overdue(patience)),
+            ends_beside: self.ends_beside(),
             service: self.service(),
             open,
+            relayed: self.relayed(),
             backend: self.backend.clone(),
             reconnect: self.reconnect,
             pinning: self.live.as_ref().map_or(Pinning::Unknown, |live| live.pinning.clone()),
@@ -385,7 +402,7 @@ impl SlotRun {
                 open: u64::from(!former.relayed_done) + former.direct_open,
                 until: former.until,
             }),
-            overlaps: self.order == Some(TurnOrder::StartFirst),
+            overlaps: matches!(self.order, Some(TurnOrder::StartFirst { .. })),
         }
     }
 }

@@ -43,6 +43,12 @@ impl Memory {
         }
     }
 
+    /// As if so many bytes were used too, wherever they are.
+    pub(super) fn without(self, bytes: u64) -> Self {
+        let left = |there: u64| there.saturating_sub(bytes);
+        Self { available: left(self.available), on_nodes: self.on_nodes.map(left), ..self }
+    }
+
     /// Asks the kernel. A shard with a limit may come to use all of it; one without is taken to need what the one that serves
     /// uses now, and a fifth more.
     ///

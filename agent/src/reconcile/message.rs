@@ -89,8 +89,6 @@ pub(super) enum Message {
     CpuRead { group: GroupName, used: BTreeMap<ShardId, f64> },
     /// The machine has other CPUs.
     HostChanged(Box<Host>),
-    /// A worker relays nothing any more to the shard that this hand-over of the slot was from.
-    FormerDrained { group: GroupName, slot: SlotId, handover: u64 },
     /// A shard of no group is gone, or isn't.
     OrphanRemoved { runtime: &'static str, id: ShardId, result: Result<(), RuntimeError> },
 }

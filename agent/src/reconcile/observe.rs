@@ -90,7 +90,8 @@ impl Reconciler {
             }
             for (id, slot) in &mut group.slots {
                 // What changed the engine after the listing began is not in it.
-                if slot.step.is_some() || slot.changed.is_some_and(|changed| changed >= began) {
+                let changes = slot.step.is_some() && !slot.ends_beside();
+                if changes || slot.changed.is_some_and(|changed| changed >= began) {
                     continue;
                 }
                 slot.stale = false;

@@ -16,7 +16,10 @@ use crate::spec::{GroupSpec, Order, RuntimeSpec};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum TurnOrder {
     /// The new shard comes up beside the one that serves.
-    StartFirst,
+    StartFirst {
+        /// Memory that it was found room for, bytes.
+        needed: u64,
+    },
     /// That one ends first.
     StopFirst(StopFirst),
 }
@@ -65,7 +68,7 @@ pub(super) fn decide(facts: Facts) -> TurnOrder {
         Facts { one_place: true, .. } => TurnOrder::StopFirst(StopFirst::OnePlace),
         Facts { memory: Err(why), .. } => TurnOrder::StopFirst(StopFirst::Unknown(why)),
         Facts { memory: Ok(memory), .. } => match memory.check() {
-            Ok(()) => TurnOrder::StartFirst,
+            Ok(()) => TurnOrder::StartFirst { needed: memory.needed },
             Err(no_room) => TurnOrder::StopFirst(StopFirst::NoRoom(no_room)),
         },
     }
@@ -75,6 +78,8 @@ impl Reconciler {
     /// Decides for slots whose turn has begun, and forgets what was decided for those whose turn is over; whether something
     /// is another way now.
     pub(super) fn decide_orders(&mut self, name: &GroupName, turns: &BTreeSet<SlotId>) -> bool {
+        let mut promised: u64 =
+            self.groups.values().flat_map(|group| group.slots.values()).map(SlotRun::promised).sum();
         let Some(group) = self.groups.get_mut(name) else { return false };
         let due = |(id, slot): (&SlotId, &SlotRun)| {
             let serves = slot.service() == Service::In && slot.live.is_some();
@@ -84,7 +89,11 @@ impl Reconciler {
             .slots
             .iter()
             .filter_map(due)
-            .map(|id| (id, group.order_of(id, &group.spec, group.planned())))
+            .map(|id| {
+                let order = group.order_of(id, &group.spec, group.planned(), promised);
+                promised = promised.saturating_add(order.needed());
+                (id, order)
+            })
             .collect();
         let mut changed = !decided.is_empty();
         for (id, slot) in &mut group.slots {
@@ -105,24 +114,40 @@ impl Reconciler {
     }
 }
 
+impl SlotRun {
+    /// Memory that its next shard was found room for and doesn't use yet, bytes.
+    fn promised(&self) -> u64 {
+        let is_up = self.next.as_ref().is_some_and(|next| next.was_ready);
+        self.order.as_ref().filter(|_| !is_up && self.former.is_none()).map_or(0, TurnOrder::needed)
+    }
+}
+
 impl TurnOrder {
+    fn needed(&self) -> u64 {
+        match self {
+            Self::StartFirst { needed } => *needed,
+            Self::StopFirst(_) => 0,
+        }
+    }
+
     /// Why the shard that serves ends first, although nobody asked for that.
     pub(super) fn not_asked(&self) -> Option<String> {
         match self {
             Self::StopFirst(why) if *why != StopFirst::Asked => Some(why.to_string()),
-            Self::StartFirst | Self::StopFirst(_) => None,
+            Self::StartFirst { .. } | Self::StopFirst(_) => None,
         }
     }
 }
 
 impl Group {
-    /// How a slot that serves would be replaced now by a shard of `spec`, whose slots are these. Reads a few small files of the
-    /// kernel's.
-    fn order_of(&self, id: SlotId, spec: &GroupSpec, slots: &[Slot]) -> TurnOrder {
+    /// How a slot that serves would be replaced now by a shard of `spec`, whose slots are these. What other slots were promised
+    /// is not there. Reads a few small files of the kernel's.
+    fn order_of(&self, id: SlotId, spec: &GroupSpec, slots: &[Slot], promised: u64) -> TurnOrder {
+        let memory = self.memory_of(id, spec, slots);
         decide(Facts {
             order: spec.rollout.order,
             one_place: spec.is_behind_shim() && self.fronts.have_one_place(),
-            memory: self.memory_of(id, spec, slots),
+            memory: memory.map(|memory| memory.without(promised)),
         })
     }
 
@@ -144,7 +169,7 @@ impl Group {
         let serves =
             |id: &SlotId| self.slots.get(id).is_some_and(|slot| slot.service() == Service::In && slot.live.is_some());
         let serving = slots.iter().map(|slot| slot.id).filter(serves);
-        let mut in_need = serving.filter_map(|id| Some((id, self.order_of(id, spec, slots).not_asked()?)));
+        let mut in_need = serving.filter_map(|id| Some((id, self.order_of(id, spec, slots, 0).not_asked()?)));
         match in_need.next() {
             Some((id, why)) => format!("start-first where that can be, and stop-first as now slot {id}: {why}"),
             None => "start-first: a new shard takes over from the one that serves when it is ready".to_owned(),
@@ -162,7 +187,7 @@ mod tests {
         let check = |order, one_place, expected| {
             assert_eq!(decide(Facts { order, one_place, memory: Ok(enough) }), expected);
         };
-        check(Order::StartFirst, false, TurnOrder::StartFirst);
+        check(Order::StartFirst, false, TurnOrder::StartFirst { needed: 1 });
         check(Order::StartFirst, true, TurnOrder::StopFirst(StopFirst::OnePlace));
         check(Order::StopFirst, false, TurnOrder::StopFirst(StopFirst::Asked));
         check(Order::StopFirst, true, TurnOrder::StopFirst(StopFirst::Asked));

@@ -16,8 +16,14 @@ use crate::{
 pub(super) fn next_steps(slots: &[SlotView], turns: &BTreeSet<SlotId>, now: Instant) -> Vec<(SlotId, Step)> {
     slots
         .iter()
-        .filter(|slot| !slot.busy)
-        .filter_map(|slot| Some((slot.id, next_step(slot, turns.contains(&slot.id), now)?)))
+        .filter_map(|slot| match slot.busy {
+            // Its shard has failed while another one ends, which may take as long as its grace.
+            true => {
+                let fails = slot.ends_beside && slot.health == Health::Unready && slot.service == Service::In;
+                fails.then_some((slot.id, Step::TakeOut))
+            }
+            false => Some((slot.id, next_step(slot, turns.contains(&slot.id), now)?)),
+        })
         .collect()
 }
 
@@ -273,8 +279,9 @@ fn wind_down(slot: &SlotView, now: Instant) -> Winding {
     }
     match slot.service {
         Service::In => return Winding::Next(Step::Drain),
-        // Out of the table for another reason, but what it serves goes on.
-        Service::Out if slot.backend.is_some() => return Winding::Next(Step::Drain),
+        // Out of the table for another reason, but what it serves goes on: also what a former agent began to empty, and handed
+        // over.
+        Service::Out if slot.backend.is_some() || slot.relayed > 0 => return Winding::Next(Step::Drain),
         Service::Draining { until } if slot.open > 0 && now < until => return Winding::Waits,
         Service::Draining { .. } | Service::Out => {}
     }

@@ -76,7 +76,6 @@ impl Reconciler {
                 return Consequence::None;
             }
             Message::DirectCounted { began, counts } => self.on_direct_counted(began, counts),
-            Message::FormerDrained { group, slot, handover } => self.on_former_drained(&group, slot, handover),
             Message::OrphanRemoved { runtime, id, result } => {
                 self.orphans.remove(&id);
                 if let Err(error) = result {

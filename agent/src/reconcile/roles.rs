@@ -1,7 +1,12 @@
 //! The parts that a slot's living shards have: the one that connections go to, one that comes up beside it, one that was
 //! taken over from. PURE.
 
-use std::time::Instant;
+use std::{
+    sync::mpsc::{Receiver, TryRecvError},
+    time::Instant,
+};
+
+use sherd_lb::relay::Drained;
 
 use super::{
     direct::{Generation, handshake_end},
@@ -21,10 +26,10 @@ pub(super) struct Former {
     pub(super) pid: u32,
     /// When what is left of them is closed.
     pub(super) until: Instant,
-    /// Tells one take-over from the next, for what is reported late.
-    pub(super) handover: u64,
     /// The worker relays nothing to it any more.
     pub(super) relayed_done: bool,
+    /// Tells when that is so; absent for one of which a former agent knew.
+    pub(super) drained: Option<Receiver<Drained>>,
     /// Connections that it has accepted itself, as last counted.
     pub(super) direct_open: u64,
     /// They are not counted before that; see [`SlotRun::direct_counted_from`].
@@ -128,15 +133,15 @@ impl SlotRun {
         self.roles = roles;
     }
 
-    /// A shard that goes, of which nothing is known but that it lives: nobody relays to it any more.
+    /// A shard that goes, of which nothing is known but that it lives. Connections that were handed over may be to it.
     fn found_former(&self, shard: &ObservedShard, now: Instant, until: Instant) -> Option<Former> {
         Some(Former {
             id: shard.id.clone(),
             generation: shard.generation,
             pid: living_pid(shard)?,
             until,
-            handover: self.handovers,
-            relayed_done: true,
+            relayed_done: !self.may_relay_handed_over(),
+            drained: None,
             // Whoever may have accepted by itself is asked, also where its listen(2) calls can't be answered any more.
             direct_open: u64::from(shard.behind_shim),
             counted_from: handshake_end(now),
@@ -145,15 +150,29 @@ impl SlotRun {
     }
 
     /// The shard that came up is the slot's from now on, and the one that was it finishes its connections.
-    pub(super) fn hand_over(&mut self, now: Instant, until: Instant) {
+    pub(super) fn hand_over(&mut self, drained: Receiver<Drained>, now: Instant, until: Instant) {
         let Some(next) = self.next.take() else { return };
-        self.handovers += 1;
         self.roles = Roles { primary: Some(next.id.clone()), next: None, former: self.roles.primary.take() };
         let before = self.shards.iter().find(|shard| Some(&shard.id) == self.roles.former.as_ref());
         let former = before.and_then(|shard| self.found_former(shard, now, until));
         let reach = self.live.as_ref().and_then(|live| live.reach.clone());
-        self.former = former.map(|former| Former { relayed_done: false, reach, ..former });
+        self.former = former.map(|former| Former { relayed_done: false, drained: Some(drained), reach, ..former });
         self.live = Some(next);
+    }
+
+    /// Looks whether the worker still relays anything to the shard that was taken over from.
+    pub(super) fn tend_former(&mut self) {
+        let may_relay = self.may_relay_handed_over();
+        let Some(former) = &mut self.former else { return };
+        former.relayed_done |= match &former.drained {
+            // A worker that is gone has closed everything too.
+            Some(drained) => !matches!(drained.try_recv(), Err(TryRecvError::Empty)),
+            None => !may_relay,
+        };
+    }
+
+    fn may_relay_handed_over(&self) -> bool {
+        self.relayed() > 0 && self.worker.as_ref().is_some_and(|worker| worker.stats().resumed.get() > 0)
     }
 
     /// What is known of the running shard of this name that serves or comes up.

@@ -18,7 +18,7 @@ use super::{
     group::{Group, Intent},
     order::TurnOrder,
     plan,
-    view::{Service, SlotView},
+    view::{Health, Service, SlotView},
 };
 use crate::{
     control::{RolloutAction, RolloutError},
@@ -101,7 +101,7 @@ impl RolloutRun {
         self.record.as_ref().is_some_and(|record| record.is_rollback && !record.phase.is_over())
     }
 
-    fn facts(&self, group: &Group, views: &[SlotView]) -> Vec<SlotFacts> {
+    fn facts(&self, group: &Group, views: &[SlotView], now: Instant) -> Vec<SlotFacts> {
         let fact = |view: &SlotView| {
             let shard = plan::shard_of(view)?;
             let run = group.slots.get(&view.id)?;
@@ -116,10 +116,12 @@ impl RolloutRun {
                 serving,
                 // One that is in only because too many fail is none that anybody wants.
                 serves_present: view.service == Service::In
+                    && view.health != Health::Unready
                     && !hangs
                     && shard == Shard::Present
                     && !run.judged.is_held(),
                 failure,
+                empties: empties(view, shard, group.spec.stop_grace, now),
                 is_worse: None,
             })
         };
@@ -130,7 +132,7 @@ impl RolloutRun {
 impl Group {
     /// The slots whose former shard may go, and what was found of those whose turn it was.
     pub(super) fn step_rollout(&mut self, views: &[SlotView], now: Instant) -> (BTreeSet<SlotId>, Vec<Finding>) {
-        let mut facts = self.rollout.facts(self, views);
+        let mut facts = self.rollout.facts(self, views, now);
         self.judge_traffic(&mut facts, now);
         let policy = match self.rollout.is_rollback() {
             // There is nothing else to go back to.
@@ -272,7 +274,7 @@ impl Reconciler {
         if record.phase.is_over() || !matches!(group.intent, Intent::Run) || group.layout.is_none() {
             return;
         }
-        let facts = group.rollout.facts(group, views);
+        let facts = group.rollout.facts(group, views, Instant::now());
         if record.phase != RolloutPhase::Paused && group.rollout.machine.is_over(&facts) {
             let phase = match (record.is_rollback, group.rollout.machine.has_given_up()) {
                 (true, _) => RolloutPhase::RolledBack,
@@ -362,6 +364,15 @@ impl Reconciler {
             }
         }
     }
+}
+
+/// Whether the slot's turn waits for a shard that has its time to finish and to end.
+fn empties(view: &SlotView, shard: Shard, grace: Duration, now: Instant) -> bool {
+    let until = match (view.service, &view.former) {
+        (Service::Draining { until }, _) if shard == Shard::Former => Some(until),
+        (_, former) => former.as_ref().map(|former| former.until),
+    };
+    until.is_some_and(|until| now < until + grace)
 }
 
 /// Without it a restarted agent goes on as if the rollout had no history: worth a word, and no reason to stop.

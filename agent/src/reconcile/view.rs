@@ -92,12 +92,16 @@ pub(super) struct SlotView {
     pub(super) start_after: Option<Instant>,
     /// Of the running shard.
     pub(super) health: Health,
+    /// All that is done to the slot is that a shard ends which doesn't serve.
+    pub(super) ends_beside: bool,
     /// It has had longer than its start time-out and was never ready.
     pub(super) overdue: bool,
     /// Whether it gets connections.
     pub(super) service: Service,
     /// Connections that its worker relays or has accepted, and those in its listeners' queues.
     pub(super) open: u64,
+    /// Of these, those that its worker relays.
+    pub(super) relayed: u64,
     /// The shard that its worker connects to.
     pub(super) backend: Option<ShardId>,
     /// It has to be told anew where that is.

@@ -25,6 +25,7 @@ fn facts(text: &str) -> Vec<SlotFacts> {
         serving: letter.is_ascii_uppercase(),
         serves_present: letter == 'N',
         failure: None,
+        empties: false,
         is_worse: None,
     };
     text.chars().enumerate().map(fact).collect()
@@ -169,6 +170,18 @@ fn a_slot_that_failed_and_serves_on_by_its_former_shard_is_done_with() {
     assert_eq!(rollout.step(&policy, Pace::Running, &slots, start + 2 * SECOND).len(), 1);
     assert_eq!(rollout.step(&policy, Pace::Running, &slots, start + 3 * SECOND), []);
     assert!(rollout.is_over(&slots) && rollout.has_given_up());
+}
+
+#[test]
+fn what_a_former_shard_takes_to_finish_is_no_delay_of_the_new_one() {
+    let (policy, mut rollout, start) = (policy(), Rollout::default(), Instant::now());
+    rollout.step(&policy, Pace::Running, &facts("OO"), start);
+    let mut slots = facts("OO");
+    slots[0].empties = true;
+    assert_eq!(rollout.step(&policy, Pace::Running, &slots, start + 3600 * SECOND), []);
+    slots[0].empties = false;
+    assert_eq!(rollout.step(&policy, Pace::Running, &slots, start + 3659 * SECOND), []);
+    assert_eq!(rollout.step(&policy, Pace::Running, &slots, start + 3660 * SECOND).len(), 1);
 }
 
 #[test]

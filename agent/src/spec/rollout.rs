@@ -38,7 +38,8 @@ pub struct RolloutPolicy {
     pub min_healthy: Duration,
     /// How long it is on trial once it serves, if that is longer: whatever fails it by then fails the rollout.
     pub monitor: Duration,
-    /// How long the replacement of one slot may take, from its turn until its new shard counts as good.
+    /// How long the replacement of one slot may take, from its turn until its new shard counts as good; without the time that a
+    /// former shard takes to finish its connections and to end.
     pub deadline: Duration,
     /// What is done when it doesn't.
     pub failure_action: FailureAction,

@@ -1,5 +1,6 @@
 // A shard whose specification says how much worse than others it does: FAIL percent of its connections end without an
-// answer, all others are answered after DELAY milliseconds and CPU ones of work.
+// answer, all others are answered after DELAY milliseconds and CPU ones of work. With CRASH it ends after so many
+// milliseconds; with DEAF it doesn't when it is told to.
 package main
 
 import (
@@ -19,7 +20,14 @@ func number(name string) int {
 }
 
 func main() {
+	if crash := number("CRASH"); crash > 0 {
+		time.AfterFunc(time.Duration(crash)*time.Millisecond, func() { os.Exit(3) })
+	}
 	go func() {
+		if number("DEAF") > 0 {
+			signal.Ignore(syscall.SIGTERM)
+			return
+		}
 		ended := make(chan os.Signal, 1)
 		signal.Notify(ended, syscall.SIGTERM)
 		<-ended

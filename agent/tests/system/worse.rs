@@ -17,7 +17,7 @@ const ENGINE: Engine = Engine::Docker;
 fn specification(image: &str, path: &str, rollout: &str, environment: &str) -> String {
     format!(
         "name = \"web\"\npath = \"{path}\"\nstop_grace = \"1s\"\n[layout]\nunit = \"pu\"\nmemory = \"none\"\n\
-         [container]\nimage = \"{image}\"\n[[ports]]\npublish = \"8080:80\"\n[rollout]\nmonitor = \"4s\"\n{rollout}\n\
+         [container]\nimage = \"{image}\"\n[[ports]]\npublish = \"8080:80\"\n[rollout]\nmonitor = \"3s\"\nmin_connections = 30\n{rollout}\n\
          [environment]\n{environment}\n"
     )
 }
@@ -45,14 +45,18 @@ fn wait_over(world: &World) -> (String, String) {
     (text("phase"), text("reason"))
 }
 
-fn check(path: &str) {
-    let test = format!("worse on the path {path}");
-    if !is_there(&test, ENGINE) {
-        return;
+fn stage(test: &str) -> Option<(World, String)> {
+    if !is_there(test, ENGINE) {
+        return None;
     }
-    let world = World::with_engine(&test, &ENGINE.socket());
+    let world = World::with_engine(test, &ENGINE.socket());
     let program = images::go_program("worse", include_str!("worse.go"));
     let image = images::import_program(ENGINE, &world, "worse", &program);
+    Some((world, image))
+}
+
+fn check(path: &str) {
+    let Some((world, image)) = stage(&format!("worse on the path {path}")) else { return };
     let apply = |rollout: &str, environment: &str| {
         world.apply("web", &specification(&image, path, rollout, environment));
     };
@@ -72,7 +76,7 @@ fn check(path: &str) {
     assert!(good.iter().all(|shard| !before.contains(shard)), "{good:?} {before:?}");
 
     let mut worse =
-        vec![("FAIL = \"20\"", "of its connections failed"), ("CPU = \"10\"", "of CPU time for a connection")];
+        vec![("FAIL = \"20\"", "of its connections failed"), ("CPU = \"6\"", "of CPU time for a connection")];
     if path == "direct" {
         // Of relayed connections nobody times the first answer.
         worse.push(("DELAY = \"60\"", "its first answers took"));
@@ -92,6 +96,27 @@ fn check(path: &str) {
     assert_eq!(wait_over(&world).0, "completed");
     assert!(clients.finish() > 0, "nobody asked");
     images::remove(ENGINE, &image);
+}
+
+/// What is found of a new shard isn't put off until the former one has ended, which may take its whole grace.
+#[test]
+fn a_version_that_crashes_while_the_former_shard_ends_is_taken_back() {
+    in_new_netns(|| {
+        let Some((world, image)) = stage("a_version_that_crashes_while_the_former_shard_ends_is_taken_back") else {
+            return;
+        };
+        let apply = |environment: &str| {
+            let text = specification(&image, "relay", "", environment);
+            world.apply("web", &text.replace("stop_grace = \"1s\"", "stop_grace = \"8s\""));
+        };
+        apply("DEAF = \"1\"");
+        world.wait_ready("web", cpus());
+        apply("VERSION = \"2\"\nCRASH = \"1500\"");
+        let (phase, reason) = wait_over(&world);
+        assert_eq!(phase, "rolled-back", "{reason}\n{}", crate::world::tail(&world.log(), 60));
+        assert!(reason.contains("exited with code 3"), "{reason}");
+        images::remove(ENGINE, &image);
+    });
 }
 
 #[test]

@@ -104,13 +104,13 @@ impl HolderClient {
         self.ask(Kind::Put, name, Some(fd)).map(drop)
     }
 
-    /// The same, but the holder closes its copy after `time`, in whole seconds and at most [`MAX_TIME`](super::MAX_TIME).
+    /// The same, but the holder closes its copy after `time`, rounded up to whole seconds and at most [`MAX_TIME`](super::MAX_TIME).
     ///
     /// # Errors
     /// [`HolderError::Full`] at its limit; [`HolderError::Malformed`] by a holder of a version that doesn't know this. That one
     /// ends the connection too.
     pub fn put_for(&mut self, name: &str, fd: BorrowedFd<'_>, time: Duration) -> Result<(), HolderError> {
-        let seconds = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        let seconds = u32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
         check_name(name)?;
         self.request(Kind::PutFor, name, &wire::put_for(seconds, name), Some(fd)).map(drop)
     }

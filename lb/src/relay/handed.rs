@@ -36,6 +36,8 @@ pub(super) struct RelayedState {
     pub(super) down: Rest,
     pub(super) moved: bool,
     pub(super) kept_alive: bool,
+    /// The shard has sent something.
+    pub(super) answered: bool,
     /// Since connecting began.
     pub(super) age: Duration,
     /// Since anything last happened.

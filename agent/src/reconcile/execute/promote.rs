@@ -4,15 +4,11 @@ use std::time::{Duration, Instant};
 
 use sherd_topology::plan::{GroupName, SlotId};
 
-use super::{
-    WORKER_TIMEOUT,
-    connections::{entered_in_time, no_namespace},
-};
+use super::connections::{entered_in_time, no_namespace};
 use crate::{
     fault,
     reconcile::{
         Reconciler, chain,
-        message::Message,
         view::{Service, Step},
     },
     runtime::ShardId,
@@ -53,7 +49,7 @@ impl Reconciler {
             slot.last_error = Some(format!("it can't serve an address: {}", chain(&error)));
         }
         fault::point("promote.after");
-        slot.hand_over(now, until);
+        slot.hand_over(drained, now, until);
         slot.judged.begin_shard();
         slot.directs.values_mut().for_each(|direct| direct.serve_inner(&worker, &inner));
         (slot.backend, slot.reconnect) = (Some(shard.clone()), false);
@@ -61,22 +57,12 @@ impl Reconciler {
             live.served |= slot.service == Some(Service::In);
         }
         slot.cause = None;
-        let handover = slot.handovers;
         group.settle_hung();
+        if group.slots.get(&id).is_some_and(|slot| slot.service() == Service::In) {
+            group.begin_slow_start(id, &self.host, now);
+        }
         tracing::info!(group = %name, slot = %id, %shard, "{name}/{id}: {shard} takes over");
         self.note_path_of_image(name, id);
         self.await_worker(name, id, Step::Promote(shard.clone()), move || entered_in_time(&entered));
-        let (outbox, group) = (self.outbox.clone(), name.clone());
-        tokio::task::spawn_blocking(move || {
-            // The worker keeps to the deadline itself. One that is gone has closed everything too.
-            let _ = drained.recv_timeout(until.saturating_duration_since(Instant::now()) + WORKER_TIMEOUT);
-            // The loop has ended: nobody waits for it.
-            let _ = outbox.send(Message::FormerDrained { group, slot: id, handover });
-        });
-    }
-
-    pub(in crate::reconcile) fn on_former_drained(&mut self, name: &GroupName, id: SlotId, handover: u64) {
-        let former = self.slot_mut(name, id).and_then(|slot| slot.former.as_mut());
-        former.filter(|former| former.handover == handover).into_iter().for_each(|former| former.relayed_done = true);
     }
 }

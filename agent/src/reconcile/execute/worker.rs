@@ -40,12 +40,19 @@ impl Reconciler {
             Ok((worker, served)) => {
                 slot.directs.values_mut().for_each(DirectRun::forget_inner);
                 slot.worker = Some(Arc::new(worker));
-                let wait = move || match served.iter().find_map(failure) {
-                    Some(cause) => Outcome::Worker(format!("its worker can't accept: {cause}")),
-                    None => Outcome::Done,
+                let taken = self.take_back(name, id);
+                let wait = move || {
+                    // Before it has them, nobody would know that there is something to finish.
+                    for taken in taken {
+                        // An error means that the worker is gone, and they with it.
+                        let _ = taken.recv_timeout(WORKER_TIMEOUT);
+                    }
+                    match served.iter().find_map(failure) {
+                        Some(cause) => Outcome::Worker(format!("its worker can't accept: {cause}")),
+                        None => Outcome::Done,
+                    }
                 };
                 self.await_worker(name, id, Step::Equip, wait);
-                self.take_back(name, id);
             }
             Err(cause) => {
                 slot.fail(&spec, Duration::ZERO, cause, Instant::now());

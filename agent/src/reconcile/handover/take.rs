@@ -1,7 +1,7 @@
 //! The start of an agent: what a former one handed over goes to the worker of its slot, or of another where that is gone, as soon
 //! as there is one.
 
-use std::{collections::BTreeMap, net::SocketAddr, os::fd::AsFd, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, os::fd::AsFd, sync::mpsc::Receiver, time::Duration};
 
 use sherd_lb::{
     relay::{Identity, Origin, Parcel, ParcelError, Summary},
@@ -55,6 +55,11 @@ impl Returning {
             }
         }
         found
+    }
+
+    /// Nothing was handed over.
+    pub(in crate::reconcile) fn is_empty(&self) -> bool {
+        self.parcels.is_empty()
     }
 
     fn connections(&self) -> u64 {
@@ -117,9 +122,11 @@ impl Reconciler {
     }
 
     /// The slot has a worker: it goes on with what is the slot's, and with what is of slots that are gone.
-    pub(in crate::reconcile) fn take_back(&mut self, name: &GroupName, id: SlotId) {
-        let Some(group) = self.groups.get(name) else { return };
-        let Some(worker) = group.slots.get(&id).and_then(|slot| slot.worker.clone()) else { return };
+    /// Gives what tells when the worker has them.
+    pub(in crate::reconcile) fn take_back(&mut self, name: &GroupName, id: SlotId) -> Vec<Receiver<u32>> {
+        let mut taken = Vec::new();
+        let Some(group) = self.groups.get(name) else { return taken };
+        let Some(worker) = group.slots.get(&id).and_then(|slot| slot.worker.clone()) else { return taken };
         let is_heir = |key: &ShardKey| key.group == *name && group.heir_of(key.slot) == Some(id);
         let parcels = self.returning.parcels.iter().filter(|(_, (key, _))| is_heir(key));
         let parcels: Vec<(String, SlotId)> = parcels.map(|(name, (key, _))| (name.clone(), key.slot)).collect();
@@ -128,14 +135,13 @@ impl Reconciler {
                 self.give_up(&parcel, LostRelayed::Missing);
                 continue;
             };
-            let Some(group) = self.groups.get(name) else { return };
+            let Some(group) = self.groups.get(name) else { return taken };
             match Parcel::open(&descriptor, |origin| group.identify(of, origin)) {
                 Ok(opened) => {
                     fault::point("takeback.opened");
                     self.counters.relayed.taken_back += opened.connections.len() as u64;
                     self.counters.relayed.note_lost(LostRelayed::Incomplete, opened.lost.into());
-                    // The worker goes on whether anybody waits for its answer or not.
-                    drop(worker.resume(opened.connections));
+                    taken.push(worker.resume(opened.connections));
                     self.returning.parcels.remove(&parcel);
                     self.keeper.remove(&parcel);
                     fault::point("takeback.after");
@@ -146,6 +152,7 @@ impl Reconciler {
                 }
             }
         }
+        taken
     }
 
     /// The holder has the last descriptor of it: its connections are reset.

@@ -42,11 +42,13 @@ fn empty(id: u32, wanted: Wanted) -> SlotView {
         wanted,
         shards: Vec::new(),
         busy: false,
+        ends_beside: false,
         start_after: None,
         health: Health::Unready,
         overdue: false,
         service: Service::Out,
         open: 0,
+        relayed: 0,
         backend: None,
         reconnect: false,
         pinning: Pinning::Unknown,
@@ -190,6 +192,7 @@ fn steps_of(slots: &[SlotView], rollout: &mut Rollout, now: Instant) -> Vec<(Slo
             serving,
             serves_present: serving && shard == Shard::Present,
             failure: None,
+            empties: false,
             is_worse: None,
         })
     };
@@ -345,6 +348,30 @@ fn draining_waits_for_connections_until_its_deadline() {
     assert_eq!(steps(now), []);
     let late = steps(now + Duration::from_secs(5));
     assert_eq!(names(&late), "Disconnect");
+}
+
+#[test]
+fn what_a_former_agent_handed_over_may_finish() {
+    let now = Instant::now();
+    let slot =
+        SlotView { service: Service::Out, backend: None, relayed: 3, open: 3, ..serving(0, "a", Wanted::Stopped) };
+    assert_eq!(names(&next_steps(std::slice::from_ref(&slot), &BTreeSet::new(), now)), "Drain");
+    let emptied = SlotView { relayed: 0, open: 0, ..slot };
+    assert!(names(&next_steps(&[emptied], &BTreeSet::new(), now)).starts_with("Stop"));
+}
+
+/// A shard that was taken over from may take its whole grace to end.
+#[test]
+fn a_shard_that_fails_while_another_ends_is_taken_out() {
+    let now = Instant::now();
+    let busy = SlotView { busy: true, health: Health::Unready, ..serving(0, "a", wanted(0, "a")) };
+    assert_eq!(next_steps(std::slice::from_ref(&busy), &BTreeSet::new(), now), []);
+    let beside = SlotView { ends_beside: true, ..busy };
+    assert_eq!(names(&next_steps(std::slice::from_ref(&beside), &BTreeSet::new(), now)), "TakeOut");
+    let out = SlotView { service: Service::Out, ..beside.clone() };
+    assert_eq!(next_steps(&[out], &BTreeSet::new(), now), []);
+    let ready = SlotView { health: Health::Ready, ..beside };
+    assert_eq!(next_steps(&[ready], &BTreeSet::new(), now), []);
 }
 
 #[test]

@@ -126,6 +126,7 @@ mod flag {
     pub(super) const DOWN_CLOSED: u8 = 1 << 4;
     pub(super) const MOVED: u8 = 1 << 5;
     pub(super) const KEPT_ALIVE: u8 = 1 << 6;
+    pub(super) const ANSWERED: u8 = 1 << 7;
 }
 
 fn write_entry(entry: &Entry<'_>, to: &mut impl Write) -> io::Result<()> {
@@ -139,6 +140,7 @@ fn write_entry(entry: &Entry<'_>, to: &mut impl Write) -> io::Result<()> {
         (state.down.closed, flag::DOWN_CLOSED),
         (state.moved, flag::MOVED),
         (state.kept_alive, flag::KEPT_ALIVE),
+        (state.answered, flag::ANSWERED),
     ];
     let flags = flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag);
     to.write_all(&[flags, role_byte(entry.origin.role)])?;
@@ -162,8 +164,8 @@ fn read_entry(from: &mut Reader<'_>) -> Option<Entry<'static>> {
     let (age, relayed_age, silent) = (from.millis()?, from.millis()?, from.millis()?);
     let up = Rest { bytes: from.bytes()?, ended: is_set(flag::UP_ENDED), closed: is_set(flag::UP_CLOSED) };
     let down = Rest { bytes: from.bytes()?, ended: is_set(flag::DOWN_ENDED), closed: is_set(flag::DOWN_CLOSED) };
-    let (moved, kept_alive) = (is_set(flag::MOVED), is_set(flag::KEPT_ALIVE));
-    let state = RelayedState { up, down, moved, kept_alive, age: relayed_age, silent };
+    let (moved, kept_alive, answered) = (is_set(flag::MOVED), is_set(flag::KEPT_ALIVE), is_set(flag::ANSWERED));
+    let state = RelayedState { up, down, moved, kept_alive, answered, age: relayed_age, silent };
     let origin = Origin { address, role, counted: (slot != NO_SLOT).then_some(SlotIndex(slot)) };
     Some(Entry { origin, age, state: is_set(flag::RELAYED).then_some(Cow::Owned(state)) })
 }
@@ -270,10 +272,10 @@ mod tests {
     fn entry() -> impl Strategy<Value = Entry<'static>> {
         let rest = (prop::collection::vec(any::<u8>(), 0..300), any::<bool>(), any::<bool>())
             .prop_map(|(bytes, ended, closed)| Rest { bytes, ended, closed });
-        let state = (rest.clone(), rest, any::<bool>(), any::<bool>(), any::<u32>(), any::<u32>());
-        let state = state.prop_map(|(up, down, moved, kept_alive, age, silent)| {
+        let state = (rest.clone(), rest, any::<[bool; 3]>(), any::<u32>(), any::<u32>());
+        let state = state.prop_map(|(up, down, [moved, kept_alive, answered], age, silent)| {
             let time = |millis: u32| Duration::from_millis(millis.into());
-            Cow::Owned(RelayedState { up, down, moved, kept_alive, age: time(age), silent: time(silent) })
+            Cow::Owned(RelayedState { up, down, moved, kept_alive, answered, age: time(age), silent: time(silent) })
         });
         let address = prop::option::of((any::<[u8; 16]>(), any::<bool>(), any::<u16>())).prop_map(|address| {
             address.map(|(ip, is_v4, port)| match is_v4 {

@@ -48,14 +48,14 @@ impl Core {
             self.cut(token, Cause::Undeliverable);
             return None;
         };
-        let Connection { client, shard, moved, kept_alive, began, active, .. } = self.take_out(token)?;
+        let Connection { client, shard, moved, kept_alive, answered, began, active, .. } = self.take_out(token)?;
         // They stay open elsewhere, so epoll would go on reporting them.
         for socket in [&client.socket, &shard] {
             let _ = self.epoll.delete(socket);
         }
         socket::set_reset_on_close(&shard, true);
         let silent = Duration::from_millis(u64::from(self.clock.tick.saturating_sub(active)) * TICK_MILLIS);
-        let state = RelayedState { up, down, moved, kept_alive, age: self.clock.now - began, silent };
+        let state = RelayedState { up, down, moved, kept_alive, answered, age: self.clock.now - began, silent };
         Some(self.released(client, Some(Relayed { shard, state })))
     }
 
@@ -85,7 +85,7 @@ impl Core {
 
     fn resume_relayed(&mut self, client: Client, Relayed { shard, state }: Relayed) {
         socket::set_reset_on_close(&shard, false);
-        let RelayedState { up, down, moved, kept_alive, age, silent } = state;
+        let RelayedState { up, down, moved, kept_alive, answered, age, silent } = state;
         let epoch = self.epochs.open();
         let connection = Connection {
             up: Direction::resume(up),
@@ -93,6 +93,7 @@ impl Core {
             stage: Stage::Relaying,
             moved,
             kept_alive,
+            answered,
             active: self.clock.tick.saturating_sub(ticks(silent)),
             ..Connection::new(client, shard, self.before(age), epoch)
         };
