@@ -26,6 +26,7 @@ mod ports;
 mod programs;
 mod refused_listeners;
 mod rollouts;
+mod scaling;
 mod start_first;
 mod traffic;
 mod walkthrough;

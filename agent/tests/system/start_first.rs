@@ -13,22 +13,22 @@ use crate::{
     world::{World, scaled, tail},
 };
 
-const ENGINE: Engine = Engine::Docker;
+pub(crate) const ENGINE: Engine = Engine::Docker;
 
-fn at(port: u16) -> SocketAddr {
+pub(crate) fn at(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
 /// A group of an unmodified server in an image of its own.
-struct Stage {
-    world: World,
+pub(crate) struct Stage {
+    pub(crate) world: World,
     image: String,
-    path: &'static str,
-    slots: usize,
+    pub(crate) path: &'static str,
+    pub(crate) slots: usize,
 }
 
 impl Stage {
-    fn new(test: &str, path: &'static str, slots: usize) -> Self {
+    pub(crate) fn new(test: &str, path: &'static str, slots: usize) -> Self {
         let world = World::with_engine(&format!("{test}: {slots} slots on {path}"), &ENGINE.socket());
         let image = format!("sherd-test-start-first-{}:latest", world.instance());
         let root = world.dir().join("go");
@@ -41,7 +41,7 @@ impl Stage {
         stage
     }
 
-    fn spec(&self, version: &str) -> String {
+    pub(crate) fn spec(&self, version: &str) -> String {
         self.spec_with(version, "")
     }
 
@@ -74,13 +74,13 @@ impl Stage {
         });
     }
 
-    fn finish(self) {
+    pub(crate) fn finish(self) {
         self.world.sherd(&["stop", "-g", "web", "--purge"]);
         images::remove(ENGINE, &self.image);
     }
 }
 
-fn check_nothing_failed(stage: &Stage, load: Load) {
+pub(crate) fn check_nothing_failed(stage: &Stage, load: Load) {
     let (done, failures) = load.finish();
     println!("{} slots on {}: {done} connections, {} failed", stage.slots, stage.path, failures.len());
     assert!(done > 0, "nobody connected");
