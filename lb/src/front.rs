@@ -174,8 +174,10 @@ impl Front {
     ///
     /// # Errors
     /// As fstat(2).
-    pub fn inodes(&self) -> Result<Vec<u32>, SlotError> {
-        self.members(self.anchor.as_fd())
+    pub fn inodes(&self) -> io::Result<Vec<u32>> {
+        let joined = self.slots.values().filter(|listener| listener.state == ListenerState::Joined);
+        let descriptors = joined.map(|listener| listener.fd.as_fd()).chain([self.anchor.as_fd()]);
+        descriptors.map(sockdiag::inode).chain(self.guests.iter().copied().map(Ok)).collect()
     }
 
     /// How connections are steered.
@@ -189,11 +191,12 @@ impl Front {
     }
 
     /// Everything that [`Front::adopt`] needs, by names that are stable: put it into the holder after `open` and
-    /// after each `prepare_slot`.
+    /// after each `prepare_slot`, in this order. The anchor comes last: kept without what steers it, it would go on
+    /// listening for nobody, and the address could be beside another that would get the connections.
     pub fn descriptors(&self) -> Vec<(String, BorrowedFd<'_>)> {
         let slots = self.slots.iter().map(|(slot, listener)| (slot_name(*slot), listener.fd.as_fd()));
         let steering = self.steering.descriptors().into_iter().map(|(name, fd)| (name.to_owned(), fd));
-        [(adopt::ANCHOR.to_owned(), self.anchor.as_fd())].into_iter().chain(steering).chain(slots).collect()
+        steering.chain(slots).chain([(adopt::ANCHOR.to_owned(), self.anchor.as_fd())]).collect()
     }
 
     /// Makes the slot's listener, bound but not listening, so that the holder can have it before any connection does.
@@ -256,11 +259,9 @@ impl Front {
 
     /// The inodes of all that listen here by our doing, and of one that is about to.
     fn members(&self, joining: BorrowedFd<'_>) -> Result<Vec<u32>, SlotError> {
-        let joined = self.slots.values().filter(|listener| listener.state == ListenerState::Joined);
-        let descriptors = joined.map(|listener| listener.fd.as_fd()).chain([self.anchor.as_fd(), joining]);
-        let inodes = descriptors.map(sockdiag::inode).chain(self.guests.iter().copied().map(Ok));
-        let address = self.address;
-        inodes.collect::<io::Result<_>>().map_err(|source| SlotError::LookForListeners { address, source })
+        let look = |source| SlotError::LookForListeners { address: self.address, source };
+        let joining = sockdiag::inode(joining).map_err(look)?;
+        Ok(self.inodes().map_err(look)?.into_iter().chain([joining]).collect())
     }
 
     /// The slots that have a listener, also a prepared one, ascending.

@@ -154,11 +154,13 @@ impl Keeper {
         put
     }
 
-    /// The same, unless it has it.
-    pub(super) fn put_once(&mut self, name: &str, descriptor: BorrowedFd<'_>) {
-        if !self.known.contains(name) {
+    /// The same, unless it has it; whether it hadn't.
+    pub(super) fn put_once(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> bool {
+        let is_new = !self.known.contains(name);
+        if is_new {
             self.put(name, descriptor);
         }
+        is_new
     }
 
     /// What is in the holder already, by a former agent.

@@ -9,6 +9,8 @@ mod anchors;
 mod direct;
 mod leaving;
 mod listeners;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +21,7 @@ use std::{
 };
 
 use sherd_lb::{
-    front::{Front, SlotError, SteeringMode},
+    front::{Front, OpenError, SlotError, SteeringMode},
     relay::PortKey,
     table::SlotIndex,
 };
@@ -29,7 +31,7 @@ use sherd_topology::{
 };
 
 use self::{
-    addresses::{addresses_of, config, not_open, prefix, table},
+    addresses::{Aims, addresses_of, not_open, prefix, take_over},
     leaving::leaving_prefix,
 };
 pub(super) use self::{
@@ -107,9 +109,8 @@ impl Fronts {
         let mut opened = Vec::new();
         for (port, address) in addresses_of(spec) {
             if !self.covers(address) {
-                let config = config(spec, address, (host.online().len(), slots.len()), keeper.cells());
-                let front =
-                    Front::open(&config, &table(host, slots, port)).map_err(|error| not_open(address, error))?;
+                let aims = Aims { spec, host, slots };
+                let front = self.open(&aims, (port, address), keeper).map_err(|error| not_open(address, error))?;
                 opened.push((port.clone(), address, front));
             }
         }
@@ -127,34 +128,29 @@ impl Fronts {
         keeper: &mut Keeper,
     ) -> Self {
         let mut fronts = Self::none(&spec.name);
+        let aims = Aims { spec, host, slots };
         for (port, address) in addresses_of(spec) {
-            let config = config(spec, address, (host.online().len(), slots.len()), keeper.cells());
-            let adopted =
-                kept.remove(&address).map(|descriptors| Front::adopt(descriptors, &config, &table(host, slots, port)));
-            let front = match adopted {
-                Some(Ok(front)) => {
+            let front = match kept.remove(&address) {
+                Some(descriptors) => take_over(&aims, (port, address), descriptors, keeper).inspect(|front| {
                     front.forget_relayed(|slot| counted(address, slot));
-                    Ok(front)
-                }
-                Some(Err(error)) => {
-                    tracing::error!(group = %spec.name, %address, "what the holder kept can't be taken over: binding anew: {}", super::chain(&error));
-                    // Its copies would hold the address against us.
-                    keeper.remove_prefix(&prefix(&spec.name, address));
-                    Front::open(&config, &table(host, slots, port)).map_err(|error| super::chain(&error))
-                }
-                None => Front::open(&config, &table(host, slots, port)).map_err(|error| super::chain(&error)),
+                }),
+                None => Err("it was not published before".to_owned()),
             };
-            if let Err(error) = &front {
-                tracing::error!(group = %spec.name, %address, "the address is not published: {error}");
-            }
             fronts.push(port.clone(), address, front);
         }
         let (beside, others) = kept.into_iter().partition(|(address, _)| fronts.has_beside(*address));
         let beside: BTreeMap<_, _> = beside;
         for (address, descriptors) in beside {
-            fronts.adopt_beside(spec, host, slots, address, descriptors, keeper);
+            fronts.adopt_beside(&aims, address, descriptors, keeper);
         }
-        fronts.adopt_leaving(spec, host, slots, others, keeper);
+        fronts.adopt_leaving(&aims, others, keeper);
+        // After those that may be beside it.
+        fronts.open_missing(&aims, keeper, |_| true);
+        for published in &fronts.list {
+            if let Err(error) = &published.front {
+                tracing::error!(group = %spec.name, address = %published.address, "the address is not published: {error}");
+            }
+        }
         fronts.forget_announced(keeper);
         fronts.forget_unplanned(slots, keeper);
         // Also what the holder has: some of it may be made anew. By the state the next agent tells whose the rest is, so
@@ -203,7 +199,7 @@ impl Fronts {
                 None => self.push(port, address, Ok(front)),
             }
         }
-        self.keep_all(keeper);
+        self.keep_all("apply.kept", keeper);
         for published in &gone {
             keeper.remove_prefix(&prefix(&self.group, published.address));
         }
@@ -213,15 +209,7 @@ impl Fronts {
     fn push(&mut self, port: PortSpec, address: SocketAddr, front: Result<Front, String>) {
         let key = PortKey(self.next_key);
         self.next_key += 1;
-        if let Ok(SteeringMode::Classic { reason }) = front.as_ref().map(Front::mode) {
-            tracing::warn!(group = %self.group, %address, "{address} is steered by classic BPF, which can't refuse, count or migrate: {reason}");
-        }
-        if let Ok(front) = front.as_ref()
-            && front.mode() == SteeringMode::Ebpf
-            && front.cells().is_none()
-        {
-            tracing::warn!(group = %self.group, %address, "{address}: connections are not counted and hung shards not found: there are too many addresses, or bpf(2) is not permitted");
-        }
+        front.iter().for_each(|front| self.warn_of_wants(front));
         let retry_after = Instant::now() + REPUBLISH_AFTER;
         self.list.push(Published {
             key,
@@ -235,6 +223,16 @@ impl Fronts {
         });
     }
 
+    /// Of an address that is about to be published.
+    fn warn_of_wants(&self, front: &Front) {
+        let address = front.address();
+        if let SteeringMode::Classic { reason } = front.mode() {
+            tracing::warn!(group = %self.group, %address, "{address} is steered by classic BPF, which can't refuse, count or migrate: {reason}");
+        } else if front.cells().is_none() {
+            tracing::warn!(group = %self.group, %address, "{address}: connections are not counted and hung shards not found: there are too many addresses, or bpf(2) is not permitted");
+        }
+    }
+
     /// Tries again to bind what is not bound, where that is due; true if something new is published.
     pub(super) fn publish_missing(
         &mut self,
@@ -244,24 +242,42 @@ impl Fronts {
         keeper: &mut Keeper,
         now: Instant,
     ) -> bool {
-        let mut published_one = false;
-        for published in
-            self.list.iter_mut().filter(|published| published.front.is_err() && published.retry_after <= now)
-        {
-            published.retry_after = now + REPUBLISH_AFTER;
-            let config = config(spec, published.address, (host.online().len(), slots.len()), keeper.cells());
-            match Front::open(&config, &table(host, slots, &published.port)) {
-                Ok(front) => {
-                    published.front = Ok(front);
-                    published_one = true;
-                }
-                Err(error) => published.front = Err(super::chain(&error)),
+        let aims = Aims { spec, host, slots };
+        let opened = self.open_missing(&aims, keeper, |published| published.retry_after <= now);
+        if opened {
+            self.keep_all("republish.kept", keeper);
+        }
+        opened
+    }
+
+    /// Binds what is not bound and is due; true if something was.
+    fn open_missing(&mut self, aims: &Aims<'_>, keeper: &Keeper, is_due: impl Fn(&Published) -> bool) -> bool {
+        let mut opened_one = false;
+        for at in 0..self.list.len() {
+            let published = &self.list[at];
+            if published.front.is_ok() || !is_due(published) {
+                continue;
             }
+            let opened = self.open(aims, (&published.port, published.address), keeper);
+            opened.iter().for_each(|front| self.warn_of_wants(front));
+            opened_one |= opened.is_ok();
+            self.list[at].front = opened.map_err(|error| super::chain(&error));
+            self.list[at].retry_after = Instant::now() + REPUBLISH_AFTER;
         }
-        if published_one {
-            self.keep_all(keeper);
-        }
-        published_one
+        opened_one
+    }
+
+    /// Binds an address, beside the one of the other family if that is there.
+    fn open(
+        &self,
+        aims: &Aims<'_>,
+        (port, address): (&PortSpec, SocketAddr),
+        keeper: &Keeper,
+    ) -> Result<Front, OpenError> {
+        let mut config = aims.config(address, keeper);
+        let allies = self.allies(address, config.v6only);
+        config.allies = allies.map_err(|source| OpenError::LookForListeners { address, source })?;
+        Front::open(&config, &aims.table(port))
     }
 
     /// Addresses that are bound.
@@ -319,9 +335,12 @@ impl Fronts {
         fault::point("unpublish.after");
     }
 
-    fn keep_all(&mut self, keeper: &mut Keeper) {
+    /// `point` is passed for each descriptor that the holder gets.
+    fn keep_all(&self, point: &str, keeper: &mut Keeper) {
         for (name, descriptor) in self.descriptors() {
-            keeper.put_once(&name, descriptor);
+            if keeper.put_once(&name, descriptor) {
+                fault::point(point);
+            }
         }
     }
 

@@ -229,6 +229,42 @@ fn direct_groups_survive_a_crash_at_every_step() {
     });
 }
 
+/// The agent is killed while it opens `0.0.0.0` beside `[::]` for a program that takes IPv4 only: the kernel would give a
+/// listener there that nobody serves all of IPv4.
+#[test]
+fn ipv4_is_served_after_a_kill_while_it_is_opened() {
+    let engine = Engine::Docker;
+    if !is_there("ipv4_is_served_after_a_kill_while_it_is_opened", engine) {
+        return;
+    }
+    in_new_netns(move || {
+        let mut world = World::prepare("ipv4_is_served_after_a_kill_while_it_is_opened", &engine.socket());
+        let image = format!("sherd-test-direct-v4-{}:latest", world.instance());
+        let root = images::busybox_root(world.dir());
+        let httpd = "CMD [\"/bin/httpd\", \"-f\", \"-p\", \"0.0.0.0:80\", \"-h\", \"/www\"]";
+        images::import(engine, &image, &root, &[httpd]);
+        for point in ["beside.opened", "beside.kept:4"] {
+            world.start(&[("SHERD_FAULT_POINT", point)]);
+            world.wait_for_api();
+            let line = ["run", "-g", "web", "-p", "8080:80", "-u", "pu", "--path", "direct", &image];
+            let _ = world.try_sherd(&line);
+            assert!(world.agent_died(Duration::from_secs(20)), "{point} is not passed");
+            world.start(&[]);
+            world.wait_for_api();
+            check_direct(&world);
+            for address in ["127.0.0.1:8080", "[::1]:8080"] {
+                let answer = http_get(address.parse().expect("an address"), "/");
+                assert!(answer.contains("busybox"), "{point}: {answer:?} at {address}");
+            }
+            world.sherd(&["stop", "-g", "web", "--purge"]);
+            world.end_agent();
+        }
+        world.start(&[]);
+        world.wait_for_api();
+        check_end(&mut world, engine, &image);
+    });
+}
+
 /// Each slot answers inside its own network namespace too, where its image's HEALTHCHECK would ask.
 fn check_inner_doors(world: &World) {
     for slot in world.slots("web") {

@@ -9,7 +9,7 @@ use std::{
 
 use sherd_lb::{
     cells::Cells,
-    front::{FrontConfig, OpenError},
+    front::{Front, FrontConfig, OpenError},
     relay::Limits,
     table::{MAX_SLOTS, SteeringTable},
 };
@@ -21,7 +21,11 @@ use sherd_topology::{
 use super::{Fronts, Published};
 use crate::{
     control::ApplyError,
-    reconcile::steering_table::{self, PortChoice},
+    reconcile::{
+        chain,
+        keeper::Keeper,
+        steering_table::{self, PortChoice},
+    },
     spec::{GroupSpec, PortSpec, RuntimeSpec, Unready},
 };
 
@@ -88,11 +92,6 @@ pub(super) fn addresses_of(spec: &GroupSpec) -> impl Iterator<Item = (&PortSpec,
     })
 }
 
-/// The table of a port while every slot gets its whole share.
-pub(super) fn table(host: &Host, slots: &[Slot], port: &PortSpec) -> SteeringTable {
-    shared_table(host, slots, port, &BTreeMap::new())
-}
-
 /// The table of a port, with slots that get less than their share.
 pub(in crate::reconcile) fn shared_table(
     host: &Host,
@@ -104,8 +103,43 @@ pub(in crate::reconcile) fn shared_table(
     steering_table::build(host, slots, PortChoice { policy: port.policy, weights, shares, table_len })
 }
 
+/// What a group's addresses are opened for.
+pub(super) struct Aims<'a> {
+    pub(super) spec: &'a GroupSpec,
+    pub(super) host: &'a Host,
+    pub(super) slots: &'a [Slot],
+}
+
+impl Aims<'_> {
+    pub(super) fn config(&self, address: SocketAddr, keeper: &Keeper) -> FrontConfig {
+        config(self.spec, address, (self.host.online().len(), self.slots.len()), keeper.cells())
+    }
+
+    /// The table of a port while every slot gets its whole share.
+    pub(super) fn table(&self, port: &PortSpec) -> SteeringTable {
+        shared_table(self.host, self.slots, port, &BTreeMap::new())
+    }
+}
+
+/// Goes on with what the holder kept of an address. Where that can't be, the holder lets go of it: a former agent may have
+/// been killed while it opened the address, whose anchor would listen there for nobody, and against us.
+pub(super) fn take_over(
+    aims: &Aims<'_>,
+    (port, address): (&PortSpec, SocketAddr),
+    kept: Vec<(String, OwnedFd)>,
+    keeper: &mut Keeper,
+) -> Result<Front, String> {
+    let group = &aims.spec.name;
+    Front::adopt(kept, &aims.config(address, keeper), &aims.table(port)).map_err(|error| {
+        let error = chain(&error);
+        tracing::error!(%group, %address, "what the holder kept can't be taken over, it is let go: {error}");
+        keeper.remove_prefix(&prefix(group, address));
+        error
+    })
+}
+
 /// For `slots` on a machine of so many CPUs; their connections are counted in `cells`.
-pub(super) fn config(
+fn config(
     spec: &GroupSpec,
     address: SocketAddr,
     (cpus, slots): (usize, usize),

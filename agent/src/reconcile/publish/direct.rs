@@ -2,13 +2,14 @@
 //! slot's direct listener is reached.
 
 use std::{
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::OwnedFd,
 };
 
 use sherd_lb::{
     cells::{CellReading, Counts},
-    front::{Front, FrontConfig, Path, Place},
+    front::{Front, Path, Place},
     netns::{Family, Loopback, Netns},
     relay::{PortKey, Target},
 };
@@ -19,9 +20,10 @@ use sherd_topology::{
 
 use super::{
     Fronts, Published,
-    addresses::{config, table},
+    addresses::{Aims, take_over},
 };
 use crate::{
+    fault,
     reconcile::{
         chain,
         direct::Generation,
@@ -66,22 +68,24 @@ impl Fronts {
     /// [`open_for_family`](Self::open_for_family).
     pub(super) fn adopt_beside(
         &mut self,
-        spec: &GroupSpec,
-        host: &Host,
-        slots: &[Slot],
+        aims: &Aims<'_>,
         address: SocketAddr,
         descriptors: Vec<(String, OwnedFd)>,
-        keeper: &Keeper,
+        keeper: &mut Keeper,
     ) {
         let beside = |published: &&Published| published.is_beside(address);
         let Some(port) = self.list.iter().find(beside).map(|published| published.port.clone()) else { return };
-        let config = config(spec, address, (host.online().len(), slots.len()), keeper.cells());
-        match Front::adopt(descriptors, &config, &table(host, slots, &port)) {
-            Ok(front) => self.push(port, address, Ok(front)),
-            Err(error) => {
-                tracing::error!(group = %spec.name, %address, "what the holder kept can't be taken over: {}", chain(&error));
-            }
+        // Where it can't be, the next listen(2) of a program that takes IPv4 only has it opened again.
+        if let Ok(front) = take_over(aims, (&port, address), descriptors, keeper) {
+            self.push(port, address, Ok(front));
         }
+    }
+
+    /// The inodes of all that listens by our doing where `address` would get connections of it, or it of the address.
+    pub(super) fn allies(&self, address: SocketAddr, v6only: bool) -> io::Result<Vec<u32>> {
+        let of_both = |published: &&Published| published.is_beside(address) && (published.is_dual() || !v6only);
+        let fronts = self.list.iter().filter(of_both).filter_map(|published| published.front.as_ref().ok());
+        Ok(fronts.map(Front::inodes).collect::<io::Result<Vec<_>>>()?.concat())
     }
 
     /// Whether it is one family of an address whose other one is there.
@@ -113,14 +117,12 @@ impl Fronts {
             all && published.port.container == port.container && published.is_dual() && !published.leaving
         });
         let (Some(dual), ProgramFamily::V4) = (dual, family) else { return Err(unfit()) };
-        let Ok(front) = &dual.front else { return Err(unfit()) };
         let (address, port) = (SocketAddr::from((Ipv4Addr::UNSPECIFIED, dual.address.port())), dual.port.clone());
-        let allies = front.inodes().map_err(|error| chain(&error))?;
-        let config =
-            FrontConfig { allies, ..config(spec, address, (host.online().len(), slots.len()), keeper.cells()) };
-        let front = Front::open(&config, &table(host, slots, &port)).map_err(|error| chain(&error))?;
+        let aims = Aims { spec, host, slots };
+        let front = self.open(&aims, (&port, address), keeper).map_err(|error| chain(&error))?;
         self.push(port, address, Ok(front));
-        self.keep_all(keeper);
+        fault::point("beside.opened");
+        self.keep_all("beside.kept", keeper);
         Ok(address)
     }
 

@@ -7,22 +7,15 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
 };
 
-use sherd_lb::{
-    front::{Front, Place},
-    relay::PortKey,
-    table::SlotIndex,
-};
-use sherd_topology::{
-    model::Host,
-    plan::{GroupName, Slot},
-};
+use sherd_lb::{front::Place, relay::PortKey, table::SlotIndex};
+use sherd_topology::plan::GroupName;
 
 use super::{
     Fronts, Published,
-    addresses::{addresses_of, config, prefix, table},
+    addresses::{Aims, addresses_of, prefix, take_over},
 };
 use crate::{
-    reconcile::{chain, keeper::Keeper},
+    reconcile::keeper::Keeper,
     spec::{ContainerPort, GroupSpec, HostAddress, HostPort, PortSpec},
 };
 
@@ -114,35 +107,26 @@ impl Fronts {
     /// Takes over what a former agent had not given up yet. What the holder has beyond that is let go.
     pub(super) fn adopt_leaving(
         &mut self,
-        spec: &GroupSpec,
-        host: &Host,
-        slots: &[Slot],
+        aims: &Aims<'_>,
         kept: BTreeMap<SocketAddr, Vec<(String, OwnedFd)>>,
         keeper: &mut Keeper,
     ) {
-        let names = keeper.names();
+        let (names, group) = (keeper.names(), &aims.spec.name);
         for (address, descriptors) in kept {
             let container = names.iter().find_map(|name| {
-                let (found, container) = name.strip_prefix(&leaving_prefix(&spec.name))?.rsplit_once('/')?;
+                let (found, container) = name.strip_prefix(&leaving_prefix(group))?.rsplit_once('/')?;
                 (found.parse() == Ok(address)).then(|| container.parse().ok().map(ContainerPort))?
             });
             let Some(container) = container else {
-                tracing::warn!(group = %spec.name, %address, "what the holder kept is of no address: it is given up");
-                keeper.remove_prefix(&prefix(&spec.name, address));
+                tracing::warn!(%group, %address, "what the holder kept is of no address: it is given up");
+                keeper.remove_prefix(&prefix(group, address));
                 continue;
             };
             let host_address = HostAddress { ip: Some(address.ip()), port: HostPort(address.port()) };
             let port = PortSpec::new(host_address, container);
-            let config = config(spec, address, (host.online().len(), slots.len()), keeper.cells());
-            match Front::adopt(descriptors, &config, &table(host, slots, &port)) {
-                Ok(front) => {
-                    self.push(port, address, Ok(front));
-                    self.list.iter_mut().rev().take(1).for_each(|published| published.leaving = true);
-                }
-                Err(error) => {
-                    tracing::error!(group = %spec.name, %address, "what the holder kept can't be taken over: {}", chain(&error));
-                    keeper.remove_prefix(&prefix(&spec.name, address));
-                }
+            if let Ok(front) = take_over(aims, (&port, address), descriptors, keeper) {
+                self.push(port, address, Ok(front));
+                self.list.iter_mut().rev().take(1).for_each(|published| published.leaving = true);
             }
         }
     }
