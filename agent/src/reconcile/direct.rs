@@ -31,7 +31,7 @@ pub(super) use self::{
     counting::handshake_end,
     door::{Door, Greeting},
     held::forget_group,
-    listen::{ListenCall, ListenerJoin},
+    listen::{ListenCall, ListenerJoin, SharedListener},
     means::Means,
     trial::{Failed, Trial},
 };

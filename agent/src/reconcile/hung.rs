@@ -267,7 +267,9 @@ impl SlotRun {
     }
 }
 
-/// Wherever the listener of the shard with this pid is now; looks at its processes.
-pub(super) fn holder(pid: u32, listening: &sockdiag::Listening) -> Option<Holder> {
-    holder_among(pid, listening.inode)
+/// Wherever the listener of this SO_COOKIE is that the shard with this pid has at a published address. Looks at its
+/// processes, which may take a second: not for the loop.
+pub(super) fn holder_of(pid: u32, published: SocketAddr, cookie: u64) -> Option<Holder> {
+    let listening = sockdiag::listeners(published.port()).ok()?;
+    holder_among(pid, listening.iter().find(|listening| listening.cookie == cookie)?.inode)
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, os::fd::OwnedFd, time::Instant};
 
-use sherd_lb::graft::Report;
+use sherd_lb::graft::{Holder, Report};
 use sherd_topology::{
     model::Host,
     plan::{GroupName, Slot, SlotId},
@@ -10,7 +10,7 @@ use sherd_topology::{
 
 use super::{
     apply::Reply,
-    direct::{Generation, Greeting, ListenCall, ListenerJoin},
+    direct::{Generation, Greeting, ListenCall, ListenerJoin, SharedListener},
     drift::Look,
     inspect::{Reach, Unreached},
     rollout::Change,
@@ -69,6 +69,14 @@ pub(super) enum Message {
     ShimCame { key: ShardKey, generation: Generation, greeting: Greeting },
     /// A shard calls listen(2), and waits.
     ListenCalled { key: ShardKey, generation: Generation, call: ListenCall },
+    /// The listener was looked for that a program which calls listen(2) shares with another of its shard.
+    HolderFound {
+        key: ShardKey,
+        generation: Generation,
+        shared: SharedListener,
+        found: Option<Holder>,
+        call: ListenCall,
+    },
     /// A listener for a shard is about to be in its hands.
     ListenerJoins { key: ShardKey, generation: Generation, join: ListenerJoin },
     /// What became of a listen(2).

@@ -60,6 +60,9 @@ impl Reconciler {
             Message::Progress { group, line } => self.send_event(super::report::progress(&group, line)),
             Message::ShimCame { key, generation, greeting } => self.on_shim(&key, generation, greeting),
             Message::ListenCalled { key, generation, call } => self.on_listen(&key, generation, call),
+            Message::HolderFound { key, generation, shared, found, call } => {
+                self.on_holder_found(&key, generation, shared, found, call);
+            }
             Message::ListenerJoins { key, generation, join } => self.on_listener_joins(&key, generation, &join),
             Message::Looked(look) => return self.on_looked(look),
             Message::HostChanged(host) => self.on_host_changed(*host),

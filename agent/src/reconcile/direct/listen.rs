@@ -7,10 +7,7 @@ use std::{
     time::Duration,
 };
 
-use sherd_lb::{
-    graft::{Listener, Report, State, Trapped, Verdict},
-    sockdiag,
-};
+use sherd_lb::graft::{Holder, Listener, Report, State, Trapped, Verdict};
 use tokio::sync::mpsc;
 
 use super::{Generation, held::original_name};
@@ -18,7 +15,7 @@ use crate::{
     fault,
     reconcile::{
         Reconciler,
-        hung::holder,
+        hung::holder_of,
         message::Message,
         publish::{ProgramFamily, place_of},
     },
@@ -36,6 +33,15 @@ pub(in crate::reconcile) struct ListenCall {
     pub(super) v6only: bool,
     pub(super) cookie: u64,
     pub(super) reply: SyncSender<Verdict>,
+}
+
+/// A listener of a shard that another program of it is to get too.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::reconcile) struct SharedListener {
+    /// The published address.
+    pub(super) address: SocketAddr,
+    /// Its SO_COOKIE.
+    pub(super) cookie: u64,
 }
 
 /// A listener that is to listen and to enter the slot's steering.
@@ -79,6 +85,8 @@ enum Decision {
     Now(Verdict),
     /// A listener for this published address takes the place of the program's socket, once it is made.
     Graft(SocketAddr),
+    /// The shard of this process has a listener there, and not where it was put.
+    Look(u32, SharedListener),
 }
 
 impl Reconciler {
@@ -86,6 +94,7 @@ impl Reconciler {
         let verdict = match self.decide_listen(key, generation, &call) {
             Ok(Decision::Now(verdict)) => verdict,
             Ok(Decision::Graft(address)) => return self.order_listener(key, generation, address, call),
+            Ok(Decision::Look(pid, shared)) => return self.look_for_holder(key, generation, pid, shared, call),
             Err(reason) => {
                 let report = Report::NotGrafted { address: call.address, reason };
                 self.on_graft_report(key, generation, report);
@@ -120,27 +129,65 @@ impl Reconciler {
             return Ok(Decision::Now(Verdict::Ours));
         }
         // Another listener would take this one's place in the slot, while its process goes on waiting for connections.
-        let shared =
-            present.filter(|_| has_graft).and_then(|cookie| self.share((key, generation), container, address, cookie));
-        Ok(shared.map_or(Decision::Graft(address), |listener| Decision::Now(Verdict::Share(listener))))
+        let Some(cookie) = present.filter(|_| has_graft) else { return Ok(Decision::Graft(address)) };
+        let slot = self.slot_mut(&key.group, key.slot).ok_or("no such slot")?;
+        let (known, pid) = (slot.known_holder(cookie), slot.pid_of(generation));
+        if let Some(listener) = known.and_then(|known| self.share(key, generation, container, known)) {
+            return Ok(Decision::Now(Verdict::Share(listener)));
+        }
+        Ok(pid.map_or(Decision::Graft(address), |pid| Decision::Look(pid, SharedListener { address, cookie })))
     }
 
-    /// The shard's listener of this cookie, from whoever of it has it.
+    /// The shard's listener, from this process of it, which is the way to it from now on.
     fn share(
         &mut self,
-        (key, generation): (&ShardKey, Generation),
+        key: &ShardKey,
+        generation: Generation,
         container: ContainerPort,
-        published: SocketAddr,
-        cookie: u64,
+        holder: Holder,
     ) -> Option<OwnedFd> {
-        let slot = self.groups.get_mut(&key.group)?.slots.get_mut(&key.slot)?;
-        let holder = slot.known_holder(cookie).or_else(|| {
-            let listening = sockdiag::listeners(published.port()).ok()?;
-            holder(slot.pid_of(generation)?, listening.iter().find(|listening| listening.cookie == cookie)?)
-        })?;
+        let slot = self.slot_mut(&key.group, key.slot)?;
         let graft = slot.directs.get_mut(&generation)?.grafts.iter_mut().find(|graft| graft.container == container)?;
         graft.holder = Some(holder);
         holder.listener()
+    }
+
+    /// Looks at the processes of the shard, off the loop: a hostile one makes that last a second. Its broker has one call at a
+    /// time, so there is one look for each shard.
+    fn look_for_holder(
+        &self,
+        key: &ShardKey,
+        generation: Generation,
+        pid: u32,
+        shared: SharedListener,
+        call: ListenCall,
+    ) {
+        let (outbox, key) = (self.outbox.clone(), key.clone());
+        tokio::task::spawn_blocking(move || {
+            let found = holder_of(pid, shared.address, shared.cookie);
+            // The loop has ended: the program listens where it would have.
+            let _ = outbox.send(Message::HolderFound { key, generation, shared, found, call });
+        });
+    }
+
+    pub(in crate::reconcile) fn on_holder_found(
+        &mut self,
+        key: &ShardKey,
+        generation: Generation,
+        shared: SharedListener,
+        found: Option<Holder>,
+        call: ListenCall,
+    ) {
+        let front = self.groups.get(&key.group).and_then(|group| group.fronts.front_at(shared.address));
+        let index = super::super::steering_table::index_of(key.slot);
+        let present = front.and_then(|front| front.direct_cookie(index, place_of(front, generation)));
+        let found = found.filter(|found| present == Some(shared.cookie) && found.is_of(shared.cookie));
+        let container = ContainerPort(call.address.port());
+        match found.and_then(|found| self.share(key, generation, container, found)) {
+            // The broker has given up waiting: then the program listens where it would have.
+            Some(listener) => drop(call.reply.send(Verdict::Share(listener))),
+            None => self.order_listener(key, generation, shared.address, call),
+        }
     }
 
     /// Has a listener made, off the loop; the broker waits for it.
