@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::mpsc::{SyncSender, sync_channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     time::Duration,
 };
 
@@ -77,7 +77,22 @@ pub(super) fn ask(
     if outbox.send(Message::ListenCalled { key: key.clone(), generation, call }).is_err() {
         return Verdict::Leave;
     }
-    answer.recv_timeout(DECISION_TIMEOUT).unwrap_or(Verdict::Leave)
+    verdict_within(DECISION_TIMEOUT, &answer, |reason| {
+        let report = Report::NotGrafted { address: trapped.address(), reason };
+        // The loop ends: nobody asks for the reason any more.
+        let _ = outbox.send(Message::Grafted { key: key.clone(), generation, report });
+    })
+}
+
+/// Without an answer the program listens where it would have, and is relayed for as long as it runs: so it is said why.
+fn verdict_within(bound: Duration, answer: &Receiver<Verdict>, give_up: impl FnOnce(String)) -> Verdict {
+    answer.recv_timeout(bound).unwrap_or_else(|error| {
+        // Else the agent ends, and the next one decides.
+        if error == RecvTimeoutError::Timeout {
+            give_up(format!("the agent did not answer within {bound:?}"));
+        }
+        Verdict::Leave
+    })
 }
 
 /// What the loop can say of a call.
@@ -193,7 +208,12 @@ impl Reconciler {
     /// Has a listener made, off the loop; the broker waits for it.
     fn order_listener(&mut self, key: &ShardKey, generation: Generation, published: SocketAddr, call: ListenCall) {
         let group = self.groups.get(&key.group);
-        let Some(front) = group.and_then(|group| group.fronts.front_at(published)) else { return };
+        let Some(front) = group.and_then(|group| group.fronts.front_at(published)) else {
+            let report =
+                Report::NotGrafted { address: call.address, reason: format!("{published} is no longer published") };
+            self.on_graft_report(key, generation, report);
+            return drop(call.reply.send(Verdict::Leave));
+        };
         let (bind, v6only) = (front.address(), front.is_v6only());
         let cell = front.cells().and_then(|cells| cells.number(super::super::steering_table::index_of(key.slot)));
         let (outbox, key) = (self.outbox.clone(), key.clone());
@@ -266,4 +286,25 @@ fn graft(
         answer.recv_timeout(DECISION_TIMEOUT).unwrap_or_else(|_| Err("the agent does not answer".to_owned()))
     };
     Ok(Verdict::Graft(Listener { socket, listen: Box::new(listen) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_without_an_answer_says_so() {
+        let check = |sender: Option<SyncSender<Verdict>>, answer: &Receiver<Verdict>, expected: Option<&str>| {
+            let mut said = None;
+            let verdict = verdict_within(Duration::from_millis(20), answer, |reason| said = Some(reason));
+            assert!(matches!(verdict, Verdict::Leave), "{verdict:?}");
+            assert_eq!(said.as_deref(), expected);
+            drop(sender);
+        };
+        let (reply, answer) = sync_channel(1);
+        check(Some(reply.clone()), &answer, Some("the agent did not answer within 20ms"));
+        reply.send(Verdict::Leave).expect("it waits");
+        check(Some(reply), &answer, None);
+        check(None, &answer, None);
+    }
 }
