@@ -131,9 +131,7 @@ impl Fronts {
         let aims = Aims { spec, host, slots };
         for (port, address) in addresses_of(spec) {
             let front = match kept.remove(&address) {
-                Some(descriptors) => take_over(&aims, (port, address), descriptors, keeper).inspect(|front| {
-                    front.forget_relayed(|slot| counted(address, slot));
-                }),
+                Some(kept) => take_over(&aims, (port, address), kept, &counted, keeper),
                 None => Err("it was not published before".to_owned()),
             };
             fronts.push(port.clone(), address, front);
@@ -141,9 +139,9 @@ impl Fronts {
         let (beside, others) = kept.into_iter().partition(|(address, _)| fronts.has_beside(*address));
         let beside: BTreeMap<_, _> = beside;
         for (address, descriptors) in beside {
-            fronts.adopt_beside(&aims, address, descriptors, keeper);
+            fronts.adopt_beside(&aims, address, descriptors, &counted, keeper);
         }
-        fronts.adopt_leaving(&aims, others, keeper);
+        fronts.adopt_leaving(&aims, others, &counted, keeper);
         // After those that may be beside it.
         fronts.open_missing(&aims, keeper, |_| true);
         for published in &fronts.list {

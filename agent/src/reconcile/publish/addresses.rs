@@ -11,7 +11,7 @@ use sherd_lb::{
     cells::Cells,
     front::{Front, FrontConfig, OpenError},
     relay::Limits,
-    table::{MAX_SLOTS, SteeringTable},
+    table::{MAX_SLOTS, SlotIndex, SteeringTable},
 };
 use sherd_topology::{
     model::Host,
@@ -121,16 +121,22 @@ impl Aims<'_> {
     }
 }
 
-/// Goes on with what the holder kept of an address. Where that can't be, the holder lets go of it: a former agent may have
+/// How many relayed connections of a slot at an address go on, that a former agent had.
+pub(super) type Counted<'a> = dyn Fn(SocketAddr, SlotIndex) -> u64 + 'a;
+
+/// Goes on with what the holder kept of an address, and takes off its load what a former agent relayed and nobody does any
+/// more. Where that can't be, the holder lets go of it: a former agent may have
 /// been killed while it opened the address, whose anchor would listen there for nobody, and against us.
 pub(super) fn take_over(
     aims: &Aims<'_>,
     (port, address): (&PortSpec, SocketAddr),
     kept: Vec<(String, OwnedFd)>,
+    counted: &Counted<'_>,
     keeper: &mut Keeper,
 ) -> Result<Front, String> {
     let group = &aims.spec.name;
-    Front::adopt(kept, &aims.config(address, keeper), &aims.table(port)).map_err(|error| {
+    let front = Front::adopt(kept, &aims.config(address, keeper), &aims.table(port));
+    front.inspect(|front| front.forget_relayed(|slot| counted(address, slot))).map_err(|error| {
         let error = chain(&error);
         tracing::error!(%group, %address, "what the holder kept can't be taken over, it is let go: {error}");
         keeper.remove_prefix(&prefix(group, address));

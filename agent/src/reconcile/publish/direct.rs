@@ -20,7 +20,7 @@ use sherd_topology::{
 
 use super::{
     Fronts, Published,
-    addresses::{Aims, take_over},
+    addresses::{Aims, Counted, take_over},
 };
 use crate::{
     fault,
@@ -71,12 +71,13 @@ impl Fronts {
         aims: &Aims<'_>,
         address: SocketAddr,
         descriptors: Vec<(String, OwnedFd)>,
+        counted: &Counted<'_>,
         keeper: &mut Keeper,
     ) {
         let beside = |published: &&Published| published.is_beside(address);
         let Some(port) = self.list.iter().find(beside).map(|published| published.port.clone()) else { return };
         // Where it can't be, the next listen(2) of a program that takes IPv4 only has it opened again.
-        if let Ok(front) = take_over(aims, (&port, address), descriptors, keeper) {
+        if let Ok(front) = take_over(aims, (&port, address), descriptors, counted, keeper) {
             self.push(port, address, Ok(front));
         }
     }

@@ -12,7 +12,7 @@ use sherd_topology::plan::GroupName;
 
 use super::{
     Fronts, Published,
-    addresses::{Aims, addresses_of, prefix, take_over},
+    addresses::{Aims, Counted, addresses_of, prefix, take_over},
 };
 use crate::{
     reconcile::keeper::Keeper,
@@ -109,6 +109,7 @@ impl Fronts {
         &mut self,
         aims: &Aims<'_>,
         kept: BTreeMap<SocketAddr, Vec<(String, OwnedFd)>>,
+        counted: &Counted<'_>,
         keeper: &mut Keeper,
     ) {
         let (names, group) = (keeper.names(), &aims.spec.name);
@@ -124,7 +125,7 @@ impl Fronts {
             };
             let host_address = HostAddress { ip: Some(address.ip()), port: HostPort(address.port()) };
             let port = PortSpec::new(host_address, container);
-            if let Ok(front) = take_over(aims, (&port, address), descriptors, keeper) {
+            if let Ok(front) = take_over(aims, (&port, address), descriptors, counted, keeper) {
                 self.push(port, address, Ok(front));
                 self.list.iter_mut().rev().take(1).for_each(|published| published.leaving = true);
             }

@@ -44,12 +44,17 @@ impl Rig {
 
     /// The next agent: its way to the holder, and what it takes over.
     fn agent(&self) -> (Keeper, Fronts) {
+        self.agent_with(0)
+    }
+
+    /// The same, to which the former one has handed over so many connections of each slot at each address.
+    fn agent_with(&self, handed: u64) -> (Keeper, Fronts) {
         let mut keeper = Keeper::connect(&self.path(), HolderUnit::Systemd).expect("the holder serves");
         keeper.keep_cells(true);
         let kept = keeper.take_prefix("front/web/");
         kept.iter().for_each(|(name, _)| keeper.note_known(name));
         let kept = by_address(kept, &self.spec.name);
-        let fronts = Fronts::adopt(&self.spec, &self.host, &self.slots, kept, |_, _| 0, &mut keeper);
+        let fronts = Fronts::adopt(&self.spec, &self.host, &self.slots, kept, |_, _| handed, &mut keeper);
         (keeper, fronts)
     }
 
@@ -147,5 +152,35 @@ fn the_anchor_is_kept_last() {
         let (_keeper, fronts) = rig.agent();
         let names: Vec<String> = fronts.descriptors().into_iter().map(|(name, _)| name).collect();
         assert!(names.len() > 2 && names[names.len() - 1].ends_with("/anchor"), "{names:?}");
+    });
+}
+
+/// What an agent relayed when it was killed is no load of its slot, at any address.
+#[test]
+fn what_a_former_agent_relayed_is_no_load() {
+    alone("what_a_former_agent_relayed_is_no_load", || {
+        let mut rig = Rig::start("image");
+        let (mut keeper, mut fronts) = rig.agent();
+        rig.open_v4(&mut keeper, &mut fronts).expect("it is opened beside the other");
+        let slot = index_of(SlotId(0));
+        let counts = |fronts: &Fronts| -> Vec<u64> {
+            fronts.bound().map(|front| front.cells().expect("they are counted").counts(slot).open()).collect()
+        };
+        for front in fronts.bound() {
+            let account = front.cells().expect("they are counted").account(slot);
+            // As a killed agent leaves it.
+            (0..3).for_each(|_| std::mem::forget(account.open()));
+        }
+        assert_eq!(counts(&fronts), [3, 3]);
+        drop((keeper, fronts));
+        let (mut keeper, fronts) = rig.agent_with(1);
+        assert_eq!(counts(&fronts), [1, 1]);
+        // And where the specification has an address no longer.
+        keeper.put("leaving/web/[::]:8080/80", fronts.list[0].front.as_ref().expect("it is bound").anchor());
+        drop((keeper, fronts));
+        rig.spec.ports.clear();
+        let (_keeper, fronts) = rig.agent();
+        assert!(fronts.list[0].leaving);
+        assert_eq!(counts(&fronts), [0]);
     });
 }
