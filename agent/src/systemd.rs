@@ -4,6 +4,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use tokio::sync::{mpsc, oneshot};
@@ -39,13 +40,18 @@ fn notify(state: sd_notify::NotifyState<'_>) {
 /// Tells systemd that the agent lives, as long as its loop answers.
 pub async fn feed_watchdog(requests: mpsc::Sender<control::Request>) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
-    let mut interval = tokio::time::interval(limit / 3);
+    feed(requests, limit / 3, || notify(sd_notify::NotifyState::Watchdog)).await;
+}
+
+/// Asks the loop, again and again, and tells of each answer.
+async fn feed(requests: mpsc::Sender<control::Request>, every: Duration, tell: impl Fn()) {
+    let mut interval = tokio::time::interval(every);
     loop {
         interval.tick().await;
         let (reply, answer) = oneshot::channel();
         let asked = requests.send(control::Request::Subscribe { reply }).await;
         if asked.is_ok() && answer.await.is_ok() {
-            notify(sd_notify::NotifyState::Watchdog);
+            tell();
         }
     }
 }
@@ -72,4 +78,36 @@ pub fn enter_leaf() -> io::Result<Option<PathBuf>> {
 fn enter(directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     fs::write(directory.join("cgroup.procs"), std::process::id().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::broadcast;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_loop_that_answers_feeds_the_watchdog() {
+        const EVERY: Duration = Duration::from_millis(2);
+        let (requests, mut inbox) = mpsc::channel(control::REQUEST_QUEUE_LEN);
+        let (events, _) = broadcast::channel(1);
+        let fed = AtomicUsize::new(0);
+        let answering = async {
+            for _ in 0..3 {
+                let Some(control::Request::Subscribe { reply }) = inbox.recv().await else { panic!("another request") };
+                assert!(reply.send(events.subscribe()).is_ok());
+            }
+            // From here on it hangs: it takes the question, and does not come to answering.
+            let _unanswered = inbox.recv().await;
+            tokio::time::sleep(EVERY * 50).await;
+        };
+        let feeding = feed(requests, EVERY, || drop(fed.fetch_add(1, Ordering::Relaxed)));
+        tokio::select! {
+            () = answering => {}
+            () = feeding => {}
+        }
+        assert_eq!(fed.load(Ordering::Relaxed), 3);
+    }
 }
