@@ -103,7 +103,9 @@ mod tests {
             let _unanswered = inbox.recv().await;
             tokio::time::sleep(EVERY * 50).await;
         };
-        let feeding = feed(requests, EVERY, || drop(fed.fetch_add(1, Ordering::Relaxed)));
+        let feeding = feed(requests, EVERY, || {
+            fed.fetch_add(1, Ordering::Relaxed);
+        });
         tokio::select! {
             () = answering => {}
             () = feeding => {}

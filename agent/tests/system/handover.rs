@@ -100,6 +100,7 @@ fn a_planned_restart_ends_no_relayed_connection() {
         let restarts = scaled(3, 20);
         for round in 0..restarts {
             let established = metric("sherd_slot_connections_established_total");
+            let accepted = metric("sherd_connections_accepted_total");
             let (all, began) = (quiet.len() as u64 + streams.len() as u64, Instant::now());
             world.end_agent();
             let ended = began.elapsed();
@@ -120,6 +121,8 @@ fn a_planned_restart_ends_no_relayed_connection() {
                 let open = metric("sherd_slot_connections_open");
                 (open >= all && open <= all + 8).then_some(open)
             });
+            let counted = metric("sherd_connections_accepted_total");
+            assert!(counted >= accepted && counted < accepted + 20_000, "workers count anew: {accepted} -> {counted}");
             let now = metric("sherd_slot_connections_established_total");
             assert!(now >= established && now < established + 20_000, "{established} -> {now}, {open} open");
         }

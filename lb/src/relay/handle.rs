@@ -2,6 +2,7 @@
 //! worker's thread at its end.
 
 use std::{
+    collections::BTreeMap,
     fmt, io,
     os::fd::OwnedFd,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -54,10 +55,15 @@ pub(super) struct Shared {
 impl Worker {
     /// Starts the thread, runs the configuration's `pin` on it, and waits until both have succeeded or failed.
     pub fn spawn(config: WorkerConfig) -> io::Result<Self> {
+        Self::spawn_going_on(config, &BTreeMap::new())
+    }
+
+    /// The same; its counters go on from a former worker's [`WorkerStats::totals`].
+    pub fn spawn_going_on(config: WorkerConfig, totals: &BTreeMap<String, u64>) -> io::Result<Self> {
         let WorkerConfig { slot, name, pin, limits } = config;
         let (commands, inbox) = mpsc::channel();
         let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        let stats = WorkerStats::default();
+        let stats = WorkerStats::going_on(totals);
         let shared = WorkerRef(Arc::new(Shared {
             slot,
             commands,

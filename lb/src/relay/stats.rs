@@ -2,6 +2,7 @@
 //! another core writes.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     time::Duration,
@@ -195,6 +196,41 @@ impl WorkerStats {
         }
     }
 
+    /// All that only grows, by names that later versions may add to. What is open now is not part of it, nor what was resumed:
+    /// that is of this worker.
+    pub fn totals(&self) -> BTreeMap<String, u64> {
+        self.lasting().map(|(name, counter)| (name, counter.get())).collect()
+    }
+
+    /// Those of a worker that goes on from a former one's totals. What isn't known is passed over.
+    pub(super) fn going_on(totals: &BTreeMap<String, u64>) -> Self {
+        let stats = Self::default();
+        stats.lasting().for_each(|(name, counter)| counter.set(totals.get(&name).copied().unwrap_or(0)));
+        stats
+    }
+
+    fn lasting(&self) -> impl Iterator<Item = (String, &Counter)> {
+        let connections = [
+            ("accepted", &self.accepted),
+            ("adopted", &self.adopted),
+            ("handed_over", &self.handed_over),
+            ("established", &self.established),
+            ("answered", &self.answered),
+            ("unanswered", &self.unanswered),
+            ("closed", &self.closed),
+            ("bytes_in", &self.bytes_in),
+            ("bytes_out", &self.bytes_out),
+            ("bytes_spliced", &self.bytes_spliced),
+            ("wakeups", &self.wakeups),
+            ("connect_micros", &self.connect_latency.sum_micros),
+        ];
+        let connections = connections.into_iter().map(|(name, counter)| (name.to_owned(), counter));
+        let errors = Cause::ALL.into_iter().map(|cause| (cause.label().to_owned(), &self.errors[cause as usize]));
+        let bounds = LATENCY_BOUNDS_MICROS.iter().map(|bound| format!("connect_in_{bound}"));
+        let buckets = bounds.chain(["connect_in_more".to_owned()]).zip(&self.connect_latency.buckets);
+        connections.chain(errors).chain(buckets)
+    }
+
     pub(super) fn count(&self, cause: Cause) {
         self.errors[cause as usize].add(1);
     }
@@ -216,6 +252,23 @@ mod tests {
         for (position, cause) in Cause::ALL.into_iter().enumerate() {
             assert_eq!(cause as usize, position, "{cause}");
         }
+    }
+
+    #[test]
+    fn counters_go_on_from_a_former_workers_totals() {
+        let former = WorkerStats::default();
+        former.lasting().zip(1..).for_each(|((_, counter), number)| counter.set(number));
+        former.active.set(9);
+        former.resumed.set(9);
+        let totals = former.totals();
+        assert_eq!(totals.len(), former.lasting().count(), "two have one name");
+        let stats = WorkerStats::going_on(&totals);
+        assert_eq!(stats.totals(), totals);
+        assert_eq!((stats.active.get(), stats.resumed.get()), (0, 0));
+        stats.connect_latency.observe(Duration::from_micros(25));
+        assert_eq!(stats.totals()["connect_in_25"], totals["connect_in_25"] + 1);
+        let unknown = [("of_a_later_version".to_owned(), 1)].into();
+        assert_eq!(WorkerStats::going_on(&unknown).totals(), WorkerStats::default().totals());
     }
 
     #[test]

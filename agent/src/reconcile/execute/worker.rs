@@ -1,6 +1,7 @@
 //! A slot's worker and its listeners: made before the slot's first shard, dismantled after its last.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, mpsc::Receiver},
     time::{Duration, Instant},
 };
@@ -28,7 +29,8 @@ impl Reconciler {
         let Some(place) = group.place(id).cloned() else { return };
         let spec = Arc::clone(&group.spec);
         fault::point("equip.before");
-        let made = spawn_worker(Self::worker_name(name, id), &spec, &place)
+        let totals = self.returning.take_totals(name, id);
+        let made = spawn_worker(Self::worker_name(name, id), &spec, &place, &totals)
             .map_err(|error| format!("its worker thread can't be started: {error}"))
             .and_then(|worker| {
                 let served = group.fronts.equip(id, &worker, &mut self.keeper).map_err(|error| chain(&error))?;
@@ -108,8 +110,14 @@ pub(super) fn failure(served: &Receiver<std::io::Result<()>>) -> Option<String> 
     }
 }
 
-fn spawn_worker(name: String, spec: &GroupSpec, place: &Slot) -> std::io::Result<Worker> {
-    Worker::spawn(WorkerConfig { slot: index_of(place.id).0, name, pin: pin_to(place), limits: publish::limits(spec) })
+fn spawn_worker(
+    name: String,
+    spec: &GroupSpec,
+    place: &Slot,
+    totals: &BTreeMap<String, u64>,
+) -> std::io::Result<Worker> {
+    let limits = publish::limits(spec);
+    Worker::spawn_going_on(WorkerConfig { slot: index_of(place.id).0, name, pin: pin_to(place), limits }, totals)
 }
 
 pub(super) fn pin_to(place: &Slot) -> Pin {

@@ -20,6 +20,9 @@ use super::{
 };
 use crate::{fault, runtime::ShardKey};
 
+/// How long the next agent may take to go on counting where nothing else waits for it.
+const REPORT_TIME: Duration = Duration::from_secs(300);
+
 /// What became of the connections.
 #[derive(Debug, Default)]
 pub(in crate::reconcile) struct Given {
@@ -51,14 +54,16 @@ impl Reconciler {
         for stopped in stopped {
             let _ = stopped.recv_timeout(deadline.saturating_duration_since(Instant::now()));
         }
-        if time.is_zero() {
-            let left = workers.iter().map(|(_, worker)| worker.stats().active.get()).sum();
-            return Given { left, reason: Some("relay_handover is 0s".to_owned()), ..Given::default() };
-        }
         let (began, stamp) = (Instant::now(), report::unix_ms());
         let ports: BTreeMap<_, BTreeMap<PortKey, SocketAddr>> =
             self.groups.iter().map(|(name, group)| (name, ports(group).into_iter().collect())).collect();
         let mut giving = Giving { keeper: &mut self.keeper, time, stamp, parcels: 0, given: Given::default() };
+        if time.is_zero() {
+            giving.given.left = workers.iter().map(|(_, worker)| worker.stats().active.get()).sum();
+            giving.given.reason = Some("relay_handover is 0s".to_owned());
+            giving.time = REPORT_TIME;
+            return giving.report(began, &workers);
+        }
         fault::point("handover.before");
         // All at once: each has a core of its own.
         let released: Vec<Receiver<Vec<Handed>>> = workers.iter().map(|(_, worker)| worker.release()).collect();
@@ -68,7 +73,7 @@ impl Reconciler {
                 Err(_) => giving.given.silent_workers += 1,
             }
         }
-        giving.report(began)
+        giving.report(began, &workers)
     }
 }
 
@@ -127,19 +132,27 @@ impl Giving<'_> {
         }
     }
 
-    fn report(mut self, began: Instant) -> Given {
+    fn report(mut self, began: Instant, workers: &[(ShardKey, Arc<Worker>)]) -> Given {
         self.given.took = began.elapsed();
-        if self.given.connections > 0 {
+        if !workers.is_empty() {
+            let mut totals: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+            for (key, worker) in workers {
+                totals.entry(key.group.clone()).or_default().insert(key.slot, worker.stats().totals());
+            }
             let report = Report {
                 connections: self.given.connections,
                 began_unix_ms: self.stamp,
                 took_micros: u64::try_from(self.given.took.as_micros()).unwrap_or(u64::MAX),
+                totals,
             };
             let written = report.write().map_err(HolderError::Io);
             // For the figures of the next agent alone.
             let kept = written.and_then(|file| self.keeper.put_for(report::NAME, file.as_fd(), self.time));
             if let Err(error) = kept {
-                tracing::warn!("the next agent won't know how many were handed over: {}", chain(&error));
+                tracing::warn!(
+                    "the next agent counts anew, and won't know how many were handed over: {}",
+                    chain(&error)
+                );
             }
         }
         fault::point("handover.after");

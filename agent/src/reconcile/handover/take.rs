@@ -17,7 +17,7 @@ use super::{
         keeper::Keeper,
     },
     PREFIX, parse_parcel_name, port_at,
-    report::{self, Report},
+    report::{self, Report, Totals},
 };
 use crate::{fault, runtime::ShardKey};
 
@@ -27,6 +27,8 @@ pub(in crate::reconcile) struct Returning {
     /// By the holder's name.
     parcels: BTreeMap<String, (ShardKey, Summary)>,
     report: Option<Report>,
+    /// What workers that aren't made yet go on counting from.
+    totals: BTreeMap<GroupName, BTreeMap<SlotId, Totals>>,
 }
 
 impl Returning {
@@ -36,6 +38,8 @@ impl Returning {
         for name in keeper.names() {
             if name == report::NAME {
                 found.report = read_report(keeper);
+                found.totals =
+                    found.report.as_mut().map(|report| std::mem::take(&mut report.totals)).unwrap_or_default();
                 continue;
             }
             if !name.starts_with(PREFIX) {
@@ -55,6 +59,11 @@ impl Returning {
             }
         }
         found
+    }
+
+    /// What a former worker of the slot had counted: for the first one that is made.
+    pub(in crate::reconcile) fn take_totals(&mut self, group: &GroupName, slot: SlotId) -> Totals {
+        self.totals.get_mut(group).and_then(|slots| slots.remove(&slot)).unwrap_or_default()
     }
 
     /// Nothing was handed over.
@@ -89,11 +98,11 @@ impl Reconciler {
     pub(in crate::reconcile) fn take_back_all(&mut self) {
         let found = self.returning.connections();
         let report = self.returning.report.take();
-        if found == 0 && report.is_none() {
+        if found == 0 && report.as_ref().is_none_or(|report| report.connections == 0) {
             return;
         }
         fault::point("takeback.before");
-        let handed = report.map_or(found, |report| report.connections);
+        let handed = report.as_ref().map_or(found, |report| report.connections);
         self.counters.relayed.handed = handed;
         self.counters.relayed.note_lost(LostRelayed::Missing, handed.saturating_sub(found));
         let keys: Vec<(String, ShardKey)> =
@@ -115,8 +124,8 @@ impl Reconciler {
             taken_back = relayed.taken_back,
             lost = relayed.lost(),
             waiting = self.returning.connections(),
-            took = ?report.map(|report| Duration::from_micros(report.took_micros)),
-            stood_still = ?report.map(|report| report.stood_still()),
+            took = ?report.as_ref().map(|report| Duration::from_micros(report.took_micros)),
+            stood_still = ?report.as_ref().map(Report::stood_still),
             "relayed connections of the former agent go on"
         );
     }
