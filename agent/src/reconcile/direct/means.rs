@@ -4,7 +4,10 @@
 use std::{
     fs, io,
     net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -215,18 +218,28 @@ fn remove_parents(parent: &Path) {
 }
 
 fn establish(instance: &str, cells: Option<&Cells>) -> Result<(Guard, Maker), String> {
-    let chain = |error: &dyn std::error::Error| crate::reconcile::chain(error);
     let no_cgroup = |error| format!("no cgroup for guarded sockets: {error}");
     let parent = parent(instance).map_err(no_cgroup)?;
     fs::create_dir_all(&parent).map_err(no_cgroup)?;
+    // This very program, whatever an upgrade has put in its place.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("sherd").arg("make-listeners");
+    establish_in(&parent, cells, command)
+}
+
+/// On an error nothing is left of it, so it can be tried again.
+fn establish_in(parent: &Path, cells: Option<&Cells>, maker: Command) -> Result<(Guard, Maker), String> {
+    let chain = |error: &dyn std::error::Error| crate::reconcile::chain(error);
     let name = format!("{PREFIX}{}", std::process::id());
-    let mut guard = Guard::establish(&parent, &name, cells).map_err(|error| chain(&error))?;
-    let program = std::env::current_exe().map_err(|error| chain(&error))?;
-    let mut command = Command::new(program);
-    command.arg("make-listeners");
-    let maker = Maker::start(command, guard.cgroup()).map_err(|error| chain(&error))?;
-    guard.prove(&maker).map_err(|error| chain(&error))?;
-    Ok((guard, maker))
+    let mut guard = Guard::establish(parent, &name, cells).map_err(|error| chain(&error))?;
+    let started = Maker::start(maker, guard.cgroup()).map_err(|error| chain(&error));
+    let proven = started.and_then(|maker| guard.prove(&maker).map(|()| maker).map_err(|error| chain(&error)));
+    if proven.is_err()
+        && let Err(error) = guard.remove()
+    {
+        tracing::warn!(cgroup = %guard.cgroup().display(), "a guard that was not proven stays: {error}");
+    }
+    proven.map(|maker| (guard, maker))
 }
 
 /// Under systemd the agent's own delegated cgroup, else one of ours at the top.
@@ -243,4 +256,49 @@ fn own_unit(mount: &Path) -> io::Result<Option<PathBuf>> {
     let own = cgroup::Membership::of(std::process::id())?.v2;
     let unit = own.as_deref().and_then(Path::parent).map(|unit| unit.strip_prefix("/").unwrap_or(unit));
     Ok(unit.map(|unit| mount.join(unit)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, process::Stdio};
+
+    use sherd_lb::guard::maker;
+    use sherd_testkit::{Need, in_new_netns, needs};
+
+    use super::*;
+
+    const IS_MAKER: &str = "SHERD_TEST_IS_MAKER";
+
+    /// This program again, as the process that makes listeners; the cgroup is its last argument, to libtest the name of no test.
+    #[test]
+    fn maker_process() {
+        if env::var_os(IS_MAKER).is_some() {
+            let cgroup = env::args_os().next_back().expect("an argument");
+            maker::serve(io::stdin().as_fd(), cgroup.as_ref()).expect("it joins, and serves until the end");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_proven_is_tried_again() {
+        let test = "what_could_not_be_proven_is_tried_again";
+        if !needs(test, &[Need::Root, Need::Bpf]) {
+            return;
+        }
+        in_new_netns(|| {
+            let parent =
+                cgroup2_mount().expect("cgroup v2 is mounted").join(format!("sherd-test-{}", std::process::id()));
+            fs::create_dir(&parent).expect("the hierarchy is writable");
+            for _ in 0..2 {
+                let error = establish_in(&parent, None, Command::new("false")).expect_err("it makes nothing");
+                assert!(error.contains("ended at once"), "{error}");
+            }
+            let mut command = Command::new("/proc/self/exe");
+            let test = "reconcile::direct::means::tests::maker_process";
+            command.args(["--exact", test, "--nocapture"]).env(IS_MAKER, "1").stdout(Stdio::null());
+            let (guard, mut maker) = establish_in(&parent, None, command).expect("it makes listeners");
+            maker.end();
+            guard.remove().expect("its maker has ended");
+            fs::remove_dir(&parent).expect("nothing is left in it");
+        });
+    }
 }
