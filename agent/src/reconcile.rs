@@ -256,7 +256,9 @@ impl Reconciler {
 
     /// An address finds its cells again if the agent dies. If it died right here, they would be made anew with its program.
     fn keep_cells(&mut self) {
-        self.keeper.keep_cells(self.groups.values().any(Group::is_published));
+        let is_left = |group: &GroupName| self.keeper.knows(&publish::group_prefix(group));
+        let in_use = self.groups.values().any(Group::is_published) || self.unread.iter().any(is_left);
+        self.keeper.keep_cells(in_use);
     }
 
     fn on_tick(&mut self) {

@@ -188,7 +188,7 @@ impl Cells {
         }
     }
 
-    /// Every address has been taken over: what is still reserved is nobody's.
+    /// Every address has been taken over that will be: what is still reserved is nobody's.
     pub fn end_reservations(&self) {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner).reserved.clear();
     }

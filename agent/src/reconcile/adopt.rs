@@ -128,7 +128,8 @@ impl Reconciler {
         let mut strangers: BTreeSet<&str> = BTreeSet::new();
         for name in &names {
             match name.strip_prefix("front/").and_then(|rest| rest.split('/').next()) {
-                Some(group) if self.groups.keys().chain(&self.unread).any(|known| known.as_str() == group) => {}
+                Some(group) if self.groups.keys().any(|known| known.as_str() == group) => {}
+                Some(group) if self.unread.iter().any(|known| known.as_str() == group) => self.keeper.note_known(name),
                 Some(group) => drop(strangers.insert(group)),
                 None => {}
             }
@@ -149,7 +150,7 @@ impl Reconciler {
             if !matches!(group.intent, Intent::Run) {
                 continue;
             }
-            let kept: Vec<(String, OwnedFd)> = self.keeper.take_prefix(&format!("front/{name}/"));
+            let kept: Vec<(String, OwnedFd)> = self.keeper.take_prefix(&publish::group_prefix(name));
             for (name, _) in &kept {
                 self.keeper.note_known(name);
             }
@@ -159,6 +160,9 @@ impl Reconciler {
             group.fronts = Fronts::adopt(&group.spec, &self.host, &slots, kept, counted, &mut self.keeper);
             group.fronts.set_tables(&self.host, &slots);
         }
-        self.keeper.cells().into_iter().for_each(|cells| cells.end_reservations());
+        // What is still reserved is nobody's, but for groups that nobody can read: their shards count on.
+        if let Some(cells) = self.keeper.cells().filter(|_| self.unread.is_empty()) {
+            cells.end_reservations();
+        }
     }
 }

@@ -168,6 +168,11 @@ impl Keeper {
         self.known.insert(name.to_owned());
     }
 
+    /// Whether it has something whose name starts with `prefix`, as far as it was put or noted.
+    pub(super) fn knows(&self, prefix: &str) -> bool {
+        self.known.range(prefix.to_owned()..).next().is_some_and(|name| name.starts_with(prefix))
+    }
+
     pub(super) fn remove(&mut self, name: &str) {
         self.known.remove(name);
         self.with("remove", |client| client.remove(name));

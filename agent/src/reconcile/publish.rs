@@ -35,7 +35,7 @@ use self::{
     leaving::leaving_prefix,
 };
 pub(super) use self::{
-    addresses::{by_address, limits, shared_table},
+    addresses::{by_address, group_prefix, limits, shared_table},
     direct::{ProgramFamily, host_address, place_of, watched_shapes},
 };
 use super::{anchor_age::AnchorAge, keeper::Keeper, steering_table::index_of};
@@ -327,7 +327,7 @@ impl Fronts {
             return;
         }
         fault::point("unpublish.before");
-        keeper.remove_prefix(&format!("front/{}/", self.group));
+        keeper.remove_prefix(&group_prefix(&self.group));
         keeper.remove_prefix(&leaving_prefix(&self.group));
         self.list.clear();
         fault::point("unpublish.after");

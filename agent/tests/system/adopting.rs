@@ -19,7 +19,7 @@ fn at(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-fn holder(world: &World) -> HolderClient {
+pub(crate) fn holder(world: &World) -> HolderClient {
     HolderClient::connect(&world.dir().join("run/holder.sock")).expect("it outlives the agent")
 }
 

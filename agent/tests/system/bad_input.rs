@@ -11,7 +11,8 @@ use std::{
 use sherd_testkit::{Need, in_new_netns, needs};
 
 use crate::{
-    traffic,
+    adopting::holder,
+    metrics, traffic,
     world::{World, demo_spec},
 };
 
@@ -83,7 +84,7 @@ fn a_port_that_others_have_is_theirs() {
         };
         assert!(said.contains("8081") && said.contains(&std::process::id().to_string()), "{said}");
         drop(taken);
-        world.apply("other", &demo_spec("other", 1, "127.0.0.1:8081:80", ""));
+        world.apply("other", &demo_spec("other", 1, "8081:80", ""));
         world.wait_ready("other", 1);
     });
 }
@@ -213,7 +214,7 @@ fn a_torn_specification_is_set_aside() {
     });
 }
 
-/// A disk that changes one letter costs nobody a shard.
+/// A disk that changes one letter costs nobody a shard, nor what is known of it, nor a relayed connection.
 #[test]
 fn shards_outlive_a_damaged_specification() {
     if !needs("shards_outlive_a_damaged_specification", &[Need::Root, Need::Bpf]) {
@@ -226,7 +227,18 @@ fn shards_outlive_a_damaged_specification() {
         let pids = |world: &World| world.slots("web").iter().map(|slot| slot["pid"].clone()).collect::<Vec<_>>();
         world.wait_ready("web", 2);
         let before = pids(&world);
-        world.kill_agent();
+        let mut kept = traffic::Connection::open(address()).expect("it is published");
+        let served_by = kept.who().expect("an answer");
+        for _ in 0..20 {
+            traffic::ask(address()).expect("an answer");
+        }
+        let steered = |group: &str| {
+            let text = metrics::scrape().expect("metrics");
+            metrics::sum(&text, "sherd_slot_connections_steered_total", &format!("group=\"{group}\""))
+        };
+        let counted = steered("web");
+        assert!(counted >= 21.0, "{counted}");
+        world.end_agent();
         let stored = world.dir().join("state/groups/web.toml");
         let damaged = fs::read_to_string(&stored).expect("it is stored").replace("shards = 2", "shards = 1");
         fs::write(&stored, damaged).expect("it is written");
@@ -236,6 +248,11 @@ fn shards_outlive_a_damaged_specification() {
         assert!(warnings.contains("web.toml") && warnings.contains("checksum"), "{warnings}");
         // Nobody serves it for now: connections wait for who will.
         let waiting = std::thread::spawn(|| traffic::ask(address()));
+        let holder = holder(&world).list().expect("it answers");
+        assert!(holder.iter().any(|name| name == "cells"), "{holder:?}");
+        // Whose connections are counted elsewhere.
+        world.apply("other", &demo_spec("other", 1, "8081:80", ""));
+        world.wait_ready("other", 1);
         refused(&world, &text, &["restart"]);
         world.kill_agent();
         world.start(&[]);
@@ -243,5 +260,7 @@ fn shards_outlive_a_damaged_specification() {
         world.wait_ready("web", 2);
         assert_eq!(pids(&world), before);
         waiting.join().expect("no panic").expect("it is served");
+        assert_eq!(kept.who().expect("it goes on"), served_by);
+        assert!(steered("web") > counted, "{} after {counted}", steered("web"));
     });
 }

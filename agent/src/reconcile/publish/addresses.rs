@@ -51,9 +51,14 @@ pub(in crate::reconcile) fn limits(spec: &GroupSpec) -> Limits {
     }
 }
 
-/// The holder's name of what belongs to an address.
+/// The holder's names of what belongs to a group's addresses begin so.
+pub(in crate::reconcile) fn group_prefix(group: &GroupName) -> String {
+    format!("front/{group}/")
+}
+
+/// The holder's names of what belongs to an address begin so.
 pub(super) fn prefix(group: &GroupName, address: SocketAddr) -> String {
-    format!("front/{group}/{address}/")
+    format!("{}{address}/", group_prefix(group))
 }
 
 /// Sorts what the holder has of a group by address.
@@ -62,7 +67,7 @@ pub(in crate::reconcile) fn by_address(
     group: &GroupName,
 ) -> BTreeMap<SocketAddr, Vec<(String, OwnedFd)>> {
     let mut sorted: BTreeMap<SocketAddr, Vec<(String, OwnedFd)>> = BTreeMap::new();
-    let before = format!("front/{group}/");
+    let before = group_prefix(group);
     for (name, descriptor) in kept {
         let rest = name.strip_prefix(&before).and_then(|rest| rest.split_once('/'));
         match rest.and_then(|(address, name)| Some((address.parse().ok()?, name.to_owned()))) {
