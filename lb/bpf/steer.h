@@ -36,8 +36,8 @@ struct generation {
 };
 
 /*
- * An agent of another version takes over `magic` to `max_slots`, `in` and `index_of` where they are, and makes all other
- * maps but `sockets` anew: these offsets never change.
+ * An agent of another version takes over `magic` to `max_slots`, `in`, `index_of`, `cell_base` and `cells_id` where they are,
+ * and makes all other maps but `sockets` anew: these offsets never change.
  */
 struct state {
 	__u32 magic;

@@ -105,7 +105,10 @@ impl Keeper {
                     self.note_known(CELLS);
                     return Some(cells);
                 }
-                Err(error) => tracing::warn!("what a former agent counted is set aside: {error}"),
+                Err(error) => tracing::warn!(
+                    "what a former agent counted is set aside: {error}. Shards that accept their connections themselves and were \
+                     made before count there: until they are replaced their load is not known, and they are not found when they hang"
+                ),
             }
         }
         let made = Cells::create();

@@ -68,7 +68,8 @@ impl Ebpf {
     }
 
     /// A program and maps of this version in the place of another's: with its array of sockets, because a socket fits one
-    /// only, and with what it had in service. Not attached yet.
+    /// only, with what it had in service, and with its room in the cells: listeners count there for as long as they live. Not
+    /// attached yet.
     pub(super) fn succeed(
         from: &Inheritance,
         sockets: BorrowedFd<'_>,
@@ -77,7 +78,8 @@ impl Ebpf {
     ) -> Result<Self, Box<dyn Error>> {
         let max_slots = u16::try_from(from.max_slots)?;
         let shape = Shape::new(max_slots, table.table_len)?.with_sockets(sockets)?;
-        let room = take_cells(cells, shape.max_slots)?;
+        let former = cells.map_or(Ok(None), |cells| from.take_cells(cells))?;
+        let room = former.map_or_else(|| take_cells(cells, shape.max_slots), |former| Ok(Some(former)))?;
         let (program, maps) = load_object(&shape, room.as_deref(), Some(sockets))?;
         let maps = Maps::initialize(maps, shape, from.seed, (cells.map(|cells| &**cells), room))?;
         maps.inherit(from);

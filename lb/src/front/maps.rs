@@ -139,7 +139,7 @@ pub(super) struct Maps {
 }
 
 /// What an address keeps when another version of the agent takes it over. These fields are where they are in every version
-/// from 1 on; all else is made anew.
+/// from 1 on, those of the cells since there are any; all else is made anew.
 #[derive(Debug)]
 pub(super) struct Inheritance {
     pub(super) version: u32,
@@ -166,14 +166,15 @@ impl Inheritance {
             return Err(other(format!("magic {magic:#x}, wanted {MAGIC:#x}")));
         }
         let max_slots = shared.load_u32(state::MAX_SLOTS);
+        let has_cells = size >= state::CELLS_ID + size_of::<u32>();
         let index_of =
             (0..max_slots.min(u32::from(MAX_SLOTS)) as usize).map(|slot| shared.load_u16(state::INDEX_OF + 2 * slot));
         Ok(Self {
             version: shared.load_u32(state::VERSION),
             seed: Seed([shared.load_u64(state::SEED), shared.load_u64(state::SEED + 8)]),
             max_slots,
-            cells_id: if size == state::SIZE { shared.load_u32(state::CELLS_ID) } else { 0 },
-            cell_base: if size == state::SIZE { shared.load_u32(state::CELL_BASE) } else { NO_CELL },
+            cells_id: if has_cells { shared.load_u32(state::CELLS_ID) } else { 0 },
+            cell_base: if has_cells { shared.load_u32(state::CELL_BASE) } else { NO_CELL },
             in_service: SlotMask::from_words(std::array::from_fn(|word| shared.load_u64(state::IN + word * 8))),
             index_of: index_of.collect(),
         })
@@ -181,9 +182,18 @@ impl Inheritance {
 
     /// Keeps its room in the cells, if it has any there.
     pub(super) fn reserve(&self, cells: &Cells) {
-        if self.is_ours(Some(cells)) {
+        if self.shares(cells) {
             cells.reserve(self.cell_base, self.max_slots);
         }
+    }
+
+    /// Its room in the cells, where the listeners that shards have of it count; `None`: that is in another array, or nowhere.
+    pub(super) fn take_cells(&self, cells: &Arc<Cells>) -> io::Result<Option<Arc<SlotCells>>> {
+        if self.shares(cells) { cells.take_again(self.cell_base, self.max_slots) } else { Ok(None) }
+    }
+
+    fn shares(&self, cells: &Cells) -> bool {
+        self.cells_id == cells.id() && self.cell_base != NO_CELL
     }
 
     /// Whether its maps and its program can be gone on with as they are, in an agent with this array of cells.

@@ -137,3 +137,48 @@ fn an_array_without_room_for_the_slots_is_not_taken_over() {
         }
     });
 }
+
+/// Listeners in shards' hands count where they did when they were made, whichever version steers.
+#[test]
+fn another_version_counts_in_the_same_cells() {
+    if !needs("another_version_counts_in_the_same_cells", &[Need::Root, Need::Bpf]) {
+        return;
+    }
+    in_new_netns(|| {
+        let cells = Cells::create().expect("bpf is permitted");
+        let config = |cells: &Arc<Cells>| FrontConfig {
+            max_slots: MAX_SLOTS,
+            cells: Some(Arc::clone(cells)),
+            ..FrontConfig::new(([127, 0, 0, 1], 0).into())
+        };
+        // It isn't the array's first one.
+        let first = cells.take(MAX_SLOTS.into()).expect("it can be mapped").expect("there is room");
+        let front = Front::open(&config(&cells), &table()).expect("a free port");
+        let number = front.cells().expect("there is room").number(SLOT);
+        // Forgotten, as by an agent that is killed.
+        std::mem::forget(front.cells().expect("there is room").account(SLOT).open());
+        set_version(&front, 3);
+        let fds = copies(&front);
+        drop((front, first));
+
+        let cells =
+            Cells::adopt(cells.descriptor().try_clone_to_owned().expect("a copy")).expect("it is an array of ours");
+        let (_, state) = fds.iter().find(|(name, _)| name == Front::STATE).expect("it is there");
+        Front::reserve_cells(&cells, state.as_fd());
+        let others: Vec<_> = (0..3).map(|_| cells.take(MAX_SLOTS.into()).expect("it can be mapped")).collect();
+        assert!(others.iter().flatten().all(|other| other.number(SLOT) != number), "{others:?}");
+        let front = Front::adopt(fds, &config(&cells), &table()).expect("another version's");
+        let counted = front.cells().expect("it had room");
+        assert_eq!((counted.number(SLOT), counted.counts(SLOT).open()), (number, 1));
+        drop((front, others));
+
+        // Of another array nothing can be kept.
+        let front = Front::open(&config(&cells), &table()).expect("a free port");
+        std::mem::forget(front.cells().expect("there is room").account(SLOT).open());
+        let fds = copies(&front);
+        drop(front);
+        let others = Cells::create().expect("bpf is permitted");
+        let front = Front::adopt(fds, &config(&others), &table()).expect("another array's");
+        assert_eq!(front.cells().expect("there is room").counts(SLOT).open(), 0);
+    });
+}
