@@ -18,7 +18,7 @@ use sherd_topology::{
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use self::{
-    group::Group,
+    group::{Group, SlotRun},
     keeper::Keeper,
     message::{Consequence, Message},
 };
@@ -271,14 +271,15 @@ impl Reconciler {
             }
         }
         self.nudge_probers();
-        self.groups.values_mut().flat_map(|group| group.slots.values_mut()).for_each(group::SlotRun::tend_former);
+        self.groups.values_mut().flat_map(|group| group.slots.values_mut()).for_each(SlotRun::tend_former);
         self.look_for_drift(now);
         self.observe_connections(now);
         self.look_at_traffic(now);
         self.tend_all_shares(now);
         self.note_closed_listeners();
         self.end_contained();
-        self.groups.values().for_each(|group| group.fronts.attach_again());
+        let has_listeners = |group: &&Group| group.slots.values().any(SlotRun::has_listeners);
+        self.groups.values().filter(has_listeners).for_each(|group| group.fronts.attach_again());
         self.count_direct(now);
         self.bury_workers();
         self.publish_missing(now);
@@ -366,7 +367,7 @@ impl Reconciler {
         }
     }
 
-    fn slot_mut(&mut self, group: &GroupName, slot: SlotId) -> Option<&mut group::SlotRun> {
+    fn slot_mut(&mut self, group: &GroupName, slot: SlotId) -> Option<&mut SlotRun> {
         self.groups.get_mut(group)?.slots.get_mut(&slot)
     }
 }

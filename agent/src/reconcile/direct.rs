@@ -282,6 +282,11 @@ impl SlotRun {
         changing || self.shards.iter().any(|shard| shard.generation == generation)
     }
 
+    /// Whether a shard of it, which need not serve, has a listener of ours.
+    pub(super) fn has_listeners(&self) -> bool {
+        self.directs.values().any(|direct| !direct.grafts.is_empty())
+    }
+
     /// Everything that the holder must have of this slot.
     pub(super) fn direct_descriptors(&self, key: &ShardKey) -> Vec<(String, BorrowedFd<'_>)> {
         let mut all = Vec::new();

@@ -160,10 +160,9 @@ impl Fronts {
         self.bound().any(|front| front.path(index_of(slot)).is_direct())
     }
 
-    /// Where shards have listeners, one of them may have taken the steering program off.
+    /// A shard that has a listener may have taken the steering program off by it, whether it serves or not.
     pub(in crate::reconcile) fn attach_again(&self) {
-        let direct = self.bound().filter(|front| front.slots().any(|slot| front.path(slot).is_direct()));
-        for front in direct {
+        for front in self.bound() {
             if let Err(error) = front.attach_again() {
                 tracing::error!(address = %front.address(), "its steering can't be attached: {error}");
             }
