@@ -59,9 +59,13 @@ impl Reconciler {
         self.note_runtime(kind, result.as_ref().map(|_| ()));
         let view = self.runtime_views.entry(kind).or_default();
         view.listing = false;
-        if let Ok(listing) = result {
-            view.listed = true;
-            self.take_listing(kind, began, listing);
+        match result {
+            Ok(listing) => {
+                view.listed = true;
+                self.take_listing(kind, began, listing);
+            }
+            // What it was to tell is still not known: slots wait for that.
+            Err(_) => view.again = true,
         }
         if self.runtime_views[kind].again {
             self.observe(kind);
