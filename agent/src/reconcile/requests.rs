@@ -95,6 +95,8 @@ impl Reconciler {
             drop(reply.send(Err(StopError::UnknownGroup { group: name.clone() })));
             return;
         };
+        // Its specification is gone already: to stand still it would have to come back.
+        let purge = purge || matches!(group.intent, Intent::Purge);
         let stored = if purge { self.store.remove(name) } else { self.store.stop(name) };
         if let Err(error) = stored {
             drop(reply.send(Err(StopError::from(error))));
