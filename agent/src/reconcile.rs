@@ -63,6 +63,7 @@ mod traffic;
 mod view;
 mod watch;
 
+pub use adopt::AdoptError;
 pub use counters::Counters;
 
 /// How often the loop looks at time-outs, anchors and retries.

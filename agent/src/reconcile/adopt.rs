@@ -30,13 +30,24 @@ const FIRST_LISTING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same while connections that were handed over stand still.
 const LISTING_TIMEOUT_WHILE_CONNECTIONS_WAIT: Duration = Duration::from_millis(500);
 
+/// Why an agent can't go on with what a former one left.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// The state directory can't be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Whatever the holder has may still listen: binding its addresses anew would fail for as long as this agent lives.
+    #[error("the holder did not say what it has; start the agent again, and see the holder's log if that lasts")]
+    Holder,
+}
+
 impl Reconciler {
     /// Loads the specifications, asks what runs, takes over listeners and tables from the holder. After that the
     /// loop can run; connections that waited while no agent was there are served as soon as their shard is reached.
     ///
     /// # Errors
-    /// When the state directory can't be read.
-    pub async fn adopt(&mut self) -> Result<(), StoreError> {
+    /// When the state directory can't be read, or the holder doesn't answer; the next agent finds what this one would have.
+    pub async fn adopt(&mut self) -> Result<(), AdoptError> {
         let (stored, aside) = self.store.load()?;
         for broken in aside {
             let mut warning =
@@ -69,6 +80,9 @@ impl Reconciler {
         self.place_as_found(&shards);
         self.take_fronts();
         self.adopt_direct();
+        if self.keeper.is_unanswered() {
+            return Err(AdoptError::Holder);
+        }
         for group in self.groups.values_mut() {
             for (id, slot) in &mut group.slots {
                 // One that was out because its shard didn't accept is in again: it has served, and is found again if it must be.

@@ -62,6 +62,7 @@ pub struct Keeper {
     known: std::collections::BTreeSet<String>,
     next_ping: Instant,
     cells: Option<Arc<Cells>>,
+    is_unanswered: bool,
 }
 
 impl Keeper {
@@ -78,6 +79,7 @@ impl Keeper {
             known: std::collections::BTreeSet::new(),
             next_ping: Instant::now() + PING_EVERY,
             cells: None,
+            is_unanswered: false,
         };
         keeper.cells = keeper.find_cells();
         Ok(keeper)
@@ -117,7 +119,9 @@ impl Keeper {
 
     /// Everything whose name starts with `prefix`.
     pub(super) fn take_prefix(&mut self, prefix: &str) -> Vec<(String, OwnedFd)> {
-        self.with("get", |client| client.get_prefix(prefix)).unwrap_or_default()
+        let found = self.with("get", |client| client.get_prefix(prefix));
+        self.is_unanswered |= found.is_none();
+        found.unwrap_or_default()
     }
 
     /// One descriptor.
@@ -127,7 +131,14 @@ impl Keeper {
 
     /// All names.
     pub(super) fn names(&mut self) -> Vec<String> {
-        self.with("list", HolderClient::list).unwrap_or_default()
+        let names = self.with("list", HolderClient::list);
+        self.is_unanswered |= names.is_none();
+        names.unwrap_or_default()
+    }
+
+    /// Whether it has ever left open what it has: then nobody knows what there is.
+    pub(super) fn is_unanswered(&self) -> bool {
+        self.is_unanswered
     }
 
     /// Gives it a descriptor. If it is away, it gets it when it is back ([`Keeper::tend`]).
