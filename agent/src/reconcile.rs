@@ -318,6 +318,7 @@ impl Reconciler {
             let views = if self.decide_orders(name, &turns) { self.views(name) } else { views };
             let steps = plan::next_steps(&views, &turns, Instant::now());
             if steps.is_empty() {
+                self.forget_gone_slots(name);
                 self.tend_rollout(name, &views);
                 self.settle_service(name);
                 return;

@@ -13,7 +13,13 @@ use super::WORKER_TIMEOUT;
 use crate::{
     fault,
     reconcile::{
-        Reconciler, chain, direct::DirectRun, message::Outcome, publish, steering_table::index_of, view::Step,
+        Reconciler, chain,
+        direct::DirectRun,
+        group::{Intent, SlotRun},
+        message::Outcome,
+        publish,
+        steering_table::index_of,
+        view::Step,
     },
     spec::GroupSpec,
 };
@@ -88,16 +94,15 @@ impl Reconciler {
             // Its end waits for its thread, which may be in the middle of something.
             tokio::task::spawn_blocking(move || drop(worker));
         }
-        self.forget_if_gone(name, id);
     }
 
-    /// A slot that no plan has any more is forgotten when nothing of it is left.
-    fn forget_if_gone(&mut self, name: &GroupName, id: SlotId) {
-        let Some(group) = self.groups.get_mut(name) else { return };
-        let planned = group.place(id).is_some();
-        if !planned && group.slots.get(&id).is_some_and(|slot| slot.shards.is_empty() && slot.worker.is_none()) {
-            group.slots.remove(&id);
-        }
+    /// Slots that no plan has any more are forgotten when nothing of them is left: their worker may have been a former agent's.
+    pub(in crate::reconcile) fn forget_gone_slots(&mut self, name: &GroupName) {
+        let Some(group) = self.groups.get_mut(name).filter(|group| matches!(group.intent, Intent::Run)) else { return };
+        let planned: Vec<SlotId> = group.planned().iter().map(|slot| slot.id).collect();
+        let is_left =
+            |slot: &SlotRun| slot.worker.is_some() || slot.step.is_some() || slot.stale || !slot.shards.is_empty();
+        group.slots.retain(|id, slot| planned.contains(id) || is_left(slot));
     }
 }
 
