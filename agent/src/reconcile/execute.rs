@@ -147,8 +147,9 @@ impl Reconciler {
                     self.note_runtime(spec.runtime.kind(), Err(&error));
                 }
             }
-            (_, Outcome::Worker(cause) | Outcome::NotPinned(cause)) => {
+            (step, Outcome::Worker(cause) | Outcome::NotPinned(cause)) => {
                 slot.backend = None;
+                slot.unserved |= *step == Step::Equip;
                 slot.fail(&spec, Duration::ZERO, cause, now);
                 slot.hold_until_backoff();
             }

@@ -155,7 +155,8 @@ impl Group {
             let pinned = slot.live.as_ref().is_some_and(|live| matches!(live.pinning, Pinning::Holds(_)));
             let held = slot.held_until.is_some_and(|until| Instant::now() < until);
             let settled = slot.step.is_none() && !held && !slot.stale && slot.shards.len() == 1;
-            slot.service() == Service::In && slot.health() != Health::Unready && pinned && settled
+            let relays = slot.worker.is_some() && !slot.unserved && slot.backend.is_some() && !slot.reconnect;
+            slot.service() == Service::In && slot.health() != Health::Unready && pinned && relays && settled
         };
         match self.intent {
             Intent::Run => self.fault.is_none() && !self.rollout.is_active() && self.slots.values().all(serves),
@@ -291,6 +292,8 @@ pub(super) struct SlotRun {
     /// The worker has to be told anew where it connects: there are other ports, or the shard may be reached otherwise.
     pub(super) reconnect: bool,
     pub(super) worker: Option<Arc<Worker>>,
+    /// It may not accept at some address yet: it is told once more, and its answer awaited.
+    pub(super) unserved: bool,
     /// Since when its shard is known not to be where it should be.
     pub(super) drifted: Option<(Instant, DriftCause)>,
     /// Its shard doesn't accept.
@@ -376,7 +379,6 @@ impl SlotRun {
         });
         SlotView {
             id,
-            wanted,
             shards: shards.collect(),
             busy: self.step.is_some() || self.stale || self.held_until.is_some_and(|until| Instant::now() < until),
             start_after: self.backoff.start_after(),
@@ -389,7 +391,9 @@ impl SlotRun {
             backend: self.backend.clone(),
             reconnect: self.reconnect,
             pinning: self.live.as_ref().map_or(Pinning::Unknown, |live| live.pinning.clone()),
-            equipped: self.worker.is_some(),
+            // Whatever it has is given up where the slot isn't to run.
+            equipped: self.worker.is_some() && !(self.unserved && matches!(wanted, Wanted::Run { .. })),
+            wanted,
             primary: self.roles.primary.clone(),
             next: self.next.as_ref().map(|next| NextView {
                 id: next.id.clone(),

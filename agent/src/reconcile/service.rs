@@ -168,6 +168,8 @@ impl Group {
             if let Err(error) = self.fronts.equip(*id, &worker, keeper) {
                 slot.last_error = Some(format!("it can't serve a new address: {}", super::chain(&error)));
             }
+            // Whether it does is known when it was asked again.
+            slot.unserved = true;
             // The new address needs a target: it is given with the next connect, and then its connections come.
             slot.reconnect = true;
         }

@@ -36,18 +36,23 @@ impl Reconciler {
         let spec = Arc::clone(&group.spec);
         fault::point("equip.before");
         let totals = self.returning.take_totals(name, id);
-        let made = spawn_worker(Self::worker_name(name, id), &spec, &place, &totals)
-            .map_err(|error| format!("its worker thread can't be started: {error}"))
-            .and_then(|worker| {
-                let served = group.fronts.equip(id, &worker, &mut self.keeper).map_err(|error| chain(&error))?;
-                Ok((worker, served))
-            });
-        fault::point("equip.after");
         let Some(slot) = group.slots.get_mut(&id) else { return };
+        // One that is there already accepts where it doesn't yet.
+        let worker = match slot.worker.clone() {
+            Some(worker) => Ok(worker),
+            None => spawn_worker(Self::worker_name(name, id), &spec, &place, &totals)
+                .map(Arc::new)
+                .inspect(|_| slot.directs.values_mut().for_each(DirectRun::forget_inner))
+                .map_err(|error| format!("its worker thread can't be started: {error}")),
+        };
+        let made = worker.and_then(|worker| {
+            let served = group.fronts.equip(id, &worker, &mut self.keeper).map_err(|error| chain(&error))?;
+            Ok((worker, served))
+        });
+        fault::point("equip.after");
         match made {
             Ok((worker, served)) => {
-                slot.directs.values_mut().for_each(DirectRun::forget_inner);
-                slot.worker = Some(Arc::new(worker));
+                (slot.worker, slot.unserved) = (Some(worker), false);
                 let taken = self.take_back(name, id);
                 let wait = move || {
                     // Before it has them, nobody would know that there is something to finish.
