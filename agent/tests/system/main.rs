@@ -15,6 +15,7 @@ mod drift;
 mod explaining;
 mod handover;
 mod health;
+mod holders;
 mod hostile;
 mod hung;
 mod images;
