@@ -32,7 +32,7 @@ use steering::Steering;
 use crate::{
     cells::{Cells, SlotCells},
     sockdiag, sys,
-    table::{MAX_SLOTS, SlotIndex, SlotMask, SteeringTable},
+    table::{MAX_SLOTS, MAX_TABLE_LEN, SlotIndex, SlotMask, SteeringTable},
 };
 
 /// What becomes of new connections while no slot is in service.
@@ -188,6 +188,12 @@ impl Front {
     /// Slots are below this.
     pub fn max_slots(&self) -> u16 {
         self.max_slots
+    }
+
+    /// A table has at most so many entries, for the front's whole life: its memory can't grow.
+    pub fn max_table_len(&self) -> u32 {
+        let steered = self.steering.ebpf().map_or(MAX_TABLE_LEN, |ebpf| ebpf.max_table_len() as u32);
+        steered.min(MAX_TABLE_LEN)
     }
 
     /// Everything that [`Front::adopt`] needs, by names that are stable: put it into the holder after `open` and

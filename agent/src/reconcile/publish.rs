@@ -106,6 +106,14 @@ impl Fronts {
             );
             return Err(ApplyError::Refused { group: spec.name.clone(), reason });
         }
+        if let Some((address, wanted, max)) = self.too_long(spec, slots.len()) {
+            let reason = format!(
+                "table_len = {wanted}: {address} was opened for a table of at most {max} entries; specify no more, or \
+                 `sherd stop -g {}` first",
+                spec.name
+            );
+            return Err(ApplyError::Refused { group: spec.name.clone(), reason });
+        }
         let mut opened = Vec::new();
         for (port, address) in addresses_of(spec) {
             if !self.covers(address) {

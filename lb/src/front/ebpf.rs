@@ -96,6 +96,10 @@ impl Ebpf {
         self.maps.max_slots()
     }
 
+    pub(super) fn max_table_len(&self) -> usize {
+        self.maps.max_table_len()
+    }
+
     pub(super) fn descriptors(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
         self.maps.descriptors().chain([(PROGRAM, self.program.as_fd())]).collect()
     }

@@ -298,6 +298,10 @@ impl Maps {
         self.shape.places
     }
 
+    pub(super) fn max_table_len(&self) -> usize {
+        self.shape.chunks as usize * CHUNK_ENTRIES
+    }
+
     pub(super) fn seed(&self) -> Seed {
         Seed([self.state.load_u64(state::SEED), self.state.load_u64(state::SEED + 8)])
     }
@@ -308,13 +312,13 @@ impl Maps {
 
     /// Writes the idle generation and flips to it. The program sees one or the other as a whole.
     pub(super) fn put_table(&self, table: &CompiledTable) -> Result<(), SlotError> {
-        if let Some(cells) = &self.cells {
-            table.weights.iter().for_each(|(slot, weight)| cells.set_weight(*slot, *weight));
-        }
-        if table.entries.len() > self.shape.chunks as usize * CHUNK_ENTRIES {
+        if table.entries.len() > self.max_table_len() {
             return Err(TableError::TooLong { table_len: table.entries.len() as u32 }.into());
         }
         let (entries, rows) = (self.shared(1)?, self.shared(2)?);
+        if let Some(cells) = &self.cells {
+            table.weights.iter().for_each(|(slot, weight)| cells.set_weight(*slot, *weight));
+        }
         let sequence = self.state.load_u32(state::SEQUENCE);
         let idle = (sequence as usize + 1) & 1;
         // The last flip is visible before the first write to the generation that it retired.

@@ -192,6 +192,17 @@ impl Fronts {
         self.list.iter().any(|published| published.front.is_ok() && (published.address == address || dual(published)))
     }
 
+    /// A bound address whose table would be longer than it has memory for: how long, and what there is memory for.
+    pub(super) fn too_long(&self, spec: &GroupSpec, slots: usize) -> Option<(SocketAddr, u32, u32)> {
+        let mut found = self.list.iter().filter_map(|published| {
+            let front = published.front.as_ref().ok()?;
+            let (port, _) = addresses_of(spec).find(|(_, wanted)| published.serves(*wanted))?;
+            let (wanted, max) = (port.table_len(slots), front.max_table_len());
+            (wanted > max).then_some((published.address, wanted, max))
+        });
+        found.next()
+    }
+
     /// An address of the specification that can't be had while what the group publishes stays, as running shards need
     /// it to: two of its listeners would be meant for one connection, or one for more than is published.
     pub(super) fn in_the_way(&self, spec: &GroupSpec) -> Option<SocketAddr> {

@@ -184,3 +184,25 @@ fn what_a_former_agent_relayed_is_no_load() {
         assert_eq!(counts(&fronts), [0]);
     });
 }
+
+/// A specification's table may be as long as there was memory for when the address was bound.
+#[test]
+fn a_longer_table_than_there_is_memory_for_is_refused() {
+    alone("a_longer_table_than_there_is_memory_for_is_refused", || {
+        let rig = Rig::start("image");
+        let (keeper, fronts) = rig.agent();
+        let max = fronts.list[0].front.as_ref().expect("it is bound").max_table_len();
+        let longer = |len: u32| {
+            let mut spec = rig.spec.clone();
+            spec.ports[0].table_len = Some(len);
+            spec
+        };
+        let refused = fronts.open_new(&longer(max + 1), &rig.host, &rig.slots, &keeper).map(|opened| opened.len());
+        let expected = format!("table_len = {}: [::]:8080 was opened for a table of at most {max} entries", max + 1);
+        assert!(
+            matches!(&refused, Err(ApplyError::Refused { reason, .. }) if reason.contains(&expected)),
+            "{refused:?}"
+        );
+        assert!(fronts.open_new(&longer(max), &rig.host, &rig.slots, &keeper).is_ok_and(|opened| opened.is_empty()));
+    });
+}
