@@ -85,8 +85,8 @@ impl Reconciler {
         }
         for group in self.groups.values_mut() {
             for (id, slot) in &mut group.slots {
-                // One that was out because its shard didn't accept is in again: it has served, and is found again if it must be.
-                if group.fronts.is_in(*id) || group.fronts.readmit(*id) {
+                // One that was out comes in when its shard passes its check: whatever it was out for may still be so.
+                if group.fronts.is_in(*id) {
                     slot.service = Some(Service::In);
                 }
             }

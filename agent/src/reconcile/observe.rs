@@ -170,7 +170,12 @@ impl Reconciler {
                     nudge: Arc::clone(&nudge),
                 };
                 let prober = tokio::spawn(prober.run());
-                Some(live_shard(slot, spec, &shard, (pid, started), adopted, prober, nudge))
+                let past = match (adopted, fronts.has_served(*id, shard.generation)) {
+                    (true, _) => Past::Serves,
+                    (false, true) => Past::Served,
+                    (false, false) => Past::None,
+                };
+                Some(live_shard(slot, spec, &shard, (pid, started), past, prober, nudge))
             });
             if live.is_some() {
                 slot.judged.begin_shard();
@@ -249,12 +254,23 @@ impl Reconciler {
     }
 }
 
+/// What is known of a shard from before it is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Past {
+    /// Nothing.
+    None,
+    /// It has served, and is out: it has to be ready again, and may take its time for that.
+    Served,
+    /// It is in service, and stays so unless probes say otherwise.
+    Serves,
+}
+
 fn live_shard(
     slot: &SlotRun,
     spec: &GroupSpec,
     shard: &ObservedShard,
     (pid, started): (u32, SystemTime),
-    adopted: bool,
+    past: Past,
     prober: JoinHandle<()>,
     nudge: Arc<Notify>,
 ) -> Live {
@@ -269,9 +285,12 @@ fn live_shard(
         pid,
         started,
         seen: Instant::now(),
-        readiness: if adopted { Readiness::adopted(thresholds) } else { Readiness::new(thresholds, may_fail_until) },
-        was_ready: adopted,
-        served: adopted,
+        readiness: match past {
+            Past::Serves => Readiness::adopted(thresholds),
+            Past::Served | Past::None => Readiness::new(thresholds, may_fail_until),
+        },
+        was_ready: past != Past::None,
+        served: past != Past::None,
         trouble: None,
         silent: false,
         pinning: Pinning::Unknown,

@@ -125,9 +125,12 @@ fn http_checks_take_shards_out_and_never_all_of_them() {
         return;
     }
     in_new_netns(move || {
-        let stage = Stage::new(test, &[]);
+        let mut stage = Stage::new(test, &[]);
         for path in ["direct", "relay"] {
             stage.run(path, HTTP);
+            if path == "direct" {
+                check_next_agent(&mut stage);
+            }
             let load = Load::start(address(), 2, usize::MAX);
             let before = metric("sherd_slot_ejections_total", "slot=\"0\"");
             stage.check_out_and_back("body", "another body than expected: \"all is lost\"");
@@ -141,6 +144,22 @@ fn http_checks_take_shards_out_and_never_all_of_them() {
         }
         stage.end();
     });
+}
+
+/// Who is out for its checks is out for the next agent too, from its first moment on, and comes back as it was.
+fn check_next_agent(stage: &mut Stage) {
+    stage.set(0, "status");
+    let shard = stage.wait_state(0, "unready")["shard"].clone();
+    stage.world.kill_agent();
+    stage.world.start(&[]);
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        assert_ne!(ask(address()).expect("others serve").0, 0, "after {:?}", began.elapsed());
+    }
+    stage.world.wait_for_api();
+    stage.wait_state(0, "unready");
+    stage.set(0, "");
+    assert_eq!(stage.wait_state(0, "ready")["shard"], shard);
 }
 
 fn check_panic(stage: &Stage) {

@@ -169,21 +169,6 @@ impl Fronts {
         }
     }
 
-    /// Has a slot in service that is out although its shard still has the listener that it served on; whether it is one.
-    pub(in crate::reconcile) fn readmit(&mut self, slot: SlotId) -> bool {
-        let index = index_of(slot);
-        let mut is_in = false;
-        for (_, address, front) in self.open_fronts() {
-            if front.serving_cookie(index).is_some() {
-                match front.set_in(index, true) {
-                    Ok(()) => is_in = true,
-                    Err(error) => tracing::error!(%address, %slot, "not taken in again: {}", chain(&error)),
-                }
-            }
-        }
-        is_in
-    }
-
     /// The slot's connections, of the addresses where its shard accepts them itself.
     pub(in crate::reconcile) fn direct_counts(&self, slot: SlotId) -> Option<Counts> {
         let index = index_of(slot);
@@ -235,6 +220,14 @@ impl Fronts {
     /// Whether the slot's connections of some address go to the place of its shard of this generation.
     pub(in crate::reconcile) fn points_at(&self, slot: SlotId, generation: Generation) -> bool {
         self.bound().any(|front| front.path(index_of(slot)) == Path::Direct(place_of(front, generation)))
+    }
+
+    /// Whether the slot's shard of this generation has a listener that steering points at, in service or not: some agent has
+    /// seen it ready, and had it serve.
+    pub(in crate::reconcile) fn has_served(&self, slot: SlotId, generation: Generation) -> bool {
+        let index = index_of(slot);
+        let is_there = |front: &Front| front.serving_cookie(index).is_some();
+        self.bound().any(|front| front.path(index) == Path::Direct(place_of(front, generation)) && is_there(front))
     }
 
     /// Whether each of `reached` that is a listener in the hands of the slot's shard of this generation is there still.
