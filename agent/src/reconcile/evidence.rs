@@ -96,7 +96,10 @@ impl EvidenceRun {
     /// Takes what has been counted by now of each slot that has a shard.
     pub(super) fn note(&mut self, counted: BTreeMap<SlotId, (ShardId, Counted)>, now: Instant) {
         self.noted = Some(now);
-        self.tracks.retain(|slot, _| counted.contains_key(slot));
+        // A shard that ended before the next one came: the slot's former one all the same.
+        for (slot, track) in self.tracks.extract_if(.., |slot, _| !counted.contains_key(slot)) {
+            self.before.insert(slot, track.sample());
+        }
         self.cpu_seconds.retain(|shard, _| counted.values().any(|(known, _)| known == shard));
         for (slot, (shard, mut counted)) in counted {
             counted.cpu_seconds = self.cpu_seconds.get(&shard).copied();
@@ -109,7 +112,7 @@ impl EvidenceRun {
                 None => {
                     let track = Track { shard, first: counted, later: (now, counted), latest: counted };
                     let former = self.tracks.insert(slot, track);
-                    former.map(|former| self.before.insert(slot, former.latest.since(&former.first)));
+                    former.map(|former| self.before.insert(slot, former.sample()));
                 }
             }
         }
@@ -168,6 +171,10 @@ impl EvidenceRun {
 }
 
 impl Track {
+    fn sample(&self) -> Sample {
+        self.latest.since(&self.first)
+    }
+
     fn note(&mut self, counted: Counted, now: Instant) {
         self.latest = counted;
         if now.saturating_duration_since(self.later.0) >= BEFORE {
@@ -271,6 +278,18 @@ mod tests {
         let mut world = World::new();
         world.pass(40, &[(5000, 500), (5000, 0), (5000, 0)]);
         world.pass(31, &[(5000, 500), (5000, 0), (5000, 0)]);
+        world.replace(0);
+        world.pass(1, &[(500, 50), (500, 0), (500, 0)]);
+        assert_eq!(world.judge(0, &[1, 2], true), None);
+    }
+
+    #[test]
+    fn a_shard_that_ended_first_is_compared_with_too() {
+        let mut world = World::new();
+        world.pass(40, &[(5000, 500), (5000, 0), (5000, 0)]);
+        let others = world.slots[1..].iter().enumerate();
+        let others = others.map(|(slot, counted)| (SlotId(slot as u32 + 1), counted.clone())).collect();
+        world.run.note(others, world.now);
         world.replace(0);
         world.pass(1, &[(500, 50), (500, 0), (500, 0)]);
         assert_eq!(world.judge(0, &[1, 2], true), None);

@@ -68,7 +68,7 @@ impl Group {
             turns.iter().filter_map(|slot| Some((*slot, machine.is_on_trial(*slot)?))).collect();
         // What ran before has nothing else to be compared with, and nothing to go back to.
         if !self.compares_traffic() || self.rollout.is_rollback() {
-            return;
+            return self.rollout.evidence.set_trials(&[]);
         }
         let ends = |since: Instant| now.saturating_duration_since(since) >= self.spec.rollout.trial();
         let at_end: Vec<SlotId> = on_trial.iter().filter(|(_, since)| ends(**since)).map(|(slot, _)| *slot).collect();
