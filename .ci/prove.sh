@@ -5,6 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 export SHERD_PROVE=1
 cargo test --workspace --locked --release --no-fail-fast -- --test-threads=1 --nocapture
+cargo test --package sherd --lib --features simulation --locked --release -- --nocapture simulation::
 cargo build --workspace --locked --release
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" relay
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" direct

@@ -20,8 +20,13 @@ step() {
 # A test that hangs must not take the whole budget with it.
 tests() { timeout --kill-after=30 1500 cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"; }
 
+simulation() {
+    timeout --kill-after=30 600 cargo test --package sherd --lib --features simulation --locked simulation:: 2>&1 | tee --append "$log"
+}
+
 step lint .ci/lint.sh
 step tests tests
+step simulation simulation
 
 echo
 grep -E '^(test result:|SKIPPED)' "$log" || true

@@ -21,6 +21,8 @@ static PASSED: AtomicU32 = AtomicU32::new(0);
 ///
 /// SIGKILL and not abort: no handler, no destructor and no flushing may soften the crash that is being tested.
 pub fn point(name: &str) {
+    #[cfg(all(test, feature = "simulation"))]
+    crate::reconcile::simulation::at_fault_point(name);
     let Some((armed, count)) = ARMED.get_or_init(|| std::env::var(VARIABLE).ok().map(|value| parse(&value))) else {
         return;
     };

@@ -23,6 +23,7 @@ use self::{
     message::{Consequence, Message},
 };
 use crate::{
+    clock,
     control::{self, Request},
     runtime::{Runtime, RuntimeError, ShardId, ShardKey},
     status::Event,
@@ -56,12 +57,15 @@ mod requests;
 mod roles;
 mod rollout;
 mod service;
+#[cfg(all(test, feature = "simulation"))]
+pub(crate) mod simulation;
 mod snapshot;
 mod steering_table;
 mod step_task;
 mod traffic;
 mod view;
 mod watch;
+mod world;
 
 pub use adopt::AdoptError;
 pub use counters::Counters;
@@ -82,6 +86,14 @@ enum Extent {
     All,
     /// Those that time alone can change.
     Unsettled,
+}
+
+/// What the loop has waited for.
+#[derive(Debug)]
+enum Wake {
+    Message(Message),
+    Request(Request),
+    Tick,
 }
 
 /// What the agent's configuration says to the loop.
@@ -165,6 +177,9 @@ pub struct Reconciler {
     counters: Counters,
     started: std::time::SystemTime,
     warnings: Vec<String>,
+    next_tick: Instant,
+    /// Nothing was to be done when it was last looked.
+    quiet: bool,
 }
 
 /// What a [`Reconciler`] is made of.
@@ -215,44 +230,58 @@ impl Reconciler {
             relayed_images,
             returning: handover::Returning::default(),
             counters: Counters::default(),
-            started: std::time::SystemTime::now(),
+            started: clock::wall(),
             warnings,
+            next_tick: clock::now(),
+            quiet: true,
         }
     }
 
     /// Runs until `shutdown` fires; then hands over what is relayed, and leaves shards and listeners as they are.
     pub async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut shutdown: oneshot::Receiver<()>) {
-        let (mut next_tick, mut quiet) = (Instant::now(), true);
         self.watch_runtimes();
         loop {
-            let mut extent = Extent::All;
-            tokio::select! {
-                Some(message) = self.inbox.recv() => if self.handle(message) == Consequence::None {
-                    continue;
-                },
+            let wake = tokio::select! {
+                Some(message) = self.inbox.recv() => Wake::Message(message),
                 request = requests.recv() => match request {
-                    Some(request) => self.answer(request),
+                    Some(request) => Wake::Request(request),
                     None => break,
                 },
-                () = tokio::time::sleep_until(next_tick.into()) => {
-                    self.on_tick();
-                    next_tick = Instant::now() + QUIET_TICK;
-                    extent = Extent::Unsettled;
-                }
+                () = tokio::time::sleep_until(self.next_tick.into()) => Wake::Tick,
                 _ = &mut shutdown => break,
-            }
-            self.advance(extent);
-            self.keep_cells();
-            self.direct_watch();
-            let was_quiet = std::mem::replace(&mut quiet, self.groups.values().all(Group::is_quiet));
-            if !quiet {
-                next_tick = next_tick.min(Instant::now() + TICK);
-            } else if !was_quiet {
-                // Making tables and loading programs takes much memory for a moment.
-                sherd_lb::heap::return_free_memory();
-            }
+            };
+            self.turn(wake);
         }
         self.end_relaying().await;
+    }
+
+    /// Takes in what has happened, and does what can be done at once.
+    fn turn(&mut self, wake: Wake) {
+        let mut extent = Extent::All;
+        match wake {
+            Wake::Message(message) => {
+                if self.handle(message) == Consequence::None {
+                    return;
+                }
+            }
+            Wake::Request(request) => self.answer(request),
+            Wake::Tick => {
+                self.on_tick();
+                self.next_tick = clock::now() + QUIET_TICK;
+                extent = Extent::Unsettled;
+            }
+        }
+        self.advance(extent);
+        self.keep_cells();
+        self.direct_watch();
+        let is_quiet = self.groups.values().all(Group::is_quiet);
+        let was_quiet = std::mem::replace(&mut self.quiet, is_quiet);
+        if !is_quiet {
+            self.next_tick = self.next_tick.min(clock::now() + TICK);
+        } else if !was_quiet {
+            // Making tables and loading programs takes much memory for a moment.
+            world::return_free_memory();
+        }
     }
 
     /// An address finds its cells again if the agent dies. If it died right here, they would be made anew with its program.
@@ -263,7 +292,7 @@ impl Reconciler {
     }
 
     fn on_tick(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         self.keeper.tend(now, || self.groups.values().flat_map(Group::descriptors).collect());
         for kind in self.runtimes.kinds() {
             let view = &self.runtime_views[kind];
@@ -290,7 +319,7 @@ impl Reconciler {
 
     /// Plans and executes until nothing more can be done at once.
     fn advance(&mut self, extent: Extent) {
-        let began = Instant::now();
+        let began = clock::now();
         let due = |group: &Group| extent == Extent::All || !group.is_quiet();
         let names: Vec<GroupName> =
             self.groups.iter().filter(|(_, group)| due(group)).map(|(name, _)| name.clone()).collect();
@@ -299,7 +328,7 @@ impl Reconciler {
         }
         self.finish_stops();
         self.note_slot_states();
-        self.counters.note_reconcile(began.elapsed());
+        self.counters.note_reconcile(clock::since(began));
     }
 
     fn advance_group(&mut self, name: &GroupName) {
@@ -311,12 +340,12 @@ impl Reconciler {
             self.judge(name);
             let Some(group) = self.groups.get_mut(name) else { return };
             let views = group.views();
-            let (turns, findings) = group.step_rollout(&views, Instant::now());
+            let (turns, findings) = group.step_rollout(&views, clock::now());
             if self.follow_findings(name, findings) {
                 continue;
             }
             let views = if self.decide_orders(name, &turns) { self.views(name) } else { views };
-            let steps = plan::next_steps(&views, &turns, Instant::now());
+            let steps = world::next_steps(&views, &turns, clock::now());
             if steps.is_empty() {
                 self.forget_gone_slots(name);
                 self.tend_rollout(name, &views);
@@ -360,7 +389,7 @@ impl Reconciler {
                 let text = chain(error);
                 view.failures = view.failures.saturating_add(1);
                 let wait = Duration::from_millis(500).saturating_mul(1 << view.failures.min(6)).min(OBSERVE_EVERY);
-                view.not_before = Some(Instant::now() + wait);
+                view.not_before = Some(clock::now() + wait);
                 if view.error.as_ref() != Some(&text) {
                     tracing::warn!(runtime = kind, "the {kind} runtime does not answer; what runs goes on: {text}");
                 }

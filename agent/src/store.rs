@@ -5,17 +5,16 @@
 //! `rollouts/GROUP.json` is what ran before and how far the change is, `relayed-images.json` are images whose shards
 //! start on relay, and `lock` keeps a second agent out.
 
+mod disk;
 mod relayed_images;
 mod rollouts;
 mod sealed;
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::{Flock, FlockArg};
 use sherd_topology::plan::GroupName;
 
 use self::rollouts::Rollouts;
@@ -98,7 +97,7 @@ pub struct Store {
     directory: PathBuf,
     groups: PathBuf,
     rollouts: Rollouts,
-    _lock: Flock<File>,
+    _lock: disk::Lock,
 }
 
 impl Store {
@@ -108,15 +107,15 @@ impl Store {
     /// When it can't be made or another agent holds it.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         let groups = directory.join("groups");
-        fs::create_dir_all(&groups).map_err(|source| io_error("making", &groups, source))?;
+        disk::make_directory(&groups).map_err(|source| io_error("making", &groups, source))?;
         let rollouts = Rollouts::open(directory)?;
         let path = directory.join("lock");
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(|source| io_error("opening", &path, source))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        match disk::lock(&path) {
             Ok(lock) => Ok(Self { directory: directory.to_owned(), groups, rollouts, _lock: lock }),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked { path: directory.to_owned() }),
-            Err((_, errno)) => Err(io_error("locking", &path, errno.into())),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(StoreError::Locked { path: directory.to_owned() })
+            }
+            Err(error) => Err(io_error("locking", &path, error)),
         }
     }
 
@@ -125,25 +124,20 @@ impl Store {
     /// # Errors
     /// When the directory can't be read.
     pub fn load(&self) -> Result<(Vec<Stored>, Vec<SetAside>), StoreError> {
-        let mut paths = Vec::new();
-        for entry in fs::read_dir(&self.groups).map_err(|source| io_error("reading", &self.groups, source))? {
-            let path = entry.map_err(|source| io_error("reading", &self.groups, source))?.path();
-            if path.extension().is_some_and(|extension| extension == "toml") {
-                paths.push(path);
-            }
-        }
+        let mut paths = disk::list(&self.groups).map_err(|source| io_error("reading", &self.groups, source))?;
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
         paths.sort();
         let (mut stored, mut aside) = (Vec::new(), Vec::new());
         for path in paths {
             match read_group(&path) {
                 Ok((spec, text)) => {
                     let standing =
-                        if self.stopped(&spec.name).exists() { Standing::Stopped } else { Standing::Running };
+                        if disk::exists(&self.stopped(&spec.name)) { Standing::Stopped } else { Standing::Running };
                     stored.push(Stored { spec, text, standing });
                 }
                 Err(reason) => {
                     let broken = path.with_extension("toml.broken");
-                    fs::rename(&path, &broken).map_err(|source| io_error("setting aside", &path, source))?;
+                    disk::rename(&path, &broken).map_err(|source| io_error("setting aside", &path, source))?;
                     let group = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
                     aside.push(SetAside { group, path: broken, reason });
                 }
@@ -227,25 +221,12 @@ fn read_group(path: &Path) -> Result<(GroupSpec, String), Box<dyn std::error::Er
     Ok((spec, text))
 }
 
-/// Writes beside the target and renames: a reader sees the old file or the new one, whatever ends the writer.
 fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let beside = path.with_extension("tmp");
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        // The rename itself is durable only with the directory.
-        path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
-    };
-    write().map_err(|source| io_error("writing", path, source))
+    disk::write_atomically(path, bytes).map_err(|source| io_error("writing", path, source))
 }
 
 fn remove(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("removing", path, error)),
-        _ => Ok(()),
-    }
+    disk::remove(path).map_err(|source| io_error("removing", path, source))
 }
 
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {

@@ -4,11 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::future::join_all;
-use sherd_lb::front::Front;
 use sherd_topology::plan::{GroupName, Layout, MemoryBinding, Slot, SlotId};
 
 use super::{
@@ -18,8 +17,10 @@ use super::{
     publish::{self, Fronts},
     rollout::RolloutRun,
     view::Service,
+    world::{self, Front},
 };
 use crate::{
+    clock,
     runtime::{ObservedShard, Runtime, ShardState},
     store::{Standing, StoreError},
 };
@@ -70,12 +71,12 @@ impl Reconciler {
                 tracing::error!(warning);
                 self.warnings.push(warning);
             }
-            let rollout = RolloutRun::adopt(record, &stored.text, Instant::now());
+            let rollout = RolloutRun::adopt(record, &stored.text, clock::now());
             let name = stored.spec.name.clone();
             self.groups.insert(name, Group { rollout, ..Group::new(stored.spec, stored.text, intent) });
         }
         self.returning = Returning::find(&mut self.keeper);
-        super::direct::Means::remove_former(&self.settings.instance);
+        world::remove_former_guards(&self.settings.instance);
         let shards = self.first_listing().await;
         self.place_as_found(&shards);
         self.take_fronts();

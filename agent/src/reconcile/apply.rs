@@ -1,7 +1,7 @@
 //! Takes in specifications: whatever could be wrong with one is found before anything that runs is changed.
 
 use sherd_lb::table::MAX_SLOTS;
-use sherd_topology::plan::{self, GroupName, Layout, LayoutRequest, Plan};
+use sherd_topology::plan::{GroupName, Layout, LayoutRequest, Plan};
 use tokio::sync::oneshot;
 
 use super::{
@@ -10,6 +10,7 @@ use super::{
     message::Message,
     publish::Fronts,
     rollout::{Change, note_stored},
+    world,
 };
 use crate::{
     control::{ApplyError, RolloutError},
@@ -188,7 +189,7 @@ impl Reconciler {
         let mut requests: Vec<LayoutRequest> = kept.map(|(_, group)| group.spec.layout.clone()).collect();
         requests.extend(specs.iter().map(|spec| spec.layout.clone()));
         let current: Vec<Layout> = self.groups.values().filter_map(|group| group.layout.clone()).collect();
-        plan::plan(&self.host, &self.settings.reserved, &requests, &current)
+        world::plan(&self.host, &self.settings.reserved, &requests, &current)
     }
 
     /// Plans what is there again and takes the result.

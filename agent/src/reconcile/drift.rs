@@ -9,7 +9,6 @@ use std::{
 
 use nix::time::{ClockId, clock_gettime};
 use sherd_topology::{
-    discover,
     model::Host,
     plan::{GroupName, Slot, SlotId},
 };
@@ -19,10 +18,11 @@ use super::{
     group::Group,
     message::{Consequence, Message},
     view::Pinning,
+    world,
 };
-use crate::runtime::{
-    ShardKey,
-    verify::{self, PinningFault},
+use crate::{
+    clock,
+    runtime::{ShardKey, verify::PinningFault},
 };
 
 /// Between two looks at where shards are: at least this, and so long that looking takes the agent at most the
@@ -119,17 +119,17 @@ impl Reconciler {
         self.drift.looking = true;
         let due: Vec<Looked> = self.groups.iter().flat_map(|(name, group)| pinned(name, group)).collect();
         let outbox = self.outbox.clone();
-        tokio::task::spawn_blocking(move || {
-            let began = cpu_time();
-            let cpus = cpus_of_host();
+        world::blocking(move || {
+            let began = world::cpu_time();
+            let cpus = world::cpus_of_host();
             let drifted = due.into_iter().filter_map(look_at).collect();
             // The loop has ended: nobody repairs any more.
-            let _ = outbox.send(Message::Looked(Look { drifted, took: cpu_time().saturating_sub(began), cpus }));
+            let _ = outbox.send(Message::Looked(Look { drifted, took: world::cpu_time().saturating_sub(began), cpus }));
         });
     }
 
     pub(super) fn on_looked(&mut self, look: Look) -> Consequence {
-        let now = Instant::now();
+        let now = clock::now();
         self.drift.looking = false;
         self.drift.next = Some(now + (look.took * LOOKING_SHARE).clamp(LOOK_EVERY, LOOK_AT_LEAST_EVERY));
         let is_known = |cpus: &String| self.drift.cpus.as_ref().is_none_or(|known| known == cpus);
@@ -166,7 +166,7 @@ impl Reconciler {
     /// A shard is where it should be again.
     pub(super) fn note_repaired(&mut self, name: &GroupName, id: SlotId) {
         let Some((since, cause)) = self.slot_mut(name, id).and_then(|slot| slot.drifted.take()) else { return };
-        let took = since.elapsed();
+        let took = clock::since(since);
         self.counters.note_repair(took);
         tracing::info!(group = %name, slot = %id, cause = cause.name(), ?took, "{name}/{id} is where it was planned again");
         let message = format!("{} repaired in {:.3} s", cause.name(), took.as_secs_f64());
@@ -185,7 +185,7 @@ impl Reconciler {
 
     fn discover_again(&self) {
         let outbox = self.outbox.clone();
-        tokio::task::spawn_blocking(move || match discover::this_host() {
+        world::blocking(move || match world::this_host() {
             Ok(host) => drop(outbox.send(Message::HostChanged(Box::new(host)))),
             Err(error) => tracing::error!("the machine changed and can't be read: {}", super::chain(&error)),
         });
@@ -218,19 +218,19 @@ fn pinned<'a>(name: &'a GroupName, group: &'a Group) -> impl Iterator<Item = Loo
 
 fn look_at(looked: Looked) -> Option<Drifted> {
     let Looked { key, pid, place } = looked;
-    let fault = verify::pinning(pid, &place).err()?;
+    let fault = world::pinning(pid, &place).err()?;
     let cause = DriftCause::of(&fault)?;
     Some(Drifted { key, pid, place, cause, reason: super::chain(&fault) })
 }
 
 /// CPUs that run, and those that the agent may use: a cgroup further out may leave it fewer.
-fn cpus_of_host() -> io::Result<String> {
+pub(super) fn cpus_of_host() -> io::Result<String> {
     let status = fs::read_to_string("/proc/self/status")?;
     let allowed = status.lines().find(|line| line.starts_with("Cpus_allowed_list:")).unwrap_or_default();
     Ok(format!("{}{allowed}", fs::read_to_string(ONLINE)?))
 }
 
 /// What this thread has used so far.
-fn cpu_time() -> Duration {
+pub(super) fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }

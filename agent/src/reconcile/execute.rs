@@ -8,10 +8,7 @@ mod create;
 mod promote;
 mod worker;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use sherd_topology::plan::{GroupName, SlotId};
 use tokio::sync::mpsc;
@@ -24,8 +21,10 @@ use super::{
     message::{Message, Outcome},
     step_task::StepTask,
     view::{Pinning, Service, Step},
+    world,
 };
 use crate::{
+    clock,
     control::StopError,
     runtime::{ShardId, ShardKey, ShardState},
     spec::GroupSpec,
@@ -63,7 +62,7 @@ impl Reconciler {
         let Some(slot) = self.slot_mut(name, id) else { return };
         slot.step = Some(Running { step: step.clone() });
         let (outbox, key) = (self.outbox.clone(), ShardKey { group: name.clone(), slot: id });
-        tokio::task::spawn_blocking(move || {
+        world::blocking(move || {
             let outcome = wait();
             report(&outbox, key, step, outcome, Vec::new());
         });
@@ -80,7 +79,7 @@ impl Reconciler {
         }
         if let (Step::Repin(_), Some(worker), Some(place)) = (&step, &slot.worker, &place) {
             let moved = worker.pin(pin_to(place));
-            tokio::task::spawn_blocking(move || {
+            world::blocking(move || {
                 if let Some(cause) = failure(&moved) {
                     tracing::warn!("a relay worker can't be moved with its slot: {cause}");
                 }
@@ -116,7 +115,7 @@ impl Reconciler {
         let Some(group) = self.groups.get_mut(name) else { return };
         let spec = Arc::clone(&group.spec);
         let Some(slot) = group.slots.get_mut(&id) else { return };
-        let now = Instant::now();
+        let now = clock::now();
         slot.step = None;
         if matches!(step, Step::Create | Step::Start(_) | Step::Stop(_) | Step::Remove(_)) {
             (slot.changed, slot.stale) = (Some(now), true);
@@ -161,7 +160,7 @@ impl Reconciler {
 
     fn note_pinning(&mut self, name: &GroupName, id: SlotId, shard: &ShardId, outcome: Outcome) {
         let Some(slot) = self.slot_mut(name, id) else { return };
-        let faulty = Pinning::Faulty { retry_after: Instant::now() + REPIN_RETRY };
+        let faulty = Pinning::Faulty { retry_after: clock::now() + REPIN_RETRY };
         let (pinning, fault) = match outcome {
             // The place that was asked about: the plan may have another one by now.
             Outcome::Pinned(place) => (Pinning::Holds(place), None),
@@ -207,7 +206,7 @@ impl SlotRun {
     fn note_overdue(&mut self, spec: &GroupSpec, shard: &ShardId) {
         let is_next = self.next.as_ref().is_some_and(|next| next.id == *shard);
         let Some(live) = self.live_of(shard).filter(|live| !live.was_ready) else { return };
-        let (ran, silent, spec_of) = (live.seen.elapsed(), live.silent, live.spec.clone());
+        let (ran, silent, spec_of) = (clock::since(live.seen), live.silent, live.spec.clone());
         if ran > spec.readiness.patience() {
             let why = live.trouble.as_deref().unwrap_or("no probe succeeded");
             let cause = format!("not ready within {:?}: {why}", spec.readiness.patience());
@@ -218,7 +217,7 @@ impl SlotRun {
             if silent {
                 self.note_never_ready(spec, shard, Failed::TimedOut, &cause);
             }
-            self.fail(spec, ran, cause, Instant::now());
+            self.fail(spec, ran, cause, clock::now());
             // The slot goes on by the one that serves.
             if is_next {
                 self.cause = of_slot;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use sherd_lb::{
-    front::{self, Front, SteeringMode},
+    front::{self, SteeringMode},
     table::{Choice, Flow, Policy, SlotIndex},
 };
 use sherd_topology::{model::Host, plan::SlotId};
@@ -13,6 +13,7 @@ use super::{
     group::Group,
     publish::{Published, host_address},
     steering_table::index_of,
+    world,
 };
 use crate::{
     control::{ExplainError, ExplainQuestion},
@@ -38,7 +39,7 @@ impl Reconciler {
 struct Asked<'a> {
     group: &'a Group,
     published: &'a Published,
-    front: &'a Front,
+    front: &'a world::Front,
     flow: Flow,
     host: &'a Host,
 }
@@ -80,7 +81,7 @@ impl Asked<'_> {
         }
     }
 
-    fn destination(&self, explained: &front::Explanation, cpu: u32) -> Destination {
+    fn destination(&self, explained: &world::Explanation, cpu: u32) -> Destination {
         let level = explained.reason(&self.flow, cpu).map(|reasoning| level(reasoning.level));
         match explained.choose(&self.flow, cpu) {
             Choice::Slot(slot) => {

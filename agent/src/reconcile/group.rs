@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use sherd_lb::relay::{Cause, Worker};
+use sherd_lb::relay::Cause;
 use sherd_topology::{
     model::Host,
     plan::{Layout, Slot, SlotId},
@@ -29,8 +29,10 @@ use super::{
     roles::{Former, Roles, effective_spec},
     rollout::RolloutRun,
     view::{FormerView, Health, NextView, Pinning, Service, ShardView, SlotView, Step, Wanted},
+    world::Worker,
 };
 use crate::{
+    clock,
     control::StopError,
     health::{Backoff, Readiness, Verdict},
     runtime::{ObservedShard, ShardId, ShardKey, ShardState},
@@ -88,7 +90,7 @@ impl Group {
             tables_due: false,
             rollout: RolloutRun::default(),
             settled: Vec::new(),
-            unready_since: Some(Instant::now()),
+            unready_since: Some(clock::now()),
             stop_waiters: Vec::new(),
         }
     }
@@ -153,7 +155,7 @@ impl Group {
     pub(super) fn is_quiet(&self) -> bool {
         let serves = |slot: &SlotRun| {
             let pinned = slot.live.as_ref().is_some_and(|live| matches!(live.pinning, Pinning::Holds(_)));
-            let held = slot.held_until.is_some_and(|until| Instant::now() < until);
+            let held = slot.held_until.is_some_and(|until| clock::now() < until);
             let settled = slot.step.is_none() && !held && !slot.stale && slot.shards.len() == 1;
             let relays = slot.worker.is_some() && !slot.unserved && slot.backend.is_some() && !slot.reconnect;
             slot.service() == Service::In && slot.health() != Health::Unready && pinned && relays && settled
@@ -254,7 +256,7 @@ impl Live {
     }
 
     fn is_overdue(&self, start_timeout: Duration) -> bool {
-        !self.was_ready && self.seen.elapsed() > start_timeout
+        !self.was_ready && clock::since(self.seen) > start_timeout
     }
 }
 
@@ -380,7 +382,7 @@ impl SlotRun {
         SlotView {
             id,
             shards: shards.collect(),
-            busy: self.step.is_some() || self.stale || self.held_until.is_some_and(|until| Instant::now() < until),
+            busy: self.step.is_some() || self.stale || self.held_until.is_some_and(|until| clock::now() < until),
             start_after: self.backoff.start_after(),
             health: self.health(),
             overdue: self.live.as_ref().is_some_and(|live| live.is_overdue(patience)),

@@ -18,8 +18,9 @@ use super::{
     publish::{Published, watched_shapes},
     view::Service,
     watch::{Found, Watch},
+    world,
 };
-use crate::runtime::procfs;
+use crate::{clock, runtime::procfs};
 
 /// Processes of a shard that are looked at to find its listener.
 const MAX_LOOKED_AT: usize = 64;
@@ -40,13 +41,13 @@ impl HungRun {
 
     /// For how long.
     pub(super) fn lasts(&self) -> Duration {
-        self.since.elapsed()
+        clock::since(self.since)
     }
 
     /// For the status.
     pub(super) fn cause(&self) -> String {
         let addresses: Vec<String> = self.listeners.keys().map(ToString::to_string).collect();
-        format!("it has not accepted for {:.1} s at {}", self.since.elapsed().as_secs_f64(), addresses.join(", "))
+        format!("it has not accepted for {:.1} s at {}", clock::since(self.since).as_secs_f64(), addresses.join(", "))
     }
 }
 
@@ -116,7 +117,7 @@ impl Reconciler {
             (Some(listener), _) => self.move_queue(found, Ok(listener)),
             (None, Some(pid)) => {
                 let (outbox, found) = (self.outbox.clone(), found.clone());
-                tokio::task::spawn_blocking(move || {
+                world::blocking(move || {
                     let listener = look_for_listener(&found, pid);
                     // The loop has ended: the next agent finds it too.
                     let _ = outbox.send(Message::ListenerFound { found, listener });
@@ -249,7 +250,7 @@ fn holder_among(pid: u32, inode: u32) -> Option<Holder> {
 
 impl SlotRun {
     fn note_hung(&mut self, address: SocketAddr, listener: u64) {
-        let hung = self.hung.get_or_insert_with(|| HungRun { since: Instant::now(), listeners: BTreeMap::new() });
+        let hung = self.hung.get_or_insert_with(|| HungRun { since: clock::now(), listeners: BTreeMap::new() });
         hung.listeners.insert(address, listener);
     }
 

@@ -21,6 +21,7 @@ use super::{
     view::Service,
 };
 use crate::{
+    clock,
     health::{
         Verdict,
         outlier::{Change, Outcomes, Outlier, Policy, Reason},
@@ -122,7 +123,7 @@ impl SlotRun {
 
     /// Why it is out of service, or in service all the same, where its health is the reason.
     pub(super) fn health_cause(&self, spec: &HealthPolicy) -> Option<String> {
-        let ejected = self.judged.ejected_because(Instant::now());
+        let ejected = self.judged.ejected_because(clock::now());
         let why = ejected.or_else(|| self.judged.held.then(|| self.cause.clone()).flatten());
         match self.judged.held {
             true => {
@@ -140,7 +141,7 @@ impl SlotRun {
         Some(HealthStatus {
             check: spec.readiness.check.name().to_owned(),
             passing: live.readiness.verdict() == Verdict::Ready,
-            ejected: self.judged.ejected_because(Instant::now()),
+            ejected: self.judged.ejected_because(clock::now()),
             held: self.judged.held,
             checks_failed: self.judged.checks.1,
             share_percent,
@@ -280,7 +281,7 @@ impl Reconciler {
 
     pub(super) fn judge(&mut self, name: &GroupName) {
         let Some(group) = self.groups.get_mut(name) else { return };
-        let events = group.judge(name, Instant::now());
+        let events = group.judge(name, clock::now());
         events.into_iter().for_each(|event| self.send_event(event));
     }
 

@@ -10,13 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sherd_lb::{
-    cells::Cells,
-    holder::{HolderClient, HolderError},
-};
+use sherd_lb::{cells::Cells, holder::HolderError};
 
-/// How long a holder that was just started may take to answer.
-const START_TIMEOUT: Duration = Duration::from_secs(5);
+use super::world::HolderClient;
+use crate::clock;
+
+/// How long a holder that was just started may take to answer; a simulated one is there, or isn't.
+const START_TIMEOUT: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
 /// How often the holder is asked whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(5);
 
@@ -77,7 +77,7 @@ impl Keeper {
             unit,
             client: Some(client),
             known: std::collections::BTreeSet::new(),
-            next_ping: Instant::now() + PING_EVERY,
+            next_ping: clock::now() + PING_EVERY,
             cells: None,
             is_unanswered: false,
         };
@@ -113,7 +113,7 @@ impl Keeper {
                 ),
             }
         }
-        let made = Cells::create();
+        let made = super::world::make_cells();
         made.inspect_err(|error| tracing::warn!("connections are not counted, and not steered by load: {error}")).ok()
     }
 
@@ -163,7 +163,7 @@ impl Keeper {
         let put = self.client.as_mut().ok_or_else(away)?.put_for(name, descriptor, time);
         if put.as_ref().is_err_and(|error| !matches!(error, HolderError::Full { .. })) {
             // What didn't answer may still do so, and what doesn't know this has hung up.
-            (self.client, self.next_ping) = (None, Instant::now());
+            (self.client, self.next_ping) = (None, clock::now());
         }
         put
     }
@@ -238,7 +238,7 @@ impl Keeper {
             Err(error) => {
                 tracing::warn!(action, "the holder did not do it: {}", super::chain(&error));
                 // After a time-out the answer may still come, and would be taken for the next one's.
-                (self.client, self.next_ping) = (None, Instant::now());
+                (self.client, self.next_ping) = (None, clock::now());
                 None
             }
         }

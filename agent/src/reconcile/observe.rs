@@ -22,6 +22,7 @@ use super::{
     view::{Pinning, Service},
 };
 use crate::{
+    clock,
     health::{BackoffPolicy, Readiness, Thresholds, Verdict},
     runtime::{Listing, ObservedShard, Runtime, RuntimeError, ShardId, ShardState},
     spec::GroupSpec,
@@ -41,7 +42,7 @@ impl Reconciler {
     /// Asks a runtime for all our shards, unless that is under way.
     pub(super) fn observe(&mut self, kind: &'static str) {
         let view = self.runtime_views.entry(kind).or_default();
-        let now = Instant::now();
+        let now = clock::now();
         if view.listing || view.not_before.is_some_and(|not_before| now < not_before) {
             view.again = true;
             return;
@@ -83,7 +84,7 @@ impl Reconciler {
             }
         }
         let mut shards = listing.shards;
-        let now = Instant::now();
+        let now = clock::now();
         for (name, group) in &mut self.groups {
             if group.spec.runtime.kind() != kind {
                 continue;
@@ -138,7 +139,7 @@ impl Reconciler {
         let Group { spec, slots, hash, fronts, .. } = group;
         let Some(runtime) = self.runtimes.of(spec.runtime.kind()) else { return };
         for (id, slot) in slots.iter_mut() {
-            slot.assign_roles(spec, hash, |generation| fronts.points_at(*id, generation), Instant::now());
+            slot.assign_roles(spec, hash, |generation| fronts.points_at(*id, generation), clock::now());
             let adopted = is_adopted(slot);
             let unknown = [(&slot.roles.primary, &slot.live, adopted), (&slot.roles.next, &slot.next, false)];
             let unknown = unknown.map(|(shard, known, adopted)| {
@@ -212,7 +213,7 @@ impl Reconciler {
             return Consequence::None;
         };
         let before = live.readiness.verdict();
-        let (known, now) = (live.reach.is_some(), Instant::now());
+        let (known, now) = (live.reach.is_some(), clock::now());
         let (passed, excused) = (result.is_ok(), result.is_err() && live.readiness.is_starting(now));
         let after = live.readiness.note(result.is_ok(), now);
         live.trouble = result.as_ref().err().map(|unreached| super::chain(unreached));
@@ -275,8 +276,8 @@ fn live_shard(
     nudge: Arc<Notify>,
 ) -> Live {
     let thresholds = Thresholds { rise: spec.readiness.rise, fall: spec.readiness.fall };
-    let ran = started.elapsed().unwrap_or_default();
-    let may_fail_until = Instant::now() + spec.readiness.start_period.saturating_sub(ran);
+    let ran = clock::wall().duration_since(started).unwrap_or_default();
+    let may_fail_until = clock::now() + spec.readiness.start_period.saturating_sub(ran);
     Live {
         id: shard.id.clone(),
         number: slot.probers,
@@ -284,7 +285,7 @@ fn live_shard(
         spec: shard.spec.clone(),
         pid,
         started,
-        seen: Instant::now(),
+        seen: clock::now(),
         readiness: match past {
             Past::Serves => Readiness::adopted(thresholds),
             Past::Served | Past::None => Readiness::new(thresholds, may_fail_until),
@@ -345,7 +346,7 @@ impl SlotRun {
             return false;
         }
         // Whatever this agent saw of it: it may have been looked at anew since.
-        let ran = live.started.elapsed().unwrap_or_else(|_| now.duration_since(live.seen));
+        let ran = clock::wall().duration_since(live.started).unwrap_or_else(|_| now.duration_since(live.seen));
         if !live.was_ready {
             self.note_never_ready(spec, &live.id, Failed::Exited, &cause);
         }

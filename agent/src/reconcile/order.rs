@@ -9,6 +9,7 @@ use super::{
     group::{Group, SlotRun},
     memory::{Memory, NoRoom},
     view::Service,
+    world,
 };
 use crate::spec::{GroupSpec, Order, RuntimeSpec};
 
@@ -158,7 +159,7 @@ impl Group {
             RuntimeSpec::Docker(container) => container.memory_bytes,
             RuntimeSpec::Process(_) => None,
         };
-        Memory::read(limit.or(place.memory_limit_bytes), place, live.pid).map_err(|error| error.to_string())
+        world::memory(limit.or(place.memory_limit_bytes), place, live.pid).map_err(|error| error.to_string())
     }
 
     /// In words, how the shards that serve would be replaced now by those of `spec`, whose slots are these.

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc};
 use super::{
     inspect::{PortQuestion, Question, Unreached},
     message::Message,
+    world,
 };
 use crate::{
     health::pace::{Intervals, Pace},
@@ -48,7 +49,7 @@ impl Prober {
         let mut proven = self.question.proven;
         loop {
             let (question, reach) = (Arc::clone(&self.question), known.take());
-            let Ok(reached) = tokio::task::spawn_blocking(move || question.ask(reach, proven)).await else { return };
+            let Ok(reached) = world::blocking(move || world::ask(&question, reach, proven)).await else { return };
             known = reached.as_ref().ok().cloned();
             proven |= reached.is_ok();
             let result = match reached {
@@ -70,8 +71,10 @@ impl Prober {
                 return;
             }
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                // A nudge is taken with the end of the wait, should both be there: one check is enough.
+                biased;
                 () = self.nudge.notified() => {}
+                () = tokio::time::sleep(wait) => {}
             }
         }
     }

@@ -9,7 +9,7 @@ mod anchors;
 mod direct;
 mod leaving;
 mod listeners;
-#[cfg(test)]
+#[cfg(all(test, not(feature = "simulation")))]
 mod tests;
 
 use std::{
@@ -21,7 +21,7 @@ use std::{
 };
 
 use sherd_lb::{
-    front::{Front, OpenError, SlotError, SteeringMode},
+    front::{OpenError, SlotError, SteeringMode},
     relay::PortKey,
     table::SlotIndex,
 };
@@ -38,8 +38,9 @@ pub(super) use self::{
     addresses::{by_address, group_prefix, limits, shared_table},
     direct::{ProgramFamily, host_address, place_of, watched_shapes},
 };
-use super::{anchor_age::AnchorAge, keeper::Keeper, steering_table::index_of};
+use super::{anchor_age::AnchorAge, keeper::Keeper, steering_table::index_of, world::Front};
 use crate::{
+    clock,
     control::ApplyError,
     fault,
     health::slow_start,
@@ -216,7 +217,7 @@ impl Fronts {
         let key = PortKey(self.next_key);
         self.next_key += 1;
         front.iter().for_each(|front| self.warn_of_wants(front));
-        let retry_after = Instant::now() + REPUBLISH_AFTER;
+        let retry_after = clock::now() + REPUBLISH_AFTER;
         self.list.push(Published {
             key,
             address,
@@ -268,7 +269,7 @@ impl Fronts {
             opened.iter().for_each(|front| self.warn_of_wants(front));
             opened_one |= opened.is_ok();
             self.list[at].front = opened.map_err(|error| super::chain(&error));
-            self.list[at].retry_after = Instant::now() + REPUBLISH_AFTER;
+            self.list[at].retry_after = clock::now() + REPUBLISH_AFTER;
         }
         opened_one
     }

@@ -18,6 +18,7 @@ use super::{
     view::{Service, Step},
 };
 use crate::{
+    clock,
     spec::GroupSpec,
     status::{
         AgentStatus, BesideStatus, Event, GroupLayout, GroupState, GroupStatus, Path, PlanChange, PlanReport,
@@ -96,7 +97,7 @@ impl Reconciler {
                 if slot.reported.is_some_and(|(reported, _)| reported == state) {
                     continue;
                 }
-                slot.reported = Some((state, SystemTime::now()));
+                slot.reported = Some((state, clock::wall()));
                 use SlotState::{Failed, Unhealthy, Unready, Waiting};
                 let message = match state {
                     Failed | Waiting | Unready | Unhealthy => slot.told_cause(&group.spec).unwrap_or_default(),
@@ -105,7 +106,7 @@ impl Reconciler {
                 let why = if message.is_empty() { String::new() } else { format!(": {message}") };
                 tracing::info!(group = %name, slot = %id, %state, "{name}/{id} is {state}{why}");
                 events.push(Event {
-                    at_unix_ms: unix_ms(SystemTime::now()),
+                    at_unix_ms: unix_ms(clock::wall()),
                     group: Some(name.clone()),
                     slot: Some(*id),
                     kind: "slot-state".into(),
@@ -280,7 +281,7 @@ impl SlotRun {
     /// The shard that was taken over from.
     fn former_status(&self) -> Option<BesideStatus> {
         let former = self.former.as_ref()?;
-        let left = former.until.saturating_duration_since(Instant::now());
+        let left = former.until.saturating_duration_since(clock::now());
         Some(BesideStatus {
             shard: former.id.to_string(),
             pid: former.pid,
@@ -291,7 +292,7 @@ impl SlotRun {
 
     /// Where the slot is between nothing and ready.
     pub(super) fn state(&self, wanted: bool) -> SlotState {
-        let waits = |until: Option<Instant>| until.is_some_and(|until| Instant::now() < until);
+        let waits = |until: Option<Instant>| until.is_some_and(|until| clock::now() < until);
         match (&self.step, &self.live, self.service()) {
             (_, _, Service::Draining { .. }) if self.live.is_some() => SlotState::Draining,
             (Some(running), _, _) if self.stops(&running.step) => SlotState::Stopping,
@@ -336,7 +337,7 @@ pub(super) fn slot_event(group: &GroupName, slot: SlotId, kind: &str, message: S
 
 pub(super) fn group_event(group: &GroupName, kind: &str, message: String) -> Event {
     Event {
-        at_unix_ms: unix_ms(SystemTime::now()),
+        at_unix_ms: unix_ms(clock::wall()),
         group: Some(group.clone()),
         slot: None,
         kind: kind.to_owned(),

@@ -21,6 +21,7 @@ use super::{
     view::{Health, Service, SlotView},
 };
 use crate::{
+    clock,
     control::{RolloutAction, RolloutError},
     rollout::{Finding, Pace, Rollout, Shard, SlotFacts, verdict::Judgement},
     spec::{FailureAction, GroupSpec, RolloutPolicy},
@@ -274,7 +275,7 @@ impl Reconciler {
         if record.phase.is_over() || !matches!(group.intent, Intent::Run) || group.layout.is_none() {
             return;
         }
-        let facts = group.rollout.facts(group, views, Instant::now());
+        let facts = group.rollout.facts(group, views, clock::now());
         if record.phase != RolloutPhase::Paused && group.rollout.machine.is_over(&facts) {
             let phase = match (record.is_rollback, group.rollout.machine.has_given_up()) {
                 (true, _) => RolloutPhase::RolledBack,

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sherd_lb::relay::{Role, Worker};
+use sherd_lb::relay::Role;
 use sherd_topology::{
     model::Host,
     plan::{GroupName, SlotId},
@@ -18,8 +18,9 @@ use super::{
     keeper::Keeper,
     steering_table,
     view::Service,
+    world::{self, Worker},
 };
-use crate::spec::Unready;
+use crate::{clock, spec::Unready};
 
 impl Reconciler {
     /// Brings siblings and anchors in line with the slots that are in service now.
@@ -89,13 +90,13 @@ impl Reconciler {
     }
 
     async fn drain_relays(&mut self) {
-        let deadline = Instant::now() + self.settings.shutdown_drain;
+        let deadline = clock::now() + self.settings.shutdown_drain;
         let drains: Vec<_> =
             self.groups.values().flat_map(Group::workers).map(|worker| worker.drain(deadline)).collect();
-        let waited = tokio::task::spawn_blocking(move || {
+        let waited = world::blocking(move || {
             for drain in drains {
                 // Each worker keeps to the deadline itself; this bounds waiting for one that is stuck.
-                let _ = drain.recv_timeout(deadline.saturating_duration_since(Instant::now()) + DRAIN_SLACK);
+                let _ = drain.recv_timeout(deadline.saturating_duration_since(clock::now()) + DRAIN_SLACK);
             }
         });
         if let Err(panic) = waited.await {
@@ -154,7 +155,7 @@ impl Group {
         let worker = server.and_then(|id| Some((id, worker_of(&id)?.clone())));
         self.fronts.serve_anchors(worker.as_ref().map(|(id, worker)| (*id, worker)), former.as_ref());
         self.unready_since = match (serving.is_empty(), self.unready_since) {
-            (true, None) => Some(Instant::now()),
+            (true, None) => Some(clock::now()),
             (true, since) => since,
             (false, _) => None,
         };

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::atomic::Ordering};
 
 use sherd_lb::{
     cells::{ANSWER_BOUNDS_MICROS, CellReading, DURATION_BOUNDS_MICROS, RTT_BOUNDS_MICROS},
-    relay::{Cause, LATENCY_BOUNDS_MICROS, Worker},
+    relay::{Cause, LATENCY_BOUNDS_MICROS},
     table::Load,
 };
 use sherd_topology::plan::{GroupName, SlotId};
@@ -15,6 +15,7 @@ use super::{
     group::{Group, SlotRun},
     publish::Published,
     steering_table::index_of,
+    world::Worker,
 };
 use crate::metrics::{
     GroupCounters, HandoverCounters, Histogram, KernelCounters, PortCounters, RelayCounters, SlotCounters, Snapshot,

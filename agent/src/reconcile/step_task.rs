@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use futures_util::StreamExt;
 use sherd_topology::plan::Slot;
 
-use super::{message::Outcome, view::Step};
+use super::{message::Outcome, view::Step, world};
 use crate::{
-    runtime::{Runtime, RuntimeError, ShardId, ShardKey, verify},
+    runtime::{Runtime, RuntimeError, ShardId, ShardKey},
     spec::GroupSpec,
 };
 
@@ -61,7 +61,7 @@ impl StepTask {
     async fn verify(&self) -> Outcome {
         let (Some(place), Some(pid)) = (self.place.clone(), self.pid) else { return Outcome::Done };
         let asked = place.clone();
-        match tokio::task::spawn_blocking(move || verify::pinning(pid, &asked)).await {
+        match world::blocking(move || world::pinning(pid, &asked)).await {
             Ok(Ok(())) => Outcome::Pinned(place),
             Ok(Err(fault)) => Outcome::NotPinned(super::chain(&fault)),
             Err(panic) => Outcome::NotPinned(format!("asking the kernel failed: {panic}")),

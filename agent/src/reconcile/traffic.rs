@@ -13,6 +13,7 @@ use super::{
     evidence::Counted,
     group::{Group, Intent, Live},
     message::Message,
+    world,
 };
 use crate::{
     metrics::UsageReader,
@@ -106,7 +107,7 @@ impl Reconciler {
             let pid = |live: &Live| (live.id.clone(), live.pid);
             let shards: Vec<_> = group.slots.values().filter_map(|slot| slot.live.as_ref()).map(pid).collect();
             let (outbox, name) = (outbox.clone(), name.clone());
-            tokio::task::spawn_blocking(move || {
+            world::blocking(move || {
                 let used = UsageReader::new().of_shards(shards.iter().map(|(_, pid)| *pid));
                 let seconds = |(id, pid)| Some((id, used.get(&pid)?.cpu_seconds));
                 let used = shards.into_iter().filter_map(seconds).collect();

@@ -13,7 +13,6 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -97,7 +96,7 @@ impl Watch {
     /// When no thread can be had.
     pub(super) fn start(outbox: mpsc::UnboundedSender<Message>) -> io::Result<Self> {
         let (orders, received) = channel();
-        thread::Builder::new().name("watch".into()).spawn(move || run(&received, &outbox))?;
+        super::world::thread("watch", move || run(&received, &outbox))?;
         Ok(Self { orders })
     }
 

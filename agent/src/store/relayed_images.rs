@@ -5,13 +5,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::UNIX_EPOCH,
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::{StoreError, sealed};
-use crate::runtime::ImageId;
+use crate::{clock, runtime::ImageId};
 
 const FILE: &str = "relayed-images.json";
 /// The format that is written, and the only one that is read.
@@ -41,7 +41,7 @@ pub struct RelayedImages {
 impl Refusal {
     /// Seen just now.
     pub fn now(reason: &str) -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self { reason: reason.chars().take(MAX_REASON_CHARS).collect(), at_unix_s: since.as_secs() }
     }
 }

@@ -2,17 +2,16 @@
 //! `rollouts/GROUP.json`.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::UNIX_EPOCH,
 };
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use sherd_topology::plan::GroupName;
 
-use super::{StoreError, io_error, remove, sealed};
-use crate::status::RolloutPhase;
+use super::{StoreError, disk, io_error, remove, sealed};
+use crate::{clock, status::RolloutPhase};
 
 const VERSION: u32 = 1;
 /// Longest reason that is kept, in characters.
@@ -76,7 +75,7 @@ fn name_of(text: &str) -> String {
 }
 
 fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// The records of all groups.
@@ -88,7 +87,7 @@ pub(super) struct Rollouts {
 impl Rollouts {
     pub(super) fn open(state: &Path) -> Result<Self, StoreError> {
         let directory = state.join("rollouts");
-        fs::create_dir_all(&directory).map_err(|source| io_error("making", &directory, source))?;
+        disk::make_directory(&directory).map_err(|source| io_error("making", &directory, source))?;
         Ok(Self { directory })
     }
 
@@ -117,6 +116,8 @@ impl Rollouts {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn record() -> RolloutRecord {

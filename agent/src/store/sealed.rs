@@ -3,14 +3,14 @@
 
 use std::{
     fmt::Write as _,
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
-use super::{StoreError, io_error, write_atomically};
+use super::{StoreError, disk, io_error, write_atomically};
 
 /// Longest file that is read.
 const MAX_BYTES: u64 = 4 << 20;
@@ -46,13 +46,11 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path, version: u32) -> Result<Opt
 
 /// What is below the head, which is behind `mark`; `None` where there is no file.
 pub(super) fn read_body(path: &Path, version: u32, mark: &str) -> Result<Option<Vec<u8>>, Unsealed> {
-    match fs::metadata(path) {
-        Ok(found) if found.len() > MAX_BYTES => return Err(Unsealed::Long),
-        Ok(_) => {}
+    let bytes = match disk::read(path, MAX_BYTES) {
+        Ok(bytes) => bytes.ok_or(Unsealed::Long)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error.into()),
-    }
-    let bytes = fs::read(path)?;
+    };
     let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
     let (head, body) = (&bytes[..end], bytes.get(end + 1..).unwrap_or_default());
     let head = head.strip_prefix(mark.as_bytes()).unwrap_or_default();
@@ -86,7 +84,7 @@ pub(super) fn write_body(path: &Path, version: u32, mark: &str, body: &[u8]) -> 
 /// Moves a file that is not obeyed out of the way; says so in one sentence.
 pub(super) fn set_aside(path: &Path, fault: &Unsealed) -> String {
     let broken: PathBuf = path.with_extension("json.broken");
-    let aside = match fs::rename(path, &broken) {
+    let aside = match disk::rename(path, &broken) {
         Ok(()) => format!("was set aside as {}", broken.display()),
         Err(error) => format!("can't be set aside: {error}"),
     };

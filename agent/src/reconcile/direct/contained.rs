@@ -3,7 +3,7 @@
 
 use sherd_lb::sockdiag;
 
-use crate::reconcile::{Reconciler, message::Message};
+use crate::reconcile::{Reconciler, message::Message, world};
 
 /// Sockets that are ended in one tick.
 const MAX_ENDED: usize = 256;
@@ -31,7 +31,7 @@ impl Reconciler {
         let before = std::mem::replace(&mut self.contained.seen, contained);
         self.contained.is_busy = true;
         let (outbox, ended) = (self.outbox.clone(), self.contained.ended);
-        tokio::task::spawn_blocking(move || {
+        world::blocking(move || {
             let ended = match end_some() {
                 Ok(look) => ended.max(look.ended(before, contained)),
                 Err(error) => {

@@ -11,7 +11,7 @@ use std::{
 use sherd_lb::sockdiag;
 
 use crate::{
-    reconcile::{Reconciler, group::SlotRun, message::Message, view::Service},
+    reconcile::{Reconciler, group::SlotRun, message::Message, view::Service, world},
     runtime::{ShardKey, procfs},
 };
 
@@ -46,7 +46,7 @@ impl Reconciler {
         }
         self.counting_direct = true;
         let outbox = self.outbox.clone();
-        tokio::task::spawn_blocking(move || {
+        world::blocking(move || {
             let count = |(key, pid, ports): (ShardKey, u32, Vec<SocketAddr>)| match accepted_by(pid, &ports) {
                 Ok(open) => Some((key, pid, open)),
                 Err(error) => {

@@ -5,12 +5,12 @@ use std::{net::Shutdown, os::fd::OwnedFd};
 
 use sherd_lb::{
     graft::{Grafted, Holder},
-    relay::{PortKey, Role, Target, Worker},
+    relay::{PortKey, Role, Target},
 };
 use socket2::SockRef;
 
 use super::DirectRun;
-use crate::spec::ContainerPort;
+use crate::{reconcile::world::Worker, spec::ContainerPort};
 
 /// A listener in the shard's hands, and the program's own socket.
 pub(in crate::reconcile) struct Graft {

@@ -18,6 +18,7 @@ use crate::{
         hung::holder_of,
         message::Message,
         publish::{ProgramFamily, place_of},
+        world,
     },
     runtime::ShardKey,
     spec::{ContainerPort, PortSpec},
@@ -178,7 +179,7 @@ impl Reconciler {
         call: ListenCall,
     ) {
         let (outbox, key) = (self.outbox.clone(), key.clone());
-        tokio::task::spawn_blocking(move || {
+        world::blocking(move || {
             let found = holder_of(pid, shared.address, shared.cookie);
             // The loop has ended: the program listens where it would have.
             let _ = outbox.send(Message::HolderFound { key, generation, shared, found, call });

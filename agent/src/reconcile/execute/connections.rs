@@ -1,18 +1,13 @@
 //! A slot's connections: where its worker connects, whether new ones come, and the end of those that are there.
 
-use std::{
-    io,
-    os::fd::OwnedFd,
-    sync::mpsc::Receiver,
-    time::{Duration, Instant},
-};
+use std::{io, os::fd::OwnedFd, sync::mpsc::Receiver, time::Duration};
 
 use sherd_lb::relay::{Backend, BackendError, PortKey};
 use sherd_topology::plan::{GroupName, SlotId};
 
 use super::WORKER_TIMEOUT;
 use crate::{
-    fault,
+    clock, fault,
     reconcile::{
         Reconciler, chain,
         group::SlotRun,
@@ -35,7 +30,7 @@ impl Reconciler {
         let (backend, inner) = match slot.backend_of(reach, &group.fronts) {
             Ok(backend) => backend,
             Err(error) => {
-                slot.fail(&group.spec, Duration::ZERO, no_namespace(&error), Instant::now());
+                slot.fail(&group.spec, Duration::ZERO, no_namespace(&error), clock::now());
                 slot.hold_until_backoff();
                 return;
             }
@@ -82,7 +77,7 @@ impl Reconciler {
         let is_in = service == Service::In;
         if let Some(live) = group.slots.get(&id).and_then(|slot| slot.live.as_ref()).filter(|_| is_in) {
             group.fronts.choose_paths(id, live.generation);
-            group.begin_slow_start(id, &self.host, Instant::now());
+            group.begin_slow_start(id, &self.host, clock::now());
         }
         fault::point(if is_in { "take_in.before" } else { "take_out.before" });
         let reached = group.slots.get(&id).and_then(|slot| slot.live.as_ref()?.reach.as_ref());
@@ -94,7 +89,7 @@ impl Reconciler {
         let Some(slot) = group.slots.get_mut(&id) else { return };
         match set {
             Err(error) if is_in => {
-                slot.fail(&group.spec, Duration::ZERO, chain(&error), Instant::now());
+                slot.fail(&group.spec, Duration::ZERO, chain(&error), clock::now());
                 slot.hold_until_backoff();
             }
             Err(error) => tracing::error!(group = %name, slot = %id, "not taken out: {}", chain(&error)),
@@ -116,9 +111,9 @@ impl Reconciler {
 
     pub(super) fn drain(&mut self, name: &GroupName, id: SlotId) {
         let Some(drain) = self.groups.get(name).map(|group| group.spec.drain) else { return };
-        self.set_service(name, id, Service::Draining { until: Instant::now() + drain });
+        self.set_service(name, id, Service::Draining { until: clock::now() + drain });
         if let Some(slot) = self.slot_mut(name, id) {
-            slot.expect_direct(Instant::now());
+            slot.expect_direct(clock::now());
         }
     }
 
@@ -129,12 +124,12 @@ impl Reconciler {
         slot.backend = None;
         let until = match slot.service() {
             Service::Draining { until } => until,
-            Service::In | Service::Out => Instant::now(),
+            Service::In | Service::Out => clock::now(),
         };
         let Some(worker) = &slot.worker else { return };
         let (left, closed) = (worker.set_backend(None), worker.drain_former(until));
         self.await_worker(name, id, Step::Disconnect, move || {
-            let patience = until.saturating_duration_since(Instant::now()) + WORKER_TIMEOUT;
+            let patience = until.saturating_duration_since(clock::now()) + WORKER_TIMEOUT;
             // A worker that is gone has left and closed everything too.
             let _ = (left.recv_timeout(WORKER_TIMEOUT), closed.recv_timeout(patience));
             Outcome::Done

@@ -1,15 +1,12 @@
 //! The order for a slot's next shard: its place, its ports, and the shim in front of it.
 
-use std::{
-    net::TcpListener,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use sherd_topology::plan::{GroupName, SlotId};
 
 use super::report;
 use crate::{
+    clock,
     reconcile::{
         Reconciler,
         direct::Generation,
@@ -35,7 +32,7 @@ impl Reconciler {
         let process_ports = match process_ports {
             Ok(ports) => ports,
             Err(error) => {
-                slot.fail(&spec, Duration::ZERO, format!("no free port for it: {error}"), Instant::now());
+                slot.fail(&spec, Duration::ZERO, format!("no free port for it: {error}"), clock::now());
                 return;
             }
         };
@@ -49,7 +46,7 @@ impl Reconciler {
         let shim = match shim {
             Ok(shim) => shim,
             Err(error) => {
-                slot.fail(&spec, Duration::ZERO, format!("its shim can't be put in place: {error}"), Instant::now());
+                slot.fail(&spec, Duration::ZERO, format!("its shim can't be put in place: {error}"), clock::now());
                 return;
             }
         };

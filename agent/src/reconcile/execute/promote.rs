@@ -1,12 +1,12 @@
 //! A shard takes over from the one that it came up beside: new connections go to it, and the other one finishes those it has.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sherd_topology::plan::{GroupName, SlotId};
 
 use super::connections::{entered_in_time, no_namespace};
 use crate::{
-    fault,
+    clock, fault,
     reconcile::{
         Reconciler, chain,
         view::{Service, Step},
@@ -19,7 +19,7 @@ impl Reconciler {
     /// turns first: a path that points at it then leads to the new shard.
     pub(super) fn promote(&mut self, name: &GroupName, id: SlotId, shard: &ShardId) {
         let Some(group) = self.groups.get_mut(name) else { return };
-        let now = Instant::now();
+        let now = clock::now();
         let until = now + group.spec.drain;
         let Some(slot) = group.slots.get_mut(&id) else { return };
         let Some(next) = slot.next.as_ref().filter(|next| next.id == *shard) else { return };

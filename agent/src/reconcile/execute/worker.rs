@@ -3,15 +3,15 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, mpsc::Receiver},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use sherd_lb::relay::{Pin, Worker, WorkerConfig};
+use sherd_lb::relay::{Pin, WorkerConfig};
 use sherd_topology::plan::{GroupName, Slot, SlotId};
 
 use super::WORKER_TIMEOUT;
 use crate::{
-    fault,
+    clock, fault,
     reconcile::{
         Reconciler, chain,
         direct::DirectRun,
@@ -20,6 +20,7 @@ use crate::{
         publish,
         steering_table::index_of,
         view::Step,
+        world::{self, Worker},
     },
     spec::GroupSpec,
 };
@@ -68,7 +69,7 @@ impl Reconciler {
                 self.await_worker(name, id, Step::Equip, wait);
             }
             Err(cause) => {
-                slot.fail(&spec, Duration::ZERO, cause, Instant::now());
+                slot.fail(&spec, Duration::ZERO, cause, clock::now());
                 slot.hold_until_backoff();
             }
         }
@@ -97,7 +98,7 @@ impl Reconciler {
         group.settled.clear();
         if let Some(worker) = group.slots.get_mut(&id).and_then(|slot| slot.worker.take()) {
             // Its end waits for its thread, which may be in the middle of something.
-            tokio::task::spawn_blocking(move || drop(worker));
+            world::blocking(move || drop(worker));
         }
     }
 

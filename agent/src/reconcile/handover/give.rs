@@ -10,15 +10,15 @@ use std::{
 
 use sherd_lb::{
     holder::HolderError,
-    relay::{Handed, Parcel, PortKey, Unpacked, Worker},
+    relay::{Handed, Parcel, PortKey, Unpacked},
 };
 
 use super::{
-    super::{Reconciler, chain, group::Group, keeper::Keeper},
+    super::{Reconciler, chain, group::Group, keeper::Keeper, world::Worker},
     ANSWER_TIMEOUT, parcel_name, ports,
     report::{self, Report},
 };
-use crate::{fault, runtime::ShardKey};
+use crate::{clock, fault, runtime::ShardKey};
 
 /// How long the next agent may take to go on counting where nothing else waits for it.
 const REPORT_TIME: Duration = Duration::from_secs(300);
@@ -50,11 +50,11 @@ impl Reconciler {
             .collect();
         // First all of them: nobody hands a client to somebody who has given up everything.
         let stopped: Vec<Receiver<()>> = workers.iter().map(|(_, worker)| worker.stop_taking()).collect();
-        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        let deadline = clock::now() + ANSWER_TIMEOUT;
         for stopped in stopped {
-            let _ = stopped.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+            let _ = stopped.recv_timeout(deadline.saturating_duration_since(clock::now()));
         }
-        let (began, stamp) = (Instant::now(), report::unix_ms());
+        let (began, stamp) = (clock::now(), report::unix_ms());
         let ports: BTreeMap<_, BTreeMap<PortKey, SocketAddr>> =
             self.groups.iter().map(|(name, group)| (name, ports(group).into_iter().collect())).collect();
         let mut giving = Giving { keeper: &mut self.keeper, time, stamp, parcels: 0, given: Given::default() };
@@ -68,7 +68,7 @@ impl Reconciler {
         // All at once: each has a core of its own.
         let released: Vec<Receiver<Vec<Handed>>> = workers.iter().map(|(_, worker)| worker.release()).collect();
         for ((key, worker), released) in workers.iter().zip(released) {
-            match released.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match released.recv_timeout(deadline.saturating_duration_since(clock::now())) {
                 Ok(connections) => giving.give(key, worker, connections, &ports[&key.group]),
                 Err(_) => giving.given.silent_workers += 1,
             }
@@ -133,7 +133,7 @@ impl Giving<'_> {
     }
 
     fn report(mut self, began: Instant, workers: &[(ShardKey, Arc<Worker>)]) -> Given {
-        self.given.took = began.elapsed();
+        self.given.took = clock::since(began);
         if !workers.is_empty() {
             let mut totals: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
             for (key, worker) in workers {

@@ -6,12 +6,14 @@ use std::{
     fs::File,
     io::{self, Write},
     os::{fd::OwnedFd, unix::fs::FileExt},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use sherd_topology::plan::{GroupName, SlotId};
+
+use crate::clock;
 
 /// The holder's name of it.
 pub(super) const NAME: &str = "relayed-report";
@@ -61,7 +63,7 @@ impl Report {
 }
 
 pub(super) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use sherd_lb::{
     cells::Cells,
-    front::{Front, FrontConfig, OpenError},
+    front::{FrontConfig, OpenError},
     relay::Limits,
     table::{MAX_SLOTS, SlotIndex, SteeringTable},
 };
@@ -25,6 +25,7 @@ use crate::{
         chain,
         keeper::Keeper,
         steering_table::{self, PortChoice},
+        world::Front,
     },
     spec::{GroupSpec, PortSpec, RuntimeSpec, Unready},
 };

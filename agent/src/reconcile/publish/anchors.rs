@@ -9,10 +9,11 @@ use std::{
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
-use sherd_lb::relay::{Role, Worker};
+use sherd_lb::relay::Role;
 use sherd_topology::plan::SlotId;
 
 use super::{Fronts, Published};
+use crate::reconcile::world::Worker;
 
 impl Fronts {
     /// Lets this slot's worker, and no other, serve what waits in the anchors; `None`: nobody does. An address that no slot

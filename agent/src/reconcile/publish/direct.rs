@@ -9,7 +9,7 @@ use std::{
 
 use sherd_lb::{
     cells::{CellReading, Counts},
-    front::{Front, Path, Place},
+    front::{Path, Place},
     netns::{Family, Loopback, Netns},
     relay::{PortKey, Target},
 };
@@ -31,6 +31,7 @@ use crate::{
         keeper::Keeper,
         steering_table::{index_of, weight},
         watch::{WatchedAddress, WatchedShape, WatchedSlot},
+        world::Front,
     },
     spec::{ContainerPort, GroupSpec, PortSpec},
 };

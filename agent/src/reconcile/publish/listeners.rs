@@ -4,15 +4,20 @@
 use std::{io, net::SocketAddr, sync::mpsc::Receiver};
 
 use sherd_lb::{
-    front::{Front, SlotError},
-    relay::{PortKey, Role, Target, Worker},
+    front::SlotError,
+    relay::{PortKey, Role, Target},
 };
 use sherd_topology::plan::SlotId;
 
 use super::{EquipError, Fronts, addresses::prefix};
 use crate::{
     fault,
-    reconcile::{chain, keeper::Keeper, steering_table::index_of},
+    reconcile::{
+        chain,
+        keeper::Keeper,
+        steering_table::index_of,
+        world::{Front, Worker},
+    },
     spec::ContainerPort,
 };
 
