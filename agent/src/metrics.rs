@@ -45,8 +45,8 @@ pub struct Snapshot {
     pub reconcile_unsettled: u64,
     /// Slots that plans added, removed or moved: kind and number.
     pub plan_changes: Vec<(&'static str, u64)>,
-    /// Times that something of a group was found to be otherwise than planned: by what.
-    pub drifts: Vec<(GroupName, &'static str, u64)>,
+    /// Times that something was found to be otherwise than planned: whose, if it is a group's, and by what.
+    pub drifts: Vec<(Option<GroupName>, &'static str, u64)>,
     /// How often that was repaired, and the seconds that it took altogether.
     pub repairs: (u64, f64),
     /// Descriptors that the holder keeps; absent when it doesn't answer.

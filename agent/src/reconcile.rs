@@ -18,7 +18,9 @@ use sherd_topology::{
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use self::{
+    drift::{DriftCause, Whose},
     group::{Group, SlotRun},
+    heard::Heard,
     keeper::Keeper,
     message::{Consequence, Message},
 };
@@ -41,6 +43,7 @@ mod execute;
 mod explain;
 mod group;
 mod handover;
+mod heard;
 mod hung;
 mod inspect;
 mod judging;
@@ -92,6 +95,7 @@ enum Extent {
 #[derive(Debug)]
 enum Wake {
     Message(Message),
+    Heard(Heard),
     Request(Request),
     Tick,
 }
@@ -141,6 +145,8 @@ struct RuntimeView {
     /// No listing before that: the last one failed.
     not_before: Option<Instant>,
     failures: u32,
+    /// So long is it left alone after a listing.
+    rest_until: Option<Instant>,
 }
 
 /// Everything the agent knows and owns.
@@ -156,8 +162,6 @@ pub struct Reconciler {
     orphans: BTreeSet<ShardId>,
     /// Groups whose stored specification could not be read: what runs of them is left as it is.
     unread: BTreeSet<GroupName>,
-    /// Containers that claim to be ours and can't be; said once.
-    foreign: BTreeSet<ShardId>,
     inbox: mpsc::UnboundedReceiver<Message>,
     outbox: mpsc::UnboundedSender<Message>,
     events: broadcast::Sender<Event>,
@@ -216,7 +220,6 @@ impl Reconciler {
             groups: BTreeMap::new(),
             orphans: BTreeSet::new(),
             unread: BTreeSet::new(),
-            foreign: BTreeSet::new(),
             inbox,
             outbox,
             events,
@@ -239,10 +242,12 @@ impl Reconciler {
 
     /// Runs until `shutdown` fires; then hands over what is relayed, and leaves shards and listeners as they are.
     pub async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut shutdown: oneshot::Receiver<()>) {
-        self.watch_runtimes();
+        let (batches, mut heard) = mpsc::channel(1);
+        self.listen(&batches);
         loop {
             let wake = tokio::select! {
                 Some(message) = self.inbox.recv() => Wake::Message(message),
+                Some(heard) = heard.recv() => Wake::Heard(heard),
                 request = requests.recv() => match request {
                     Some(request) => Wake::Request(request),
                     None => break,
@@ -263,6 +268,11 @@ impl Reconciler {
                 if self.handle(message) == Consequence::None {
                     return;
                 }
+            }
+            Wake::Heard(heard) => {
+                // What it says comes with a listing.
+                self.on_heard(heard);
+                return;
             }
             Wake::Request(request) => self.answer(request),
             Wake::Tick => {
@@ -377,24 +387,22 @@ impl Reconciler {
 
     fn note_runtime(&mut self, kind: &'static str, result: Result<(), &RuntimeError>) {
         let view = self.runtime_views.entry(kind).or_default();
-        match result {
-            Ok(()) => {
-                if view.error.take().is_some() {
-                    tracing::info!(runtime = kind, "the runtime answers again");
-                }
-                view.failures = 0;
-                view.not_before = None;
-            }
-            Err(error) => {
-                let text = chain(error);
-                view.failures = view.failures.saturating_add(1);
-                let wait = Duration::from_millis(500).saturating_mul(1 << view.failures.min(6)).min(OBSERVE_EVERY);
-                view.not_before = Some(clock::now() + wait);
-                if view.error.as_ref() != Some(&text) {
-                    tracing::warn!(runtime = kind, "the {kind} runtime does not answer; what runs goes on: {text}");
-                }
-                view.error = Some(text);
-            }
+        let Err(error) = result else {
+            (view.error, view.failures, view.not_before) = (None, 0, None);
+            return self.end_standing(DriftCause::Engine, kind);
+        };
+        let text = chain(error);
+        view.failures = view.failures.saturating_add(1);
+        let wait = Duration::from_millis(500).saturating_mul(1 << view.failures.min(6)).min(OBSERVE_EVERY);
+        view.not_before = Some(clock::now() + wait);
+        let reason = format!("the {kind} runtime does not answer; what runs goes on: {text}");
+        let (is_new, was_there) = (view.error.as_ref() != Some(&text), view.listed);
+        view.error = Some(text);
+        // On a host without an engine that nobody asks for anything, nothing is otherwise than planned.
+        if was_there || self.groups.values().any(|group| group.spec.runtime.kind() == kind) {
+            self.begin_standing(Whose::Agent, DriftCause::Engine, kind, &reason);
+        } else if is_new {
+            tracing::warn!(runtime = kind, "{reason}");
         }
     }
 

@@ -173,6 +173,8 @@ pub struct Listing {
     pub shards: Vec<ObservedShard>,
     /// Labelled as ours, but not as we label: never touched, only reported.
     pub foreign: Vec<Foreign>,
+    /// Ours, and called otherwise than we called them. They are among the shards.
+    pub renamed: Vec<Renamed>,
 }
 
 /// Something that claims to be ours and can't be.
@@ -184,6 +186,19 @@ pub struct Foreign {
     pub name: String,
     /// What is wrong with it.
     pub reason: String,
+}
+
+/// A shard that somebody gave another name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renamed {
+    /// The runtime's name for it, which nobody can change.
+    pub id: ShardId,
+    /// Whose shard it is.
+    pub key: ShardKey,
+    /// What it is called.
+    pub name: String,
+    /// What it was called when it was made; [`Runtime::rename`] gives it that name back.
+    pub own_name: String,
 }
 
 /// Progress of [`Runtime::prepare`].
@@ -224,8 +239,19 @@ pub enum LogOutput {
 pub struct RuntimeEvent {
     /// Whose shard, where it is known.
     pub key: Option<ShardKey>,
+    /// Which one, where it is known.
+    pub id: Option<ShardId>,
     /// What happened, in the runtime's words, for example `start`, `die`, `oom`, `exit`.
     pub kind: String,
+    /// The signal that somebody had the runtime send, for `kill`.
+    pub signal: Option<i32>,
+}
+
+impl RuntimeEvent {
+    /// What happened to some shard of this key.
+    pub fn of(key: &ShardKey, kind: &str) -> Self {
+        Self { key: Some(key.clone()), id: None, kind: kind.to_owned(), signal: None }
+    }
 }
 
 /// Runs shards. Every call has a time-out of its own, may be repeated, and may be cut short by the agent's death at
@@ -258,6 +284,12 @@ pub trait Runtime: Send + Sync {
 
     /// Removes all traces of it, killing what may still run. No error when it is gone.
     fn remove<'a>(&'a self, id: &'a ShardId) -> BoxFuture<'a, Result<(), RuntimeError>>;
+
+    /// Lets a paused shard go on; no error when it runs, or is gone.
+    fn unpause<'a>(&'a self, id: &'a ShardId) -> BoxFuture<'a, Result<(), RuntimeError>>;
+
+    /// Gives a shard this name; no error when it is gone.
+    fn rename<'a>(&'a self, id: &'a ShardId, name: &'a str) -> BoxFuture<'a, Result<(), RuntimeError>>;
 
     /// Moves a running shard to the slot's present CPUs and memory nodes.
     fn update_cpus<'a>(&'a self, id: &'a ShardId, slot: &'a Slot) -> BoxFuture<'a, Result<(), RuntimeError>>;

@@ -57,6 +57,7 @@ on_each_engine!(
     ends_are_reported,
     images_that_are_not_there,
     forged_labels_are_foreign,
+    a_renamed_shard_is_ours_and_a_paused_one_goes_on,
     logs_come_as_lines,
     events_name_the_shard,
     what_a_killed_agent_made_is_adopted,
@@ -322,6 +323,40 @@ async fn forged_labels_are_foreign(engine: &Engine) {
     assert!(matches!(&error, RuntimeError::Conflict { name, .. } if name.ends_with("-web-0-2")), "{error}");
     assert_eq!(runtime.list().await.unwrap().foreign.len(), 4, "none of them was touched");
     runtime.remove(&ours).await.unwrap();
+}
+
+async fn a_renamed_shard_is_ours_and_a_paused_one_goes_on(engine: &Engine) {
+    let runtime = engine.runtime();
+    let id = runtime.create(&order(&engine.shell("sleep 1000", ""), slot(0, &cpus()[..1]), 1)).await.unwrap();
+    runtime.start(&id).await.unwrap();
+    let pid = running_pid(&runtime, &id).await;
+    let post = |path: String| {
+        let (status, answer) = engine.json("POST", &path, &json!(null));
+        assert_eq!(status, 204, "{path}: {answer}");
+    };
+    post(format!("/containers/{}/pause", id.0));
+    assert!(matches!(state(&runtime, &id).await, ShardState::Paused { pid: paused } if paused == pid));
+    // Also when somebody else was quicker.
+    for _ in 0..2 {
+        runtime.unpause(&id).await.unwrap();
+        assert_eq!(running_pid(&runtime, &id).await, pid);
+    }
+
+    let other = format!("other-{}", engine.instance);
+    post(format!("/containers/{}/rename?name={other}", id.0));
+    // To whoever never saw it under its own name it may be anybody's.
+    let stranger = engine.runtime().list().await.unwrap();
+    assert_eq!((stranger.shards.len(), stranger.foreign.len()), (0, 1), "{stranger:?}");
+    let listing = runtime.list().await.unwrap();
+    assert_eq!((listing.shards.len(), listing.foreign.len()), (1, 0), "{listing:?}");
+    let [renamed] = &listing.renamed[..] else { panic!("{listing:?}") };
+    assert_eq!((&renamed.id, &renamed.name), (&id, &other));
+    runtime.rename(&id, &renamed.own_name).await.unwrap();
+    assert_eq!(runtime.list().await.unwrap().renamed, []);
+    assert_eq!(engine.runtime().list().await.unwrap().shards.len(), 1);
+    runtime.remove(&id).await.unwrap();
+    runtime.unpause(&id).await.unwrap();
+    runtime.rename(&id, "gone").await.unwrap();
 }
 
 async fn logs_come_as_lines(engine: &Engine) {

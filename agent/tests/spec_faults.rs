@@ -162,6 +162,8 @@ fn health() {
     check_health("observe = \"layer4\"", &["5: health.observe: must be one of \"off\", \"connect\", \"answer\""]);
     check_health("eject_time = \"9s\"\neject_time_max = \"1s\"", &["6: health.eject_time_max: less than"]);
     check_health("max_ejected_percent = 101", &["5: health.max_ejected_percent: must be from 0 to 100, not 101"]);
+    check_health("unpause_after = \"off\"", &[]);
+    check_health("unpause_after = \"48h\"", &["5: health.unpause_after: must be from 0s to 24h, not 48h"]);
     check_health("slow_start = 30", &["5: health.slow_start: must be a duration"]);
     check("slow_start = \"1s\"\nname = \"w\"\n[process]\ncommand = [\"a\"]", &["1: slow_start: belongs in [health]"]);
 }

@@ -148,8 +148,9 @@ fn readiness() -> impl Strategy<Value = Readiness> {
 fn health() -> impl Strategy<Value = HealthPolicy> {
     let observe = select(vec![Observe::Off, Observe::Connect, Observe::Answer]);
     let counts = (1..1000u32, 1..=100u32, 1..1000u32, 0..=100u32);
-    let times = (millis(100..=60_000), millis(60_000..=86_400_000), millis(0..=3_600_000));
-    (observe, counts, times).prop_map(|(observe, counts, (eject_time, eject_time_max, slow_start))| {
+    let unpause_after = option::of(millis(0..=86_400_000));
+    let times = (millis(100..=60_000), millis(60_000..=86_400_000), millis(0..=3_600_000), unpause_after);
+    (observe, counts, times).prop_map(|(observe, counts, (eject_time, eject_time_max, slow_start, unpause_after))| {
         let (eject_after, eject_rate, eject_min, max_ejected_percent) = counts;
         HealthPolicy {
             observe,
@@ -160,6 +161,7 @@ fn health() -> impl Strategy<Value = HealthPolicy> {
             eject_time_max,
             max_ejected_percent,
             slow_start,
+            unpause_after,
         }
     })
 }

@@ -5,6 +5,7 @@ use super::health::health;
 use super::telemetry::telemetry;
 use super::{PortCounters, RelayCounters, Sample, Snapshot, Usage};
 use crate::status::{GroupState, Path, RolloutPhase, SlotState, SlotStatus, Steering};
+use sherd_topology::plan::GroupName;
 
 /// A metric's name, help and how it is got.
 type Value<T, V = u64> = (&'static str, &'static str, fn(&T) -> V);
@@ -80,7 +81,9 @@ fn groups(families: &mut Families, snapshot: &Snapshot) {
     let help = "Times something was found to be otherwise than planned, by what.";
     let mut family = families.counter("sherd_drift_total", help);
     for (group, cause, count) in &snapshot.drifts {
-        family.add_count(&[("group", group.as_str()), ("cause", cause)], *count);
+        // What is no group's has an empty label, which for Prometheus is none.
+        let group = group.as_ref().map_or("", GroupName::as_str);
+        family.add_count(&[("group", group), ("cause", cause)], *count);
     }
     let (count, seconds) = snapshot.repairs;
     families.counter("sherd_drift_repairs_total", "Times that was repaired.").add_count(&[], count);

@@ -31,7 +31,7 @@ pub struct Counters {
     /// Calls of listen(2) that had to wait because their slot made too many.
     pub delayed_listens: Arc<AtomicU64>,
     /// Times that something was found to be otherwise than planned.
-    pub drifts: BTreeMap<(GroupName, DriftCause), u64>,
+    pub drifts: BTreeMap<(Option<GroupName>, DriftCause), u64>,
     /// How often it was repaired.
     pub repairs: u64,
     /// How long that took altogether, from when it was found.
@@ -122,8 +122,8 @@ impl Counters {
         *self.hung.entry((group.clone(), slot)).or_default() += 1;
     }
 
-    pub(super) fn note_drift(&mut self, group: &GroupName, cause: DriftCause) {
-        *self.drifts.entry((group.clone(), cause)).or_default() += 1;
+    pub(super) fn note_drift(&mut self, group: Option<&GroupName>, cause: DriftCause) {
+        *self.drifts.entry((group.cloned(), cause)).or_default() += 1;
     }
 
     pub(super) fn note_repair(&mut self, took: Duration) {

@@ -10,12 +10,22 @@ use std::{
 use nix::time::{ClockId, clock_gettime};
 use sherd_topology::{
     model::Host,
-    plan::{GroupName, Slot, SlotId},
+    plan::{GroupName, Slot},
 };
 
+pub(super) use self::{
+    ends::{Act, End, HeardAct},
+    notes::Whose,
+    others::Paused,
+    resources::Reading,
+};
+use self::{
+    ends::{Circumstances, end_of},
+    notes::Standing,
+};
 use super::{
     Reconciler,
-    group::Group,
+    group::{Group, SlotRun},
     message::{Consequence, Message},
     view::Pinning,
     world,
@@ -24,6 +34,14 @@ use crate::{
     clock,
     runtime::{ShardKey, verify::PinningFault},
 };
+
+mod cause;
+mod ends;
+mod notes;
+mod others;
+mod resources;
+
+pub use self::cause::DriftCause;
 
 /// Between two looks at where shards are: at least this, and so long that looking takes the agent at most the
 /// [`LOOKING_SHARE`]th part of the time.
@@ -35,42 +53,14 @@ const LOOKING_SHARE: u32 = 2000;
 /// Where the kernel tells which CPUs run.
 const ONLINE: &str = "/sys/devices/system/cpu/online";
 
-/// What is found to be otherwise than planned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum DriftCause {
-    /// A shard's cgroup has other CPUs: by hand, by the engine's `update`, by systemd, or by a cgroup further out.
-    Cpuset,
-    /// A shard's cgroup has other memory nodes.
-    Mems,
-    /// A thread may run elsewhere.
-    Affinity,
-    /// A thread may take memory from elsewhere.
-    MemoryPolicy,
-    /// The host has fewer CPUs than before, or more, or others are the agent's.
-    Host,
-}
-
-impl DriftCause {
-    /// As in events and metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cpuset => "cpuset",
-            Self::Mems => "mems",
-            Self::Affinity => "affinity",
-            Self::MemoryPolicy => "memory-policy",
-            Self::Host => "host",
-        }
-    }
-
-    /// Absent: that is no drift, but an end or a failure to look.
-    fn of(fault: &PinningFault) -> Option<Self> {
-        match fault {
-            PinningFault::CgroupCpus { .. } => Some(Self::Cpuset),
-            PinningFault::CgroupMems { .. } => Some(Self::Mems),
-            PinningFault::ThreadCpus { .. } => Some(Self::Affinity),
-            PinningFault::ThreadMems { .. } => Some(Self::MemoryPolicy),
-            PinningFault::Gone { .. } | PinningFault::Unreadable { .. } => None,
-        }
+/// Absent: that is no drift, but an end or a failure to look.
+fn cause_of(fault: &PinningFault) -> Option<DriftCause> {
+    match fault {
+        PinningFault::CgroupCpus { .. } => Some(DriftCause::Cpuset),
+        PinningFault::CgroupMems { .. } => Some(DriftCause::Mems),
+        PinningFault::ThreadCpus { .. } => Some(DriftCause::Affinity),
+        PinningFault::ThreadMems { .. } => Some(DriftCause::MemoryPolicy),
+        PinningFault::Gone { .. } | PinningFault::Unreadable { .. } => None,
     }
 }
 
@@ -80,6 +70,8 @@ struct Looked {
     key: ShardKey,
     pid: u32,
     place: Slot,
+    /// Nobody but the kernel tells when somebody stops it by a signal.
+    is_process: bool,
 }
 
 /// A shard that is not where it should be.
@@ -97,6 +89,9 @@ pub(super) struct Drifted {
 #[derive(Debug)]
 pub(super) struct Look {
     drifted: Vec<Drifted>,
+    /// Some process shard is stopped by a signal: its runtime tells which.
+    any_stopped: bool,
+    resources: Reading,
     /// CPU time.
     took: Duration,
     cpus: io::Result<String>,
@@ -108,6 +103,10 @@ pub(super) struct DriftWatch {
     looking: bool,
     next: Option<Instant>,
     cpus: Option<String>,
+    /// What is otherwise and no slot's.
+    standing: Standing,
+    /// The wall clock's time at boot.
+    boot: Option<Duration>,
 }
 
 impl Reconciler {
@@ -119,12 +118,16 @@ impl Reconciler {
         self.drift.looking = true;
         let due: Vec<Looked> = self.groups.iter().flat_map(|(name, group)| pinned(name, group)).collect();
         let outbox = self.outbox.clone();
+        let directories = [self.settings.state_dir.clone(), self.settings.run_dir.clone()];
         world::blocking(move || {
             let began = world::cpu_time();
             let cpus = world::cpus_of_host();
+            let any_stopped = due.iter().any(|looked| looked.is_process && world::is_stopped(looked.pid));
             let drifted = due.into_iter().filter_map(look_at).collect();
+            let resources = world::resources(&directories);
+            let took = world::cpu_time().saturating_sub(began);
             // The loop has ended: nobody repairs any more.
-            let _ = outbox.send(Message::Looked(Look { drifted, took: world::cpu_time().saturating_sub(began), cpus }));
+            let _ = outbox.send(Message::Looked(Look { drifted, any_stopped, resources, took, cpus }));
         });
     }
 
@@ -132,9 +135,15 @@ impl Reconciler {
         let now = clock::now();
         self.drift.looking = false;
         self.drift.next = Some(now + (look.took * LOOKING_SHARE).clamp(LOOK_EVERY, LOOK_AT_LEAST_EVERY));
-        let is_known = |cpus: &String| self.drift.cpus.as_ref().is_none_or(|known| known == cpus);
+        self.note_resources(look.resources);
+        self.note_descriptors(&look.cpus);
+        let waits =
+            |group: &Group| group.spec.runtime.kind() == "process" && group.slots.values().any(SlotRun::is_paused);
+        if look.any_stopped || self.groups.values().any(waits) {
+            self.observe("process");
+        }
         if let Ok(cpus) = look.cpus {
-            if !is_known(&cpus) {
+            if self.drift.cpus.as_ref().is_some_and(|known| *known != cpus) {
                 self.discover_again();
             }
             self.drift.cpus = Some(cpus);
@@ -158,29 +167,8 @@ impl Reconciler {
             return;
         }
         live.pinning = Pinning::Faulty { retry_after: now };
-        slot.drifted.get_or_insert((now, cause));
         slot.last_error = Some(reason.clone());
-        self.note_drift(&key.group, Some(key.slot), cause, &reason);
-    }
-
-    /// A shard is where it should be again.
-    pub(super) fn note_repaired(&mut self, name: &GroupName, id: SlotId) {
-        let Some((since, cause)) = self.slot_mut(name, id).and_then(|slot| slot.drifted.take()) else { return };
-        let took = clock::since(since);
-        self.counters.note_repair(took);
-        tracing::info!(group = %name, slot = %id, cause = cause.name(), ?took, "{name}/{id} is where it was planned again");
-        let message = format!("{} repaired in {:.3} s", cause.name(), took.as_secs_f64());
-        self.send_event(super::report::slot_event(name, id, "drift-repaired", message));
-    }
-
-    fn note_drift(&mut self, name: &GroupName, slot: Option<SlotId>, cause: DriftCause, reason: &str) {
-        self.counters.note_drift(name, cause);
-        tracing::warn!(group = %name, slot = ?slot, cause = cause.name(), "{name} is not as planned: {reason}");
-        let message = format!("{}: {reason}", cause.name());
-        self.send_event(match slot {
-            Some(slot) => super::report::slot_event(name, slot, "drift", message),
-            None => super::report::group_event(name, "drift", message),
-        });
+        self.note_slot_drift(&key.group, key.slot, cause, &reason);
     }
 
     fn discover_again(&self) {
@@ -201,7 +189,7 @@ impl Reconciler {
         let names: Vec<GroupName> = self.groups.keys().cloned().collect();
         self.host = Arc::new(host);
         for name in names {
-            self.note_drift(&name, None, DriftCause::Host, &reason);
+            self.note_drift(&Whose::Group(name), DriftCause::Host, &reason);
         }
         self.replan();
     }
@@ -212,14 +200,14 @@ fn pinned<'a>(name: &'a GroupName, group: &'a Group) -> impl Iterator<Item = Loo
         let live = slot.live.as_ref().filter(|_| slot.step.is_none())?;
         let Pinning::Holds(place) = &live.pinning else { return None };
         let key = ShardKey { group: name.clone(), slot: *id };
-        Some(Looked { key, pid: live.pid, place: place.clone() })
+        Some(Looked { key, pid: live.pid, place: place.clone(), is_process: group.spec.runtime.kind() == "process" })
     })
 }
 
 fn look_at(looked: Looked) -> Option<Drifted> {
-    let Looked { key, pid, place } = looked;
+    let Looked { key, pid, place, .. } = looked;
     let fault = world::pinning(pid, &place).err()?;
-    let cause = DriftCause::of(&fault)?;
+    let cause = cause_of(&fault)?;
     Some(Drifted { key, pid, place, cause, reason: super::chain(&fault) })
 }
 

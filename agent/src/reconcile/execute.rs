@@ -45,7 +45,7 @@ impl Reconciler {
             Step::Disconnect => self.disconnect(group, slot),
             Step::Retire => self.retire(group, slot),
             Step::Create => self.create(group, slot),
-            Step::Start(_) | Step::Verify(_) | Step::Repin(_) | Step::Stop(_) | Step::Remove(_) => {
+            Step::Start(_) | Step::Verify(_) | Step::Repin(_) | Step::Unpause(_) | Step::Stop(_) | Step::Remove(_) => {
                 self.begin(group, slot, step);
             }
         }
@@ -117,7 +117,7 @@ impl Reconciler {
         let Some(slot) = group.slots.get_mut(&id) else { return };
         let now = clock::now();
         slot.step = None;
-        if matches!(step, Step::Create | Step::Start(_) | Step::Stop(_) | Step::Remove(_)) {
+        if matches!(step, Step::Create | Step::Start(_) | Step::Unpause(_) | Step::Stop(_) | Step::Remove(_)) {
             (slot.changed, slot.stale) = (Some(now), true);
         }
         if !last_lines.is_empty() {
@@ -142,6 +142,7 @@ impl Reconciler {
                     slot.hold_until_backoff();
                 }
                 group.tell_stop_waiters(name, id, &cause);
+                self.note_not_made(name, id, &error);
                 if error.is_outage() {
                     self.note_runtime(spec.runtime.kind(), Err(&error));
                 }
@@ -177,7 +178,7 @@ impl Reconciler {
             slot.last_error = Some(cause);
             self.counters.note_pinning_fault(name, id);
         } else if holds {
-            self.note_repaired(name, id);
+            self.note_placed(name, id);
         }
     }
 }

@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     direct::{DirectRun, Generation, Trial},
-    drift::DriftCause,
+    drift::{DriftCause, HeardAct, Paused},
     hung::HungRun,
     inspect::Reach,
     judging::JudgedRun,
@@ -224,9 +224,12 @@ pub(super) struct Live {
     /// The specification it was made from.
     pub(super) spec: SpecHash,
     pub(super) pid: u32,
+    /// As the runtime says, by the wall clock: for the operator only.
     pub(super) started: SystemTime,
     /// When this agent first saw it run.
     pub(super) seen: Instant,
+    /// How long it had run by then.
+    pub(super) age: Duration,
     pub(super) readiness: Readiness,
     /// It has been ready at least once.
     pub(super) was_ready: bool,
@@ -296,8 +299,12 @@ pub(super) struct SlotRun {
     pub(super) worker: Option<Arc<Worker>>,
     /// It may not accept at some address yet: it is told once more, and its answer awaited.
     pub(super) unserved: bool,
-    /// Since when its shard is known not to be where it should be.
-    pub(super) drifted: Option<(Instant, DriftCause)>,
+    /// What others changed of it, and since when that is known.
+    pub(super) drifted: BTreeMap<DriftCause, Instant>,
+    /// Its shard is paused by somebody.
+    pub(super) paused: Option<Paused>,
+    /// What somebody last had the engine do to this shard.
+    pub(super) heard: Option<(ShardId, HeardAct)>,
     /// Its shard doesn't accept.
     pub(super) hung: Option<HungRun>,
     /// How its shard is, beyond its readiness.
@@ -409,6 +416,7 @@ impl SlotRun {
                 until: former.until,
             }),
             overlaps: matches!(self.order, Some(TurnOrder::StartFirst { .. })),
+            unpause_at: self.paused.zip(spec.health.unpause_after).map(|(paused, bound)| paused.since + bound),
         }
     }
 }

@@ -112,7 +112,7 @@ impl Reconciler {
     fn find_listener(&mut self, found: &Found) {
         let Some(slot) = self.slot_mut(&found.group, found.slot) else { return };
         let known = slot.known_holder(found.listener).and_then(|holder| holder.listener());
-        let pid = slot.live.as_ref().map(|live| live.pid);
+        let pid = slot.living_pid();
         match (known, pid) {
             (Some(listener), _) => self.move_queue(found, Ok(listener)),
             (None, Some(pid)) => {

@@ -51,10 +51,6 @@ pub(super) enum Consequence {
 pub(super) enum Message {
     /// A runtime was asked for all our shards.
     Listed { runtime: &'static str, began: Instant, result: Result<Listing, RuntimeError> },
-    /// A runtime's event stream says that something changed, or ended.
-    Changed { runtime: &'static str },
-    /// A runtime says that a shard's own check came to another result.
-    HealthChanged { key: ShardKey },
     /// A runtime told its version.
     Version { runtime: &'static str, version: String },
     /// A step ended.

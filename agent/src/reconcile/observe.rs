@@ -5,41 +5,33 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use futures_util::StreamExt;
 use sherd_topology::plan::{GroupName, SlotId};
-use tokio::{
-    sync::{Notify, mpsc},
-    task::JoinHandle,
-};
+use tokio::{sync::Notify, task::JoinHandle};
 
 use super::{
     Reconciler,
     direct::{DirectRun, Failed},
+    drift::{DriftCause, End},
     group::{Group, Live, SlotRun},
     inspect::{Question, Reach, Unreached},
     message::{Consequence, Message},
     probe::{Prober, question_for},
     view::{Pinning, Service},
+    world,
 };
 use crate::{
     clock,
     health::{BackoffPolicy, Readiness, Thresholds, Verdict},
-    runtime::{Listing, ObservedShard, Runtime, RuntimeError, ShardId, ShardState},
+    runtime::{Listing, ObservedShard, RuntimeError, ShardId, ShardState},
     spec::GroupSpec,
 };
 
-/// Longest wait before a lost event stream is opened again.
-const EVENTS_RETRY_MAX: Duration = Duration::from_secs(15);
+/// Longest rest between two listings; see [`Reconciler::observe`].
+const REST_MAX: Duration = Duration::from_secs(5);
 
 impl Reconciler {
-    /// Listens to what happens in each runtime, for as long as the loop lives.
-    pub(super) fn watch_runtimes(&mut self) {
-        for runtime in &self.runtimes.0 {
-            tokio::spawn(watch(Arc::clone(runtime), self.outbox.clone()));
-        }
-    }
-
-    /// Asks a runtime for all our shards, unless that is under way.
+    /// Asks a runtime for all our shards, unless that is under way. After one that took long, so long is it left alone: an
+    /// engine with thousands of events has time for them too.
     pub(super) fn observe(&mut self, kind: &'static str) {
         let view = self.runtime_views.entry(kind).or_default();
         let now = clock::now();
@@ -49,23 +41,29 @@ impl Reconciler {
         }
         let Some(runtime) = self.runtimes.of(kind) else { return };
         (view.listing, view.again, view.last) = (true, false, Some(now));
-        let outbox = self.outbox.clone();
+        let (outbox, rest) = (self.outbox.clone(), view.rest_until.map(tokio::time::Instant::from_std));
         tokio::spawn(async move {
+            if let Some(rest) = rest {
+                tokio::time::sleep_until(rest).await;
+            }
+            let began = clock::now();
             let result = runtime.list().await;
-            let _ = outbox.send(Message::Listed { runtime: runtime.kind(), began: now, result });
+            let _ = outbox.send(Message::Listed { runtime: runtime.kind(), began, result });
         });
     }
 
     pub(super) fn on_listed(&mut self, kind: &'static str, began: Instant, result: Result<Listing, RuntimeError>) {
+        let was_away = self.runtime_views.get(kind).is_some_and(|view| view.error.is_some());
         self.note_runtime(kind, result.as_ref().map(|_| ()));
-        let view = self.runtime_views.entry(kind).or_default();
+        let (view, now) = (self.runtime_views.entry(kind).or_default(), clock::now());
         view.listing = false;
         match result {
             Ok(listing) => {
                 view.listed = true;
-                self.take_listing(kind, began, listing);
+                view.rest_until = Some(now + now.duration_since(began).min(REST_MAX));
+                self.take_listing(kind, (began, was_away), listing);
             }
-            // What it was to tell is still not known: slots wait for that.
+            // Nobody tells when it answers again: it is asked until it does.
             Err(_) => view.again = true,
         }
         if self.runtime_views[kind].again {
@@ -73,16 +71,11 @@ impl Reconciler {
         }
     }
 
-    fn take_listing(&mut self, kind: &'static str, began: Instant, listing: Listing) {
-        for foreign in listing.foreign {
-            if self.foreign.insert(foreign.id.clone()) {
-                tracing::warn!(
-                    container = foreign.name,
-                    reason = foreign.reason,
-                    "labelled as ours, but isn't: left alone"
-                );
-            }
-        }
+    /// `was_away`: until this listing the runtime did not answer.
+    fn take_listing(&mut self, kind: &'static str, (began, was_away): (Instant, bool), listing: Listing) {
+        self.take_foreign(kind, &listing.foreign);
+        self.take_renamed(kind, listing.renamed);
+        let mut disturbed = Vec::new();
         let mut shards = listing.shards;
         let now = clock::now();
         for (name, group) in &mut self.groups {
@@ -102,7 +95,9 @@ impl Reconciler {
                 slot.stale = false;
                 slot.shards = mine.iter().filter(|shard| shard.key.slot == *id).cloned().collect();
                 slot.generation = slot.shards.iter().map(|shard| shard.generation).fold(slot.generation, u64::max);
-                note_ends(slot, &group.spec, now);
+                let found = slot.disturbed(&group.spec, was_away, now);
+                disturbed.extend(found.map(|found| (name.clone(), *id, found)));
+                note_ends(slot, &group.spec, was_away, now);
             }
         }
         for shard in shards {
@@ -114,6 +109,7 @@ impl Reconciler {
         for name in names {
             self.follow_live(&name);
         }
+        self.note_disturbances(disturbed);
     }
 
     /// A shard that no specification knows: left over from a group that was purged while the agent died.
@@ -217,6 +213,7 @@ impl Reconciler {
         let (passed, excused) = (result.is_ok(), result.is_err() && live.readiness.is_starting(now));
         let after = live.readiness.note(result.is_ok(), now);
         live.trouble = result.as_ref().err().map(|unreached| super::chain(unreached));
+        let is_gone = result.is_err() && world::age(live.pid).is_none();
         match result {
             Ok(reach) => {
                 live.reach = Some(reach);
@@ -251,6 +248,10 @@ impl Reconciler {
         if let Some(run) = self.slot_mut(group, slot).filter(|_| !is_next) {
             run.judged.note_check(passed, excused);
         }
+        // Its runtime says so too, unless it hangs or the event was lost: then that is found out.
+        if let Some(kind) = self.groups.get(group).filter(|_| is_gone).map(|group| group.spec.runtime.kind()) {
+            self.observe(kind);
+        }
         if known && before == after { Consequence::None } else { Consequence::Plan }
     }
 }
@@ -276,8 +277,8 @@ fn live_shard(
     nudge: Arc<Notify>,
 ) -> Live {
     let thresholds = Thresholds { rise: spec.readiness.rise, fall: spec.readiness.fall };
-    let ran = clock::wall().duration_since(started).unwrap_or_default();
-    let may_fail_until = clock::now() + spec.readiness.start_period.saturating_sub(ran);
+    let age = world::age(pid).unwrap_or_default();
+    let may_fail_until = clock::now() + spec.readiness.start_period.saturating_sub(age);
     Live {
         id: shard.id.clone(),
         number: slot.probers,
@@ -286,6 +287,7 @@ fn live_shard(
         pid,
         started,
         seen: clock::now(),
+        age,
         readiness: match past {
             Past::Serves => Readiness::adopted(thresholds),
             Past::Served | Past::None => Readiness::new(thresholds, may_fail_until),
@@ -309,45 +311,34 @@ fn is_adopted(slot: &SlotRun) -> bool {
 
 /// If the shard that ran, or the one that came up beside it, has ended and nobody told it to, that is a failure: the next one
 /// waits. A shard that was taken over from may end.
-fn note_ends(slot: &mut SlotRun, spec: &GroupSpec, now: Instant) {
-    let cause_of = |slot: &SlotRun, live: &Option<Live>| end_of(&slot.shards, &live.as_ref()?.id);
-    if let Some(cause) = cause_of(slot, &slot.next)
+fn note_ends(slot: &mut SlotRun, spec: &GroupSpec, was_away: bool, now: Instant) {
+    let end_of = |slot: &SlotRun, live: &Option<Live>| slot.end_of(&live.as_ref()?.id, was_away, now);
+    if let Some(end) = end_of(slot, &slot.next)
         && let Some(next) = slot.next.take()
     {
         // The slot goes on by the one that serves.
         let of_slot = slot.cause.clone();
-        slot.note_end(spec, &next, cause, now);
+        slot.note_end(spec, &next, end, now);
         slot.cause = of_slot;
     }
-    if let Some(cause) = cause_of(slot, &slot.live)
+    if let Some(end) = end_of(slot, &slot.live)
         && let Some(live) = slot.live.take()
-        && slot.note_end(spec, &live, cause, now)
+        && slot.note_end(spec, &live, end, now)
     {
         slot.restarts += 1;
     }
 }
 
-/// How a shard has ended, if it has.
-fn end_of(shards: &[ObservedShard], id: &ShardId) -> Option<String> {
-    let state = shards.iter().find(|shard| shard.id == *id).map(|shard| shard.state);
-    Some(match state {
-        Some(ShardState::Running { .. } | ShardState::Paused { .. }) => return None,
-        Some(ShardState::Exited { oom: true, .. }) => "the kernel killed it for want of memory".to_owned(),
-        Some(ShardState::Exited { code: Some(code), .. }) => format!("it exited with code {code}"),
-        Some(ShardState::Exited { code: None, .. } | ShardState::Dead | ShardState::Created) => "it ended".to_owned(),
-        Some(ShardState::Removing) | None => "somebody removed it".to_owned(),
-    })
-}
-
 impl SlotRun {
     /// The shard has ended; whether that is a failure.
-    fn note_end(&mut self, spec: &GroupSpec, live: &Live, cause: String, now: Instant) -> bool {
+    fn note_end(&mut self, spec: &GroupSpec, live: &Live, end: End, now: Instant) -> bool {
         if self.stopping.as_ref() == Some(&live.id) {
             return false;
         }
         // Whatever this agent saw of it: it may have been looked at anew since.
-        let ran = clock::wall().duration_since(live.started).unwrap_or_else(|_| now.duration_since(live.seen));
-        if !live.was_ready {
+        let ran = live.age + now.duration_since(live.seen);
+        let End { cause: by, text: cause } = end;
+        if !live.was_ready && !by.is_some_and(DriftCause::is_asked_for) {
             self.note_never_ready(spec, &live.id, Failed::Exited, &cause);
         }
         self.failure = Some((live.spec.clone(), cause.clone()));
@@ -364,35 +355,5 @@ impl SlotRun {
         tracing::warn!(group = %spec.name, failures, "{}: {cause}; the next try is in {wait:?}", spec.name);
         self.last_error = Some(cause.clone());
         self.cause = Some(cause);
-    }
-}
-
-/// Tells the loop to look again whenever the runtime says that something happened.
-async fn watch(runtime: Arc<dyn Runtime>, outbox: mpsc::UnboundedSender<Message>) {
-    let kind = runtime.kind();
-    let mut retry = Duration::from_millis(200);
-    loop {
-        let mut events = runtime.events();
-        if let Ok(version) = runtime.version().await {
-            let _ = outbox.send(Message::Version { runtime: kind, version });
-        }
-        // Whatever happened while nobody listened.
-        if outbox.send(Message::Changed { runtime: kind }).is_err() {
-            return;
-        }
-        while let Some(Ok(event)) = events.next().await {
-            retry = Duration::from_millis(200);
-            tracing::debug!(runtime = kind, key = ?event.key, kind = event.kind, "event");
-            let message = match event.key {
-                // Of a check of the engine's own, which changes nothing that a listing tells.
-                Some(key) if event.kind.starts_with("health_status") => Message::HealthChanged { key },
-                _ => Message::Changed { runtime: kind },
-            };
-            if outbox.send(message).is_err() {
-                return;
-            }
-        }
-        tokio::time::sleep(retry).await;
-        retry = (retry * 2).min(EVENTS_RETRY_MAX);
     }
 }

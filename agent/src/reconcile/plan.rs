@@ -179,7 +179,11 @@ impl Run<'_> {
         let slot = self.slot;
         if matches!(shard.state, ShardState::Paused { .. }) {
             // Somebody paused it by hand: its connections wait in it, new ones go elsewhere.
-            return (slot.service == Service::In).then_some(Step::TakeOut);
+            let is_due = slot.unpause_at.is_some_and(|at| at <= self.now);
+            return match slot.service {
+                Service::In => Some(Step::TakeOut),
+                Service::Out | Service::Draining { .. } => is_due.then(|| Step::Unpause(shard.id.clone())),
+            };
         }
         if !slot.equipped {
             return Some(Step::Equip);

@@ -302,6 +302,7 @@ impl SlotRun {
             (_, Some(_), _) => SlotState::Starting,
             (Some(running), None, _) if matches!(running.step, Step::Create | Step::Start(_)) => SlotState::Creating,
             (_, None, _) if !wanted => SlotState::Absent,
+            (_, None, _) if self.is_paused() => SlotState::Unready,
             (_, None, _) if waits(self.held_until) => SlotState::Failed,
             (_, None, _) if waits(self.backoff.start_after()) => SlotState::Waiting,
             (_, None, _) => SlotState::Creating,
@@ -336,14 +337,12 @@ pub(super) fn slot_event(group: &GroupName, slot: SlotId, kind: &str, message: S
 }
 
 pub(super) fn group_event(group: &GroupName, kind: &str, message: String) -> Event {
-    Event {
-        at_unix_ms: unix_ms(clock::wall()),
-        group: Some(group.clone()),
-        slot: None,
-        kind: kind.to_owned(),
-        state: None,
-        message,
-    }
+    Event { group: Some(group.clone()), ..agent_event(kind, message) }
+}
+
+/// Of no group.
+pub(super) fn agent_event(kind: &str, message: String) -> Event {
+    Event { at_unix_ms: unix_ms(clock::wall()), group: None, slot: None, kind: kind.to_owned(), state: None, message }
 }
 
 fn unix_ms(time: SystemTime) -> u64 {

@@ -38,15 +38,10 @@ impl Reconciler {
     pub(super) fn handle(&mut self, message: Message) -> Consequence {
         match message {
             Message::Listed { runtime, began, result } => self.on_listed(runtime, began, result),
-            Message::Changed { runtime } => self.observe(runtime),
-            Message::HealthChanged { key } => {
-                if let Some(live) = self.slot_mut(&key.group, key.slot).and_then(|slot| slot.live.as_ref()) {
-                    live.nudge.notify_one();
-                }
-                return Consequence::None;
-            }
             Message::Version { runtime, version } => {
-                self.runtime_views.entry(runtime).or_default().version = Some(version);
+                let view = self.runtime_views.entry(runtime).or_default();
+                // It answers: what it has is asked for at once.
+                (view.version, view.not_before) = (Some(version), None);
             }
             Message::Stepped { group, slot, step, outcome, last_lines } => {
                 self.on_stepped(&group, slot, &step, outcome, last_lines);

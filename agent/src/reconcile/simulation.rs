@@ -87,6 +87,10 @@ pub(super) fn pinning(pid: u32, place: &Slot) -> Result<(), PinningFault> {
     with(|world| world.shards.pinning(pid, place))
 }
 
+pub(super) fn age(pid: u32) -> Option<Duration> {
+    with(|world| world.shards.by_pid(pid)?.age(world.wall()))
+}
+
 pub(super) fn memory() -> io::Result<Memory> {
     with(World::memory)
 }

@@ -31,6 +31,7 @@ impl StepTask {
         match step {
             Step::Start(shard) => (outcome(self.runtime.start(shard).await), Vec::new()),
             Step::Stop(shard) => (outcome(self.runtime.stop(shard, self.spec.stop_grace).await), Vec::new()),
+            Step::Unpause(shard) => (outcome(self.runtime.unpause(shard).await), Vec::new()),
             Step::Remove(shard) => {
                 let lines = if self.failed { last_lines(&*self.runtime, shard).await } else { Vec::new() };
                 (outcome(self.runtime.remove(shard).await), lines)

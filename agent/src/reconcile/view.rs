@@ -118,6 +118,8 @@ pub(super) struct SlotView {
     pub(super) former: Option<FormerView>,
     /// Its turn is start-first: a new shard comes up beside the one that serves.
     pub(super) overlaps: bool,
+    /// Its shard is paused, and may be until then; absent: as long as somebody wants.
+    pub(super) unpause_at: Option<Instant>,
 }
 
 /// A shard that comes up beside the one that serves.
@@ -169,6 +171,8 @@ pub(super) enum Step {
     Drain,
     /// End what the worker still relays and leave the shard's namespace.
     Disconnect,
+    /// Let it go on that somebody paused.
+    Unpause(ShardId),
     /// SIGTERM, grace, SIGKILL.
     Stop(ShardId),
     /// Let the engine forget it.

@@ -1,7 +1,7 @@
 //! The loop's ways to the kernel and to threads beside it. In its tests another world can be in their place (`simulation`), in which the
 //! same loop runs. Decides nothing.
 
-use std::{io, sync::Arc, thread, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use sherd_lb::cells::Cells;
 use sherd_topology::{
@@ -27,11 +27,14 @@ use super::simulation;
 #[cfg(all(test, feature = "simulation"))]
 pub(super) use super::simulation::{Explanation, Front, HolderClient, Worker, next_steps, plan};
 use super::{
-    drift,
+    drift::{self, Reading},
     inspect::{Question, Reach, Unreached},
     memory::Memory,
 };
-use crate::runtime::verify::{self, PinningFault};
+use crate::runtime::{
+    procfs,
+    verify::{self, PinningFault},
+};
 
 /// Answers for the real world where no simulated one is there.
 macro_rules! simulated {
@@ -86,6 +89,24 @@ pub(super) fn cpus_of_host() -> io::Result<String> {
 pub(super) fn cpu_time() -> Duration {
     simulated!(Duration::ZERO);
     drift::cpu_time()
+}
+
+/// See [`procfs::age`].
+pub(super) fn age(pid: u32) -> Option<Duration> {
+    simulated!(simulation::age(pid));
+    procfs::age(pid)
+}
+
+/// See [`procfs::is_stopped`]. Simulated shards are no processes.
+pub(super) fn is_stopped(pid: u32) -> bool {
+    simulated!(false);
+    procfs::is_stopped(pid)
+}
+
+/// See [`Reading::of`]. A simulated host has room for everything.
+pub(super) fn resources(directories: &[PathBuf]) -> Reading {
+    simulated!(Reading::of(&[]));
+    Reading::of(directories)
 }
 
 /// See [`discover::this_host`].

@@ -1,16 +1,24 @@
 //! Shards as containers of a Docker Engine API (Docker, Podman). With its children the only user of bollard, whose
 //! types stay in here.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bollard::{
     models::{ContainerCreateBody, ContainerUpdateBody},
-    query_parameters::{CreateContainerOptions, RemoveContainerOptions, StartContainerOptions, StopContainerOptions},
+    query_parameters::{
+        CreateContainerOptions, RemoveContainerOptions, RenameContainerOptions, StartContainerOptions,
+        StopContainerOptions,
+    },
 };
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream, stream::BoxStream};
 use sherd_topology::plan::{MemoryBinding, Slot};
 
-use self::{connection::Connection, failure::Failure, labels::Identity};
+use self::{connection::Connection, failure::Failure, labels::Identity, observe::Seen};
 use super::{
     EngineHealth, Executed, Foreign, Listing, LogLine, ObservedShard, Operation, ProgressSink, Runtime, RuntimeError,
     RuntimeEvent, ShardId, ShardOrder,
@@ -78,6 +86,8 @@ pub struct DockerRuntime {
     instance: String,
     credentials: Option<PathBuf>,
     execs: Arc<exec::Execs>,
+    /// The shards of the last listing: they are ours whatever they are called by now.
+    own: Mutex<BTreeSet<ShardId>>,
 }
 
 impl DockerRuntime {
@@ -86,7 +96,7 @@ impl DockerRuntime {
         let DockerConfig { address, instance, timeouts, credentials } = config;
         let engine = Arc::new(Connection::new(address, timeouts));
         let execs = Arc::new(exec::Execs::new(Arc::clone(&engine)));
-        Self { engine, instance, credentials, execs }
+        Self { engine, instance, credentials, execs, own: Mutex::default() }
     }
 
     async fn list(&self) -> Result<Listing, RuntimeError> {
@@ -106,21 +116,27 @@ impl DockerRuntime {
         let mut listing = Listing::default();
         for container in found {
             match container {
-                Ok(shard) => listing.shards.push(shard),
+                Ok(Seen { shard, renamed }) => {
+                    listing.renamed.extend(renamed);
+                    listing.shards.push(shard);
+                }
                 Err(foreign) => listing.foreign.push(foreign),
             }
         }
+        *self.own() = listing.shards.iter().map(|shard| shard.id.clone()).collect();
         listing.shards.sort_by(|a, b| (&a.key, a.generation, &a.id).cmp(&(&b.key, b.generation, &b.id)));
         listing.foreign.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(listing)
     }
 
-    async fn observe(
-        &self,
-        name: String,
-        operation: Operation,
-    ) -> Result<Option<Result<ObservedShard, Foreign>>, RuntimeError> {
-        Ok(self.inspect(name, operation).await?.map(|found| observe::container(&found, &self.instance)))
+    async fn observe(&self, name: String, operation: Operation) -> Result<Option<Result<Seen, Foreign>>, RuntimeError> {
+        let Some(found) = self.inspect(name, operation).await? else { return Ok(None) };
+        let is_known = |id: &ShardId| self.own().contains(id);
+        Ok(Some(observe::container(&found, &self.instance, is_known)))
+    }
+
+    fn own(&self) -> MutexGuard<'_, BTreeSet<ShardId>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn inspect(&self, name: String, operation: Operation) -> Result<Option<wire::Inspected>, RuntimeError> {
@@ -148,6 +164,7 @@ impl DockerRuntime {
             Err(failure) => return Err(failure.into_error(Operation::Create, self.engine.address())),
         };
         fault::point("create.after");
+        self.own().insert(id.clone());
         Ok(id)
     }
 
@@ -166,7 +183,7 @@ impl DockerRuntime {
         let conflict = |difference: String| RuntimeError::Conflict { name: name.clone(), difference };
         match self.observe(name.clone(), Operation::Create).await? {
             Some(Ok(found)) => {
-                let ObservedShard { id, key, spec, generation, .. } = found;
+                let ObservedShard { id, key, spec, generation, .. } = found.shard;
                 let found = Identity { key, spec, generation };
                 if found == *wanted { Ok(id) } else { Err(conflict(format!("it is {found:?}"))) }
             }
@@ -237,6 +254,31 @@ impl DockerRuntime {
             let engine = self.engine.address().to_owned();
             Err(RuntimeError::TimedOut { operation: Operation::Remove, engine, after })
         })
+    }
+
+    async fn unpause(&self, id: &ShardId) -> Result<(), RuntimeError> {
+        let name = id.0.clone();
+        let unpause = |client: bollard::Docker| async move { client.unpause_container(&name).await };
+        match self.engine.call(Operation::Unpause, self.engine.timeouts.change, unpause).await {
+            Ok(()) | Err(Failure::NotFound(_)) => Ok(()),
+            // Somebody was quicker; Docker says 500 (moby, daemon/unpause.go), Podman 409.
+            Err(Failure::Conflict(reason) | Failure::Refused { message: reason, .. })
+                if reason.contains("is not paused") =>
+            {
+                Ok(())
+            }
+            Err(failure) => Err(failure.into_error(Operation::Unpause, self.engine.address())),
+        }
+    }
+
+    async fn rename(&self, id: &ShardId, name: &str) -> Result<(), RuntimeError> {
+        let (id, options) = (id.0.clone(), RenameContainerOptions { name: name.to_owned() });
+        let rename = |client: bollard::Docker| async move { client.rename_container(&id, options).await };
+        match self.engine.call(Operation::Rename, self.engine.timeouts.ask, rename).await {
+            Err(Failure::Conflict(difference)) => Err(RuntimeError::Conflict { name: name.to_owned(), difference }),
+            Err(Failure::NotFound(_)) | Ok(()) => Ok(()),
+            Err(failure) => Err(failure.into_error(Operation::Rename, self.engine.address())),
+        }
     }
 
     async fn update_cpus(&self, id: &ShardId, slot: &Slot) -> Result<(), RuntimeError> {
@@ -313,6 +355,14 @@ impl Runtime for DockerRuntime {
 
     fn remove<'a>(&'a self, id: &'a ShardId) -> BoxFuture<'a, Result<(), RuntimeError>> {
         self.remove(id).boxed()
+    }
+
+    fn unpause<'a>(&'a self, id: &'a ShardId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        self.unpause(id).boxed()
+    }
+
+    fn rename<'a>(&'a self, id: &'a ShardId, name: &'a str) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        self.rename(id, name).boxed()
     }
 
     fn update_cpus<'a>(&'a self, id: &'a ShardId, slot: &'a Slot) -> BoxFuture<'a, Result<(), RuntimeError>> {

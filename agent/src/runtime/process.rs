@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt, future, future::BoxFuture, stream, stream::BoxStream};
+use nix::sys::signal::kill;
 use rustix::process::Signal;
 use sherd_topology::plan::Slot;
 use tokio::{process::Child, sync::broadcast::error::RecvError};
@@ -21,7 +22,7 @@ use self::{
 };
 use super::{
     EngineHealth, Executed, Listing, LogLine, Operation, ProgressSink, Runtime, RuntimeError, RuntimeEvent, ShardId,
-    ShardOrder, ShardState,
+    ShardOrder, ShardState, procfs,
 };
 use crate::{fault, spec::GroupSpec};
 
@@ -234,6 +235,20 @@ impl ProcessRuntime {
         cleared.unwrap_or(Ok(())).map_err(|pids| RuntimeError::Unkillable { id: id.clone(), pids })
     }
 
+    /// Whoever stopped it may have stopped what it started too.
+    async fn unpause(&self, id: &ShardId) -> Result<(), RuntimeError> {
+        let directory = self.directory(id);
+        let running = record::read::<Running>(&directory).map_err(file(Operation::Unpause, &directory))?;
+        let Some(Running { process, .. }) = running else { return Ok(()) };
+        let Some(first) = Handle::open(process).map_err(file(Operation::Unpause, &directory))? else { return Ok(()) };
+        for pid in procfs::descendants(process.pid).into_iter().filter(|pid| procfs::is_stopped(*pid)) {
+            // It may have ended meanwhile.
+            let _ = kill(enclosure::pid_of(pid), nix::sys::signal::Signal::SIGCONT);
+        }
+        first.signal(Signal::CONT);
+        Ok(())
+    }
+
     async fn update_cpus(&self, id: &ShardId, slot: &Slot) -> Result<(), RuntimeError> {
         let directory = self.directory(id);
         let mut order = self.order(id, Operation::UpdateCpus)?;
@@ -365,6 +380,15 @@ impl Runtime for ProcessRuntime {
         self.remove(id).boxed()
     }
 
+    fn unpause<'a>(&'a self, id: &'a ShardId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        self.unpause(id).boxed()
+    }
+
+    /// A shard is the directory of its name: whoever renames that has made another one.
+    fn rename<'a>(&'a self, _id: &'a ShardId, _name: &'a str) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        future::ready(Ok(())).boxed()
+    }
+
     fn update_cpus<'a>(&'a self, id: &'a ShardId, slot: &'a Slot) -> BoxFuture<'a, Result<(), RuntimeError>> {
         self.update_cpus(id, slot).boxed()
     }
@@ -413,7 +437,9 @@ impl Runtime for ProcessRuntime {
         stream::unfold(events, async |mut events| {
             let event = match events.recv().await {
                 Ok(event) => event,
-                Err(RecvError::Lagged(_)) => RuntimeEvent { key: None, kind: "many".to_owned() },
+                Err(RecvError::Lagged(_)) => {
+                    RuntimeEvent { key: None, id: None, kind: "many".to_owned(), signal: None }
+                }
                 Err(RecvError::Closed) => return None,
             };
             Some((Ok(event), events))

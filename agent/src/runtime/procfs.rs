@@ -7,6 +7,11 @@ use std::{
     time::Duration,
 };
 
+use nix::{
+    time::{ClockId, clock_gettime},
+    unistd::{SysconfVar, sysconf},
+};
+
 /// The identity of a process: a pid is used again, a pid with its start time is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stat {
@@ -32,6 +37,20 @@ pub(super) fn stat(pid: u32) -> io::Result<Stat> {
 /// Whether this process of that start time runs; a zombie doesn't.
 pub(super) fn is_alive(pid: u32, start_ticks: u64) -> bool {
     stat(pid).is_ok_and(|stat| stat.start_ticks == start_ticks && !matches!(stat.state, 'Z' | 'X'))
+}
+
+/// Whether somebody has stopped the process by a signal (SIGSTOP), and not let it go on. One that is being traced isn't.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    stat(pid).is_ok_and(|stat| stat.state == 'T')
+}
+
+/// How long a process has been there, by a clock that nobody sets: what `/proc/PID/stat` tells is since boot
+/// (proc_pid_stat(5), `starttime`), and suspended time counts. `None`: it is no more.
+pub(crate) fn age(pid: u32) -> Option<Duration> {
+    let start_ticks = stat(pid).ok()?.start_ticks;
+    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().and_then(|ticks| u32::try_from(ticks).ok())?;
+    let since_boot = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
+    Some(since_boot.saturating_sub(Duration::from_secs_f64(start_ticks as f64 / f64::from(per_second))))
 }
 
 /// All processes that this namespace sees.
@@ -150,8 +169,11 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         assert!(family(me).contains(&me) && family(me).contains(&child.id()));
         assert!(run_delays(me).contains_key(&child.id()) && run_delays(u32::MAX).is_empty());
+        assert!(age(child.id()).unwrap() <= age(me).unwrap() + Duration::from_millis(20));
+        assert!(age(child.id()).unwrap() < Duration::from_secs(60));
         child.kill().unwrap();
         child.wait().unwrap();
+        assert_eq!(age(child.id()), None);
         assert!(descendants(stat.parent).contains(&me));
         assert!(thread_status(me, me).unwrap().contains_key("Cpus_allowed_list"));
         assert!(is_gone(&super::stat(u32::MAX).unwrap_err()));

@@ -177,6 +177,8 @@ pub struct HealthPolicy {
     pub max_ejected_percent: u32,
     /// How long a shard that comes into service takes to get its whole share; zero: none.
     pub slow_start: Duration,
+    /// How long a shard may stay paused by somebody until the agent lets it go on; absent: for ever.
+    pub unpause_after: Option<Duration>,
 }
 
 impl Default for HealthPolicy {
@@ -190,6 +192,7 @@ impl Default for HealthPolicy {
             eject_time_max: Duration::from_secs(300),
             max_ejected_percent: 50,
             slow_start: Duration::ZERO,
+            unpause_after: Some(Duration::from_secs(60)),
         }
     }
 }

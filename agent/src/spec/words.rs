@@ -75,6 +75,7 @@ pub(super) const HEALTH: &[&str] = &[
     "eject_time_max",
     "max_ejected_percent",
     "slow_start",
+    "unpause_after",
 ];
 pub(super) const BACKOFF: &[&str] = &["first", "max", "reset_after"];
 pub(super) const ROLLOUT: &[&str] = &[

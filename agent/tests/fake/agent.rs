@@ -292,7 +292,7 @@ pub fn snapshot(groups: Vec<GroupStatus>) -> Snapshot {
         reconcile_unsettled: 0,
         plan_changes: vec![("added", 2)],
         held_descriptors: Some(9),
-        drifts: vec![("web".parse().unwrap(), "cpuset", 2)],
+        drifts: vec![(Some("web".parse().unwrap()), "cpuset", 2), (None, "engine", 1)],
         repairs: (2, 0.5),
         delayed_listens: 3,
         contained: Some(1),

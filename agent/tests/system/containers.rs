@@ -24,7 +24,7 @@ pub(crate) fn address() -> SocketAddr {
 
 pub(crate) fn is_there(test: &str, engine: Engine) -> bool {
     let need = match engine {
-        Engine::Docker => Need::Docker,
+        Engine::Docker | Engine::Own(_) => Need::Docker,
         Engine::Podman => Need::Podman,
     };
     needs(test, &[Need::Root, Need::Bpf, need, Need::Program("docker"), Need::Program("go")])

@@ -1,10 +1,17 @@
 //! What somebody changes behind the agent's back is found, said and repaired: each way to do it, and how long it takes.
 
+mod engine;
+mod host;
+mod proxy;
+mod shards;
+
 use std::{
     fs,
-    io::BufRead,
+    io::{BufRead, BufReader, Write},
+    net::Shutdown,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -19,45 +26,55 @@ use crate::{
     world::{World, demo_spec, scaled},
 };
 
-/// The event stream of an agent, from the test's beginning.
+/// What the agent tells, from the test's beginning, and when it came.
 struct Events {
-    child: Child,
-    seen: Arc<Mutex<Vec<Value>>>,
+    stream: UnixStream,
+    seen: Arc<Mutex<Vec<(Instant, Value)>>>,
 }
 
 impl Events {
     fn of(world: &World) -> Self {
-        let socket = world.dir().join("run/sherd.sock");
-        let mut child = Command::new("curl")
-            .args(["-sN", "--unix-socket", socket.to_str().expect("a path"), "http://sherd/v1/events"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("curl");
-        let lines = std::io::BufReader::new(child.stdout.take().expect("its output")).lines();
+        let mut stream = UnixStream::connect(world.dir().join("run/sherd.sock")).expect("the agent");
+        // Not chunked: a line is an event.
+        stream.write_all(b"GET /v1/events HTTP/1.0\r\nHost: sherd\r\n\r\n").expect("it reads");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a time-out");
+        let mut reader = BufReader::new(stream.try_clone().expect("a descriptor"));
+        // From its head on nothing is missed.
+        let mut line = String::new();
+        while line != "\r\n" {
+            line.clear();
+            assert!(reader.read_line(&mut line).expect("an answer") > 0, "it hangs up");
+        }
+        stream.set_read_timeout(None).expect("no time-out");
+        let lines = reader.lines();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let taken = Arc::clone(&seen);
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                taken.lock().expect("nobody panics").extend(serde_json::from_str(&line).ok());
+                let event = serde_json::from_str(&line).ok().map(|event| (Instant::now(), event));
+                taken.lock().expect("nobody panics").extend(event);
             }
         });
-        Self { child, seen }
+        Self { stream, seen }
     }
 
-    /// How many there are of that kind whose message has this in it.
-    fn count(&self, kind: &str, text: &str) -> usize {
-        let is_it = |event: &&Value| {
-            event["kind"] == kind && event["message"].as_str().is_some_and(|message| message.contains(text))
+    /// Those of that kind whose message begins so.
+    fn of_kind(&self, kind: &str, text: &str) -> Vec<(Instant, Value)> {
+        let is_it = |event: &&(Instant, Value)| {
+            event.1["kind"] == kind && event.1["message"].as_str().is_some_and(|message| message.starts_with(text))
         };
-        self.seen.lock().expect("nobody panics").iter().filter(is_it).count()
+        self.seen.lock().expect("nobody panics").iter().filter(is_it).cloned().collect()
+    }
+
+    /// When the next one of that kind came, after so many.
+    fn wait(&self, (kind, text, before): (&str, &str, usize), bound: Duration) -> Instant {
+        eventually(&format!("{kind}: {text}"), bound, || Some(self.of_kind(kind, text).get(before)?.0))
     }
 }
 
 impl Drop for Events {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 
@@ -66,23 +83,58 @@ fn counted(cause: &str) -> f64 {
     sum(&text, "sherd_drift_total", &format!("cause=\"{cause}\""))
 }
 
-/// Makes a drift some times; each time it is told by an event and a counter, and mended.
-fn check(events: &Events, cause: &str, drift: impl Fn(), is_mended: impl Fn() -> bool) {
-    let mut times = Vec::new();
-    for _ in 0..scaled(2, 10) {
-        let (before, told) = (counted(cause), events.count("drift", cause));
-        let repaired = events.count("drift-repaired", cause);
-        let began = Instant::now();
-        drift();
-        eventually(&format!("{cause}: it is mended"), Duration::from_secs(20), || is_mended().then_some(()));
-        times.push(began.elapsed());
-        eventually(&format!("{cause}: it is told"), Duration::from_secs(5), || {
-            (events.count("drift", cause) > told && events.count("drift-repaired", cause) > repaired).then_some(())
-        });
-        assert!(counted(cause) > before, "{cause} is not counted");
+/// How long something took, over some repeats.
+struct Times(Vec<Duration>);
+
+impl std::fmt::Display for Times {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut sorted = self.0.clone();
+        sorted.sort();
+        write!(f, "{:.3?} (median), {:.3?} (worst)", sorted[(sorted.len() - 1) / 2], sorted[sorted.len() - 1])
     }
-    times.sort();
-    eprintln!("{cause}: mended after {:?} (median), {:?} (worst)", times[times.len() / 2], times[times.len() - 1]);
+}
+
+/// A drift that is made some times; each time it is told by an event and a counter, and mended.
+struct Case<'a> {
+    cause: &'a str,
+    repeats: usize,
+    /// How long until it is told, and from then until it is mended, at most.
+    bound: Duration,
+}
+
+impl<'a> Case<'a> {
+    fn of(cause: &'a str) -> Self {
+        Self { cause, repeats: scaled(2, 10), bound: Duration::from_secs(20) }
+    }
+
+    fn once(cause: &'a str) -> Self {
+        Self { repeats: scaled(1, 5), ..Self::of(cause) }
+    }
+
+    /// `drift` makes it; `told` is done when it was told, and makes it mendable where somebody has to; `is_mended` is what
+    /// holds afterwards.
+    fn check(&self, events: &Events, drift: impl Fn(), told: impl Fn(), is_mended: impl Fn() -> bool) {
+        let Self { cause, repeats, bound } = *self;
+        let (mut until_told, mut until_mended) = (Times(Vec::new()), Times(Vec::new()));
+        for _ in 0..repeats {
+            let drifts = ("drift", &*format!("{cause}: "), events.of_kind("drift", &format!("{cause}: ")).len());
+            let repairs =
+                ("drift-repaired", &*format!("{cause} repaired"), events.of_kind("drift-repaired", cause).len());
+            let (before, began) = (counted(cause), Instant::now());
+            drift();
+            until_told.0.push(events.wait(drifts, bound).saturating_duration_since(began));
+            assert!(counted(cause) > before, "{cause} is not counted");
+            told();
+            until_mended.0.push(events.wait(repairs, bound).saturating_duration_since(began));
+            eventually(&format!("{cause}: it is mended"), bound, || is_mended().then_some(()));
+        }
+        eprintln!("{cause}: told after {until_told}, mended after {until_mended}");
+    }
+}
+
+/// One that the agent mends by itself.
+fn check(events: &Events, cause: &str, drift: impl Fn(), is_mended: impl Fn() -> bool) {
+    Case::of(cause).check(events, drift, || {}, is_mended);
 }
 
 fn affinity(pid: u64) -> String {
@@ -108,7 +160,7 @@ fn run(program: &str, args: &[&str]) {
 #[test]
 fn a_process_that_is_moved_is_moved_back() {
     let test = "a_process_that_is_moved_is_moved_back";
-    if !needs(test, &[Need::Root, Need::Program("taskset"), Need::Program("curl")]) || !has_two_cpus(test) {
+    if !needs(test, &[Need::Root, Need::Program("taskset")]) || !has_two_cpus(test) {
         return;
     }
     in_new_netns(|| {

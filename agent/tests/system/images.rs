@@ -19,6 +19,8 @@ pub(crate) enum Engine {
     Docker,
     /// Podman.
     Podman,
+    /// A Docker Engine that the test has started, at this socket.
+    Own(&'static str),
 }
 
 impl Engine {
@@ -27,6 +29,7 @@ impl Engine {
         match self {
             Engine::Docker => sherd_testkit::docker_socket(),
             Engine::Podman => sherd_testkit::podman_socket(),
+            Engine::Own(socket) => socket.to_owned(),
         }
     }
 

@@ -41,6 +41,16 @@ func main() {
 			"version": os.Getenv("VERSION"),
 		})
 	})
+	// Memory that is used, page by page, until there is no more of it.
+	http.HandleFunc("/eat", func(w http.ResponseWriter, r *http.Request) {
+		for eaten := [][]byte{}; ; {
+			page := make([]byte, 1<<20)
+			for at := 0; at < len(page); at += 4096 {
+				page[at] = 1
+			}
+			eaten = append(eaten, page)
+		}
+	})
 	if err := http.ListenAndServe(":80", nil); err != nil {
 		os.Stderr.WriteString(err.Error() + "\n")
 		os.Exit(1)

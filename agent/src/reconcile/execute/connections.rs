@@ -101,6 +101,7 @@ impl Reconciler {
                 if let Some(live) = slot.live.as_mut().filter(|_| is_in) {
                     live.served = true;
                     self.note_path_of_image(name, id);
+                    self.note_served(name, id);
                 }
             }
         }

@@ -57,6 +57,7 @@ fn empty(id: u32, wanted: Wanted) -> SlotView {
         next: None,
         former: None,
         overlaps: false,
+        unpause_at: None,
     }
 }
 
@@ -138,6 +139,7 @@ fn carry_out(view: &mut SlotView, step: &Step, next_id: &mut u64, now: Instant) 
             (view.health, view.pinning, view.backend) = (next.health, next.pinning, Some(next.id));
         }
         Step::Connect(id) => (view.backend, view.reconnect) = (Some(id.clone()), false),
+        Step::Unpause(id) => set_state(view, id, running()),
         Step::TakeIn => view.service = Service::In,
         Step::TakeOut => view.service = Service::Out,
         Step::Drain => {
@@ -256,6 +258,20 @@ fn a_dead_shard_is_replaced() {
     slot.shards[0].state = ShardState::Exited { code: Some(1), oom: false };
     take_place(&mut slot);
     check(slot, "TakeOut Disconnect Remove Create Start Verify Connect TakeIn");
+}
+
+#[test]
+fn a_shard_that_somebody_paused_is_out_at_once_and_goes_on_when_its_time_is_up() {
+    let now = Instant::now();
+    let paused = |at: Option<Duration>, service| {
+        let mut slot = SlotView { service, unpause_at: at.map(|at| now + at), ..serving(0, "a", wanted(0, "a")) };
+        slot.shards[0].state = ShardState::Paused { pid: 1 };
+        names(&converge(std::slice::from_mut(&mut slot), now))
+    };
+    assert_eq!(paused(None, Service::In), "TakeOut");
+    assert_eq!(paused(Some(Duration::from_secs(1)), Service::In), "TakeOut");
+    assert_eq!(paused(Some(Duration::from_secs(1)), Service::Out), "");
+    assert_eq!(paused(Some(Duration::ZERO), Service::In), "TakeOut Unpause TakeIn");
 }
 
 #[test]

@@ -352,7 +352,7 @@ pub(in crate::reconcile) fn watched_shapes(name: &GroupName, group: &Group) -> i
                 weight: weight(position, slot.id, published.port.weights.as_deref(), group.fronts.shares()),
                 in_service: front.is_in(index),
                 is_direct,
-                shard: front.serving_cookie(index).zip(run.live.as_ref().map(|live| live.pid)),
+                shard: front.serving_cookie(index).zip(run.living_pid()),
             })
         };
         let slots = group.planned().iter().enumerate().filter_map(slot).collect();

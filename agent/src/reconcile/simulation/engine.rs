@@ -187,6 +187,25 @@ impl Runtime for Engine {
         call(operation, update).boxed()
     }
 
+    fn unpause<'a>(&'a self, id: &'a ShardId) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        let unpause = |world: &mut World| {
+            world.touch(Operation::Unpause, id);
+            if world.shards.all.get(id).is_some_and(|shard| matches!(shard.state, ShardState::Paused { .. })) {
+                freeze(world, id, false);
+            }
+            Ok(())
+        };
+        call(Operation::Unpause, unpause).boxed()
+    }
+
+    fn rename<'a>(&'a self, id: &'a ShardId, _: &'a str) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        let rename = |world: &mut World| {
+            world.touch(Operation::Rename, id);
+            Ok(())
+        };
+        call(Operation::Rename, rename).boxed()
+    }
+
     /// The check of a shard: it succeeds while the shard is ready.
     fn exec<'a>(
         &'a self,

@@ -14,7 +14,7 @@ use sherd_topology::{
     discover,
     model::{CpuSet, Host},
 };
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     engine::{self, Engine},
@@ -27,6 +27,7 @@ use crate::{
     control::{ApplyError, Request, RolloutAction, RolloutError, StopError},
     reconcile::{
         Parts, Reconciler, Runtimes, Settings, Wake,
+        heard::Heard,
         keeper::{HolderUnit, Keeper},
     },
     runtime::ShardId,
@@ -177,9 +178,10 @@ async fn run(script: &mut Script, calm: &mut Calm) -> End {
         return End::Died(RESTART);
     }
     laws::check_adopted(&reconciler);
-    reconciler.watch_runtimes();
+    let (batches, mut heard) = mpsc::channel(1);
+    reconciler.listen(&batches);
     loop {
-        let wake = next(&mut reconciler, script).await;
+        let wake = next(&mut reconciler, &mut heard, script).await;
         with(World::end_due_shards);
         if let Some(wake) = wake {
             reconciler.turn(wake);
@@ -212,7 +214,7 @@ async fn run(script: &mut Script, calm: &mut Calm) -> End {
 }
 
 /// What the loop wakes up for next; absent: something happens in the world.
-async fn next(reconciler: &mut Reconciler, script: &Script) -> Option<Wake> {
+async fn next(reconciler: &mut Reconciler, heard: &mut mpsc::Receiver<Heard>, script: &Script) -> Option<Wake> {
     let (until_event, until_end, is_late) = with(|world| {
         let now = world.now();
         let until = |at: Option<Duration>| at.map_or(Duration::from_secs(60), |at| at.saturating_sub(now));
@@ -225,6 +227,7 @@ async fn next(reconciler: &mut Reconciler, script: &Script) -> Option<Wake> {
     tokio::select! {
         biased;
         Some(message) = reconciler.inbox.recv() => Some(Wake::Message(message)),
+        Some(heard) = heard.recv() => Some(Wake::Heard(heard)),
         () = tokio::time::sleep_until(reconciler.next_tick.into()) => Some(Wake::Tick),
         () = tokio::time::sleep(until_event.min(until_end)) => None,
     }

@@ -84,6 +84,15 @@ impl Simulated {
         self.runs() && self.ready_from <= now && self.sick_until <= now
     }
 
+    /// How long its process has been there.
+    pub(super) fn age(&self, wall: SystemTime) -> Option<Duration> {
+        match self.state {
+            ShardState::Running { started, .. } => Some(wall.duration_since(started).unwrap_or_default()),
+            ShardState::Paused { .. } => Some(Duration::ZERO),
+            _ => None,
+        }
+    }
+
     pub(super) fn start(&mut self, pid: u32, started: SystemTime, now: Duration, chance: &mut Chance) {
         self.state = ShardState::Running { pid, started };
         (self.was_shown, self.is_shown, self.shown_since) = (false, false, None);
@@ -184,7 +193,7 @@ impl Shards {
             }
         }
         shards.sort_by(|a, b| (&a.key, a.generation).cmp(&(&b.key, b.generation)));
-        Listing { shards, foreign }
+        Listing { shards, foreign, renamed: Vec::new() }
     }
 
     /// The living shard that a question is about, and where it would be reached.
@@ -240,7 +249,7 @@ impl Shards {
     }
 
     pub(super) fn emit(&mut self, key: &ShardKey, kind: &str) {
-        let event = || RuntimeEvent { key: Some(key.clone()), kind: kind.to_owned() };
+        let event = || RuntimeEvent::of(key, kind);
         self.listeners.retain(|listener| listener.send(Ok(event())).is_ok());
     }
 }

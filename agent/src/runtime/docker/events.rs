@@ -6,7 +6,7 @@ use bollard::{models::EventMessage, query_parameters::EventsOptions};
 use futures_util::{Stream, StreamExt, future, stream};
 
 use super::{connection::Connection, failure::Failure, labels};
-use crate::runtime::{Operation, RuntimeError, RuntimeEvent};
+use crate::runtime::{Operation, RuntimeError, RuntimeEvent, ShardId};
 
 /// Our containers' events; ends with an error when the engine goes away.
 pub(super) fn watch(
@@ -65,8 +65,10 @@ fn from_engine(
 /// `exec` comes with every health check, and says nothing about the shard.
 fn ours(event: EventMessage, instance: &str) -> Option<RuntimeEvent> {
     let kind = event.action.filter(|action| !action.starts_with("exec_"))?;
-    let attributes = event.actor.and_then(|actor| actor.attributes).unwrap_or_default();
+    let actor = event.actor.unwrap_or_default();
+    let (id, attributes) = (actor.id.map(ShardId), actor.attributes.unwrap_or_default());
     let name = attributes.get("name").map(|name| name.trim_start_matches('/')).unwrap_or_default();
     let key = labels::Identity::read(&attributes, name, instance).ok().map(|identity| identity.key);
-    Some(RuntimeEvent { key, kind })
+    let signal = attributes.get("signal").and_then(|signal| signal.parse().ok());
+    Some(RuntimeEvent { key, id, kind, signal })
 }

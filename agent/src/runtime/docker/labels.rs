@@ -45,6 +45,17 @@ impl Identity {
 
     /// Believes labels only if all are there, well-formed, and agree with the name.
     pub(super) fn read(labels: &HashMap<String, String>, name: &str, instance: &str) -> Result<Self, String> {
+        let identity = Self::claimed(labels, instance)?;
+        let expected = identity.name(instance);
+        if name != expected {
+            return Err(format!("its labels are those of {expected}"));
+        }
+        Ok(identity)
+    }
+
+    /// What well-formed labels say, whatever the name is: enough for a container that is known by its id. Labels are
+    /// copied with an image (`docker commit`), a name is not.
+    pub(super) fn claimed(labels: &HashMap<String, String>, instance: &str) -> Result<Self, String> {
         let text = |label: &str| labels.get(label).ok_or_else(|| format!("label {label} is missing"));
         if text(INSTANCE)? != instance {
             return Err(format!("label {INSTANCE} is of another agent"));
@@ -61,12 +72,7 @@ impl Identity {
             return Err(format!("label {SPEC} is `{spec}`, which is no hash"));
         }
         let key = ShardKey { group, slot: sherd_topology::plan::SlotId(slot) };
-        let identity = Self { key, spec: SpecHash(spec), generation: number(GENERATION)? };
-        let expected = identity.name(instance);
-        if name != expected {
-            return Err(format!("its labels are those of {expected}"));
-        }
-        Ok(identity)
+        Ok(Self { key, spec: SpecHash(spec), generation: number(GENERATION)? })
     }
 }
 

@@ -10,19 +10,40 @@ use super::{
     shim,
     wire::{Inspected, State},
 };
-use crate::runtime::{Foreign, ImageId, ObservedShard, ShardId, ShardState};
+use crate::runtime::{Foreign, ImageId, ObservedShard, Renamed, ShardId, ShardState};
 
-/// Reads one container.
-pub(super) fn container(inspected: &Inspected, instance: &str) -> Result<ObservedShard, Foreign> {
+/// A container of ours.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) shard: ObservedShard,
+    /// It is called otherwise than it was.
+    pub(super) renamed: Option<Renamed>,
+}
+
+/// Reads one container. One that `is_known` to be ours by its id stays so under any name.
+pub(super) fn container(
+    inspected: &Inspected,
+    instance: &str,
+    is_known: impl Fn(&ShardId) -> bool,
+) -> Result<Seen, Foreign> {
     let id = ShardId(inspected.id.clone());
     // Engines put a slash before it.
     let name = inspected.name.trim_start_matches('/').to_owned();
     let none = HashMap::new();
     let labels = inspected.config.labels.as_ref().unwrap_or(&none);
-    let identity = match Identity::read(labels, &name, instance) {
+    let identity = match is_known(&id) {
+        true => Identity::claimed(labels, instance),
+        false => Identity::read(labels, &name, instance),
+    };
+    let identity = match identity {
         Ok(identity) => identity,
         Err(reason) => return Err(Foreign { id, name, reason }),
     };
+    let own_name = identity.name(instance);
+    let renamed = (name != own_name).then(|| {
+        let (id, key, name) = (id.clone(), identity.key.clone(), name.clone());
+        Renamed { id, key, name, own_name }
+    });
     let host = &inspected.host_config;
     let (Ok(cpus), Ok(mems)) = (host.cpuset_cpus.parse(), host.cpuset_mems.parse()) else {
         return Err(Foreign { id, name, reason: "its cpuset is no list of numbers".to_owned() });
@@ -32,7 +53,8 @@ pub(super) fn container(inspected: &Inspected, instance: &str) -> Result<Observe
     let image = (!inspected.image.is_empty()).then(|| ImageId::new(&inspected.image));
     let behind_shim = shim::is_in_front(&inspected.config.entrypoint);
     let process_ports = Vec::new();
-    Ok(ObservedShard { id, key, spec, cpus, mems, state, generation, process_ports, image, behind_shim })
+    let shard = ObservedShard { id, key, spec, cpus, mems, state, generation, process_ports, image, behind_shim };
+    Ok(Seen { shard, renamed })
 }
 
 fn state(state: &State) -> ShardState {

@@ -6,7 +6,7 @@ use sherd_topology::plan::{MemoryBinding, SlotId};
 
 use super::record::{self, Exit, Order, Running, Shim};
 use crate::{
-    runtime::{Foreign, Listing, ObservedShard, ShardId, ShardKey, ShardState},
+    runtime::{Foreign, Listing, ObservedShard, ShardId, ShardKey, ShardState, procfs},
     spec::SpecHash,
 };
 
@@ -91,6 +91,7 @@ pub(super) fn state(directory: &Path) -> io::Result<ShardState> {
         return Ok(ShardState::Dead);
     }
     Ok(match record::read::<Running>(directory)? {
+        Some(running) if procfs::is_stopped(running.process.pid) => ShardState::Paused { pid: running.process.pid },
         Some(running) => ShardState::Running {
             pid: running.process.pid,
             started: SystemTime::UNIX_EPOCH + Duration::from_millis(running.started_unix_ms),

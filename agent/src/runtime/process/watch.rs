@@ -75,7 +75,7 @@ impl Watch {
 
     pub(super) fn tell(&self, key: &ShardKey, kind: &str) {
         // Nobody may be listening.
-        let _ = self.events.send(RuntimeEvent { key: Some(key.clone()), kind: kind.to_owned() });
+        let _ = self.events.send(RuntimeEvent::of(key, kind));
     }
 
     /// Tells when it ends; a shim that is watched already is not watched twice.
@@ -86,7 +86,7 @@ impl Watch {
             return;
         }
         let events = self.events.clone();
-        let event = RuntimeEvent { key: Some(key.clone()), kind: "exit".to_owned() };
+        let event = RuntimeEvent::of(key, "exit");
         let task = tokio::spawn(async move {
             match Handle::open(shim) {
                 Ok(Some(handle)) => handle.ended().await,

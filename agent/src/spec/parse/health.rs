@@ -146,5 +146,6 @@ pub(super) fn policy(root: &Section<'_, '_>) -> HealthPolicy {
         eject_time_max,
         max_ejected_percent: section.integer("max_ejected_percent", 0..=100).unwrap_or(default.max_ejected_percent),
         slow_start: section.duration("slow_start", Duration::ZERO..=HOUR).unwrap_or(default.slow_start),
+        unpause_after: section.duration_or_off("unpause_after", Duration::ZERO..=DAY).unwrap_or(default.unpause_after),
     }
 }

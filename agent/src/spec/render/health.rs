@@ -60,5 +60,8 @@ pub(super) fn policy(spec: &HealthPolicy) -> Table {
     }
     put_integer(&mut table, "max_ejected_percent", spec.max_ejected_percent, default.max_ejected_percent);
     put_duration(&mut table, "slow_start", spec.slow_start, default.slow_start);
+    if spec.unpause_after != default.unpause_after {
+        put(&mut table, "unpause_after", spec.unpause_after.map_or_else(|| "off".to_owned(), super::format_duration));
+    }
     table
 }
