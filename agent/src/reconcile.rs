@@ -160,6 +160,7 @@ pub struct Reconciler {
     groups: BTreeMap<GroupName, Group>,
     /// Shards of groups that no specification knows, being removed.
     orphans: BTreeSet<ShardId>,
+    changes: apply::Changes,
     /// Groups whose stored specification could not be read: what runs of them is left as it is.
     unread: BTreeSet<GroupName>,
     inbox: mpsc::UnboundedReceiver<Message>,
@@ -219,6 +220,7 @@ impl Reconciler {
             runtime_views: kinds.into_iter().map(|kind| (kind, RuntimeView::default())).collect(),
             groups: BTreeMap::new(),
             orphans: BTreeSet::new(),
+            changes: apply::Changes::default(),
             unread: BTreeSet::new(),
             inbox,
             outbox,

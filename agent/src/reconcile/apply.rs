@@ -1,5 +1,7 @@
 //! Takes in specifications: whatever could be wrong with one is found before anything that runs is changed.
 
+use std::collections::BTreeMap;
+
 use sherd_lb::table::MAX_SLOTS;
 use sherd_topology::plan::{GroupName, Layout, LayoutRequest, Plan};
 use tokio::sync::oneshot;
@@ -28,6 +30,44 @@ pub(super) enum Reply {
     Undo(oneshot::Sender<Result<RolloutStatus, RolloutError>>),
 }
 
+/// Changes of groups in the order in which they were asked for: what one needs may be there only after a later one was made.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    last: u64,
+    pending: usize,
+    /// The last that was made of a group, as long as others are pending.
+    made: BTreeMap<GroupName, u64>,
+}
+
+impl Changes {
+    /// One is asked for that will be made later; its number.
+    fn begin(&mut self) -> u64 {
+        self.pending += 1;
+        self.last += 1;
+        self.last
+    }
+
+    /// What it needs is there, or isn't; whether it is overtaken.
+    fn end(&mut self, group: &GroupName, number: u64) -> bool {
+        let overtaken = self.made.get(group).is_some_and(|made| *made > number);
+        self.pending = self.pending.saturating_sub(1);
+        match self.pending {
+            0 => self.made.clear(),
+            _ if overtaken => {}
+            _ => drop(self.made.insert(group.clone(), number)),
+        }
+        overtaken
+    }
+
+    /// One was made at once.
+    pub(super) fn note_made(&mut self, group: &GroupName) {
+        self.last += 1;
+        if self.pending > 0 {
+            self.made.insert(group.clone(), self.last);
+        }
+    }
+}
+
 impl Reconciler {
     pub(super) fn apply(
         &mut self,
@@ -53,14 +93,14 @@ impl Reconciler {
             let error = ApplyError::Runtime { runtime: spec.runtime.kind(), reason };
             return self.tell(reply, &spec.name, Err(error));
         };
-        let outbox = self.outbox.clone();
+        let (outbox, number) = (self.outbox.clone(), self.changes.begin());
         tokio::spawn(async move {
             let (progress, group) = (outbox.clone(), spec.name.clone());
             let told = move |step: Progress| {
                 let _ = progress.send(Message::Progress { group: group.clone(), line: progress_line(&step) });
             };
             let result = runtime.prepare(&spec, &told).await;
-            let _ = outbox.send(Message::Prepared { spec, text, change, result, reply });
+            let _ = outbox.send(Message::Prepared { spec, text, change: (number, change), result, reply });
         });
     }
 
@@ -69,12 +109,17 @@ impl Reconciler {
         &mut self,
         spec: GroupSpec,
         text: String,
-        change: &Change,
+        (number, change): (u64, &Change),
         result: Result<(), RuntimeError>,
         reply: Reply,
     ) {
         let name = spec.name.clone();
         let answer = match result {
+            _ if self.changes.end(&name, number) => {
+                let reason = "it was changed or stopped while what this change needs was got: apply it again if it still \
+                              holds";
+                Err(ApplyError::Refused { group: name.clone(), reason: reason.to_owned() })
+            }
             Ok(()) => self.commit(spec, text, change),
             Err(error) => Err(not_prepared(&spec, &error)),
         };
@@ -274,5 +319,27 @@ impl From<StoreError> for crate::control::StopError {
     fn from(error: StoreError) -> Self {
         let (path, source) = error.into_parts();
         crate::control::StopError::Store { path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_asked_for_later_stands() {
+        let (web, api): (GroupName, GroupName) = ("web".parse().expect("a name"), "api".parse().expect("a name"));
+        let mut changes = Changes::default();
+        let (first, second, other) = (changes.begin(), changes.begin(), changes.begin());
+        assert!(!changes.end(&web, second));
+        assert!(changes.end(&web, first), "an older one takes the place of a newer one");
+        assert!(!changes.end(&api, other));
+        assert!(changes.made.is_empty());
+        let pending = changes.begin();
+        changes.note_made(&web);
+        assert!(changes.end(&web, pending), "a group that was purged comes back");
+        changes.note_made(&web);
+        let later = changes.begin();
+        assert!(!changes.end(&web, later));
     }
 }

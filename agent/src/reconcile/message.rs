@@ -58,7 +58,13 @@ pub(super) enum Message {
     /// A shard was probed, by the slot's prober of that number.
     Probed { group: GroupName, slot: SlotId, prober: u64, shard: ShardId, result: Result<Reach, Unreached> },
     /// What a group needs is there, or isn't.
-    Prepared { spec: Box<GroupSpec>, text: String, change: Change, result: Result<(), RuntimeError>, reply: Reply },
+    Prepared {
+        spec: Box<GroupSpec>,
+        text: String,
+        change: (u64, Change),
+        result: Result<(), RuntimeError>,
+        reply: Reply,
+    },
     /// A line of progress of `prepare`.
     Progress { group: GroupName, line: String },
     /// A shard's shim came to its door.

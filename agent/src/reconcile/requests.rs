@@ -50,7 +50,7 @@ impl Reconciler {
                 return self.on_probed(&group, slot, (prober, &shard), result);
             }
             Message::Prepared { spec, text, change, result, reply } => {
-                self.on_prepared(*spec, text, &change, result, reply);
+                self.on_prepared(*spec, text, (change.0, &change.1), result, reply);
             }
             Message::Progress { group, line } => self.send_event(super::report::progress(&group, line)),
             Message::ShimCame { key, generation, greeting } => self.on_shim(&key, generation, greeting),
@@ -98,6 +98,7 @@ impl Reconciler {
             return;
         }
         group.intent = if purge { Intent::Purge } else { Intent::Stop };
+        self.changes.note_made(name);
         group.stop_waiters.push(reply);
         tracing::info!(group = %name, purge, "stopping the group");
     }
