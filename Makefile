@@ -15,10 +15,10 @@ binary = $(or $(CARGO_TARGET_DIR),target)/release/sherd
 live = $(if $(DESTDIR),false,test -d /run/systemd/system)
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test prove fuzz guest lint fmt install uninstall
+.PHONY: help build run test test-vm prove fuzz lint fmt install uninstall
 
 help:           ## what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build:          ## the release binary
 	.ci/install.sh run
@@ -31,6 +31,10 @@ test:           ## everything in its short form, with a Docker Engine and Podman
 	.ci/install.sh run test
 	.ci/with-engines.sh .ci/test.sh
 
+test-vm: build  ## systemd, Docker, cgroup v2, NUMA, CPUs that go and a reboot, in a virtual machine that is built here
+	.ci/install.sh guest
+	.ci/guest/sherd.sh $(binary)
+
 prove:          ## the long forms: 10^5 connections and more, and the benchmark against its peers
 	.ci/install.sh run test
 	.ci/with-engines.sh .ci/prove.sh
@@ -38,10 +42,6 @@ prove:          ## the long forms: 10^5 connections and more, and the benchmark 
 fuzz:           ## what parses bytes that a container sends, fed by libFuzzer (SECONDS=20 for each target)
 	.ci/install.sh run test
 	.ci/fuzz.sh $(SECONDS)
-
-guest: build    ## systemd, cgroup v2 and NUMA, in a virtual machine that is built here
-	.ci/install.sh guest
-	.ci/guest/sherd.sh $(binary)
 
 lint:           ## what the compiler, clippy, rustfmt, shellcheck and systemd-analyze say
 	.ci/install.sh run test
