@@ -13,7 +13,7 @@ packages=(
     procps systemd systemd-sysv dbus kmod iproute2 curl libudev1 hwloc-nox numactl docker.io iptables busybox-static
 )
 
-hash=$(cat "$here/image.sh" "$here/sherd-guest.service" "$here/sherd-guest" | sha256sum | cut -c1-16)
+hash=$(cat "$here/image.sh" "$here"/sherd-guest* | sha256sum | cut -c1-16)
 image=$cache/$hash
 if [[ -e $image/root.ext4 && -e $image/vmlinuz ]]; then
     echo "$image"
@@ -40,9 +40,11 @@ mv "$work/kernel/lib/modules/$release" "$work/root/usr/lib/modules/"
 chroot "$work/root" depmod "$release"
 
 install -m 755 "$here/sherd-guest" "$work/root/usr/local/sbin/"
-install -m 644 "$here/sherd-guest.service" "$work/root/etc/systemd/system/"
 install -d "$work/root/etc/docker" "$work/root/etc/systemd/system/multi-user.target.wants"
-ln -s /etc/systemd/system/sherd-guest.service "$work/root/etc/systemd/system/multi-user.target.wants/"
+for unit in sherd-guest sherd-guest-network; do
+    install -m 644 "$here/$unit.service" "$work/root/etc/systemd/system/"
+    ln -s "/etc/systemd/system/$unit.service" "$work/root/etc/systemd/system/multi-user.target.wants/"
+done
 # The default bridge made a `docker run` hang for 10 to 50 s under emulation; containers use --network none or host.
 echo '{"iptables":false,"ip6tables":false,"bridge":"none"}' >"$work/root/etc/docker/daemon.json"
 echo guest >"$work/root/etc/hostname"

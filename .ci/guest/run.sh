@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # run.sh TEST [FILE...]: boots the guest (2 packages, 2 NUMA nodes, SMT, 8 CPUs, cgroup v2, systemd), runs the script TEST in it with the
-# FILEs and directories beside it, shows what it prints, and exits with its exit code. Bounded by GUEST_SECONDS (1200).
-# The disk is thrown away: each run starts from the same image.
+# FILEs and directories beside it, shows what it prints, and exits with its exit code. Bounded by GUEST_SECONDS (1800).
+# A TEST that leaves a script `next` is followed by a reboot, and by that. The disk is thrown away: each run starts from the same image.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -33,23 +33,23 @@ truncate -s 64M "$work/out.tar"
 accel=(-accel "tcg,thread=multi" -cpu "Nehalem,+rdrand")
 disk() { echo "-drive file=$1,if=none,id=$2,format=raw,$3 -device nvme,drive=$2,serial=$2"; }
 # shellcheck disable=SC2046 # the words of disk() are arguments
-timeout --kill-after=5 "${GUEST_SECONDS:-1200}" qemu-system-x86_64 "${accel[@]}" -m 1024 \
+timeout --kill-after=5 "${GUEST_SECONDS:-1800}" qemu-system-x86_64 "${accel[@]}" -m 1024 \
     -smp 8,sockets=2,cores=2,threads=2 \
     -object memory-backend-ram,id=node0,size=512M -numa node,nodeid=0,cpus=0-3,memdev=node0 \
     -object memory-backend-ram,id=node1,size=512M -numa node,nodeid=1,cpus=4-7,memdev=node1 \
-    -nodefaults -display none -no-reboot -serial "file:$work/serial" \
+    -nodefaults -display none -serial "file:$work/serial" \
     $(disk "$image/root.ext4" root snapshot=on) $(disk "$work/in.tar" in readonly=on) $(disk "$work/out.tar" out cache=unsafe) \
     -kernel "$image/vmlinuz" \
     -append "root=/dev/nvme0n1 rootfstype=ext4 rw console=ttyS0 panic=-1 quiet loglevel=3 systemd.show_status=0 systemd.getty_auto=no apparmor=0 selinux=0 audit=0 mitigations=off net.ifnames=0 tsc=reliable nowatchdog" \
     </dev/null >"$work/qemu" 2>&1 &
 qemu=$!
-tail -f --pid="$qemu" -n +1 "$work/serial" | tr -d '\r' | sed 's/^/guest| /' || true
+tail -f --pid="$qemu" -n +1 "$work/serial" | sed -u 's/\r//g; s/^/guest| /' || true
 code=0
 wait "$qemu" || code=$?
 qemu=
 if ((code != 0)); then
     cat "$work/qemu" >&2
-    ((code == 124)) && echo "guest: not done after ${GUEST_SECONDS:-1200} s, stopped" >&2
+    ((code == 124)) && echo "guest: not done after ${GUEST_SECONDS:-1800} s, stopped" >&2
     exit 1
 fi
 if ! status=$(tar -xOf "$work/out.tar" status 2>/dev/null); then
