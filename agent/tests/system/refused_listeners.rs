@@ -3,6 +3,7 @@
 use std::{fs, process::Output, time::Duration};
 
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use sherd_testkit::{eventually, in_new_netns};
 
 use crate::{
@@ -137,9 +138,9 @@ fn a_remembered_image_is_tried_again_and_forgotten() {
         world.sherd(&["stop", "-g", "web", "--purge"]);
         world.end_agent();
 
-        let known =
-            format!("{{\"version\":1,\"images\":{{\"{}\":{{\"reason\":\"old\",\"at_unix_s\":0}}}}}}", id(&image));
-        fs::write(&file, known).expect("a file");
+        let known = format!("{{\"{}\":{{\"reason\":\"old\",\"at_unix_s\":0}}}}", id(&image));
+        let sum = Sha256::digest(&known).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        fs::write(&file, format!("{{\"version\":2,\"sha256\":\"{sum}\"}}\n{known}")).expect("a file");
         world.start(&[]);
         world.wait_for_api();
         apply(&world, &image, "");
