@@ -125,7 +125,8 @@ fn runtimes(config: &AgentConfig) -> Result<Runtimes> {
     let mut runtimes: Vec<Arc<dyn Runtime>> = vec![Arc::new(process)];
     if let Some(socket) = config.docker.socket() {
         let address = format!("unix://{}", socket.display());
-        let docker = DockerConfig { address, ..DockerConfig::from_environment(&config.instance) };
+        let own_ids = Some(config.state_dir.join("containers"));
+        let docker = DockerConfig { address, own_ids, ..DockerConfig::from_environment(&config.instance) };
         runtimes.push(Arc::new(DockerRuntime::new(docker)));
     }
     Ok(Runtimes(runtimes))

@@ -3,7 +3,8 @@
 //!
 //! `groups/GROUP.toml` is the specification of a group, `groups/GROUP.stopped` says that it is to stand still,
 //! `rollouts/GROUP.json` is what ran before and how far the change is, `relayed-images.json` are images whose shards
-//! start on relay, and `lock` keeps a second agent out.
+//! start on relay, and `lock` keeps a second agent out. `containers`, the ids of those that an engine runs for us, is
+//! the runtime's.
 
 mod disk;
 mod relayed_images;

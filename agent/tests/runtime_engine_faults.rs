@@ -58,6 +58,7 @@ fn runtime(address: &str) -> DockerRuntime {
         instance: "fake".into(),
         timeouts,
         credentials: None,
+        own_ids: None,
     })
 }
 

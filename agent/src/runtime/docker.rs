@@ -1,12 +1,7 @@
 //! Shards as containers of a Docker Engine API (Docker, Podman). With its children the only user of bollard, whose
 //! types stay in here.
 
-use std::{
-    collections::BTreeSet,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bollard::{
     models::{ContainerCreateBody, ContainerUpdateBody},
@@ -18,7 +13,7 @@ use bollard::{
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream, stream::BoxStream};
 use sherd_topology::plan::{MemoryBinding, Slot};
 
-use self::{connection::Connection, failure::Failure, labels::Identity, observe::Seen};
+use self::{connection::Connection, failure::Failure, labels::Identity, observe::Seen, own::Own};
 use super::{
     EngineHealth, Executed, Foreign, Listing, LogLine, ObservedShard, Operation, ProgressSink, Runtime, RuntimeError,
     RuntimeEvent, ShardId, ShardOrder,
@@ -41,6 +36,7 @@ mod image;
 mod labels;
 mod logs;
 mod observe;
+mod own;
 mod reference;
 mod shim;
 mod wire;
@@ -65,6 +61,8 @@ pub struct DockerConfig {
     pub timeouts: Timeouts,
     /// The directory of Docker's `config.json`, for registry credentials.
     pub credentials: Option<PathBuf>,
+    /// The file in which the ids of our containers are kept for the next agent; absent: they are not.
+    pub own_ids: Option<PathBuf>,
 }
 
 impl DockerConfig {
@@ -76,6 +74,7 @@ impl DockerConfig {
             instance: instance.to_owned(),
             timeouts: Timeouts::default(),
             credentials: credentials::default_directory(),
+            own_ids: None,
         }
     }
 }
@@ -86,17 +85,17 @@ pub struct DockerRuntime {
     instance: String,
     credentials: Option<PathBuf>,
     execs: Arc<exec::Execs>,
-    /// The shards of the last listing: they are ours whatever they are called by now.
-    own: Mutex<BTreeSet<ShardId>>,
+    /// They are ours whatever they are called by now.
+    own: Own,
 }
 
 impl DockerRuntime {
     /// Asks nothing yet: an engine that is not there is an error of the first call, and of that call only.
     pub fn new(config: DockerConfig) -> Self {
-        let DockerConfig { address, instance, timeouts, credentials } = config;
+        let DockerConfig { address, instance, timeouts, credentials, own_ids } = config;
         let engine = Arc::new(Connection::new(address, timeouts));
         let execs = Arc::new(exec::Execs::new(Arc::clone(&engine)));
-        Self { engine, instance, credentials, execs, own: Mutex::default() }
+        Self { engine, instance, credentials, execs, own: Own::open(own_ids) }
     }
 
     async fn list(&self) -> Result<Listing, RuntimeError> {
@@ -123,7 +122,7 @@ impl DockerRuntime {
                 Err(foreign) => listing.foreign.push(foreign),
             }
         }
-        *self.own() = listing.shards.iter().map(|shard| shard.id.clone()).collect();
+        self.own.replace(listing.shards.iter().map(|shard| shard.id.clone()).collect());
         listing.shards.sort_by(|a, b| (&a.key, a.generation, &a.id).cmp(&(&b.key, b.generation, &b.id)));
         listing.foreign.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(listing)
@@ -131,12 +130,7 @@ impl DockerRuntime {
 
     async fn observe(&self, name: String, operation: Operation) -> Result<Option<Result<Seen, Foreign>>, RuntimeError> {
         let Some(found) = self.inspect(name, operation).await? else { return Ok(None) };
-        let is_known = |id: &ShardId| self.own().contains(id);
-        Ok(Some(observe::container(&found, &self.instance, is_known)))
-    }
-
-    fn own(&self) -> MutexGuard<'_, BTreeSet<ShardId>> {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(Some(observe::container(&found, &self.instance, |id| self.own.contains(id))))
     }
 
     async fn inspect(&self, name: String, operation: Operation) -> Result<Option<wire::Inspected>, RuntimeError> {
@@ -164,7 +158,7 @@ impl DockerRuntime {
             Err(failure) => return Err(failure.into_error(Operation::Create, self.engine.address())),
         };
         fault::point("create.after");
-        self.own().insert(id.clone());
+        self.own.add(&id);
         Ok(id)
     }
 

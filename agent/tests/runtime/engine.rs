@@ -47,6 +47,7 @@ impl Engine {
             instance: self.instance.clone(),
             timeouts: Timeouts::default(),
             credentials: None,
+            own_ids: None,
         }
     }
 

@@ -160,7 +160,7 @@ int clock_gettime(clockid_t clock, struct timespec *time) {
 }
 "#;
 
-/// The agent's wall clock is a year ahead, two years behind, and right again: it is said, and nothing else happens. The host's
+/// The agent's wall clock is a year ahead, and then two years behind: it is said, and nothing else happens. The host's
 /// clock is not touched.
 #[test]
 fn a_clock_that_jumps_decides_nothing() {
@@ -189,7 +189,7 @@ fn a_clock_that_jumps_decides_nothing() {
         let before = world.wait_ready("web", 2);
         let events = Events::of(&world);
         let (year_s, mut times) = (365 * 86_400, Vec::new());
-        for ahead_s in [year_s, -2 * year_s, 0] {
+        for ahead_s in [year_s, -2 * year_s] {
             let told = events.of_kind("drift", "clock: ").len();
             let began = Instant::now();
             set(ahead_s);
@@ -202,8 +202,8 @@ fn a_clock_that_jumps_decides_nothing() {
             Case { repeats: 1, bound, ..Case::of("killed") }.check(&events, kill, || {}, ready);
         }
         times.sort();
-        eprintln!("clock: told after {:.3?} (median), {:.3?} (worst)", times[1], times[2]);
-        assert!(counted("clock") >= 3.0);
+        eprintln!("clock: told after {:.3?} (median), {:.3?} (worst)", times[0], times[1]);
+        assert!(counted("clock") >= 2.0);
         let after = world.wait_ready("web", 2);
         assert_eq!((&after[1]["pid"], &after[1]["restarts"]), (&before[1]["pid"], &before[1]["restarts"]));
         ask(address()).expect("it serves");
