@@ -254,6 +254,9 @@ impl Group {
 impl SlotRun {
     /// Why it is as it is.
     fn told_cause(&self, spec: &GroupSpec) -> Option<String> {
+        if self.is_paused() {
+            return self.cause.clone();
+        }
         let hung = self.hung.as_ref().map(super::hung::HungRun::cause);
         hung.or_else(|| self.health_cause(&spec.health)).or_else(|| self.cause.clone())
     }

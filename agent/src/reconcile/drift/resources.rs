@@ -75,7 +75,7 @@ fn jump(before: Duration, now: Duration) -> Option<String> {
         return None;
     }
     let (by, how) = if now > before { (forwards, "forwards") } else { (backwards, "backwards") };
-    Some(format!("somebody set the clock {:.1} s {how}; nothing is decided by it", by.as_secs_f64()))
+    Some(format!("somebody set the clock {:.1} s {how}; what runs does not go by it", by.as_secs_f64()))
 }
 
 /// Which limit it is that leaves no descriptors.

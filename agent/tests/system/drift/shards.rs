@@ -135,7 +135,9 @@ fn check_queue(stage: &Stage) {
     let took = began.elapsed();
     eprintln!("paused for good: the last of {} connections was served after {took:.3?}", waiting.len());
     assert!(took < Duration::from_secs(15), "{took:?}");
-    assert!(!stage.is_ready());
+    let slot = stage.slot();
+    assert!(slot["ready"] == false && slot["state"] == "unready", "{slot}");
+    assert!(slot["cause"].as_str().is_some_and(|cause| cause.contains("somebody paused it")), "{slot}");
     stage.docker(&["unpause"]);
     stage.world.wait_ready("web", cpus());
 }
@@ -151,7 +153,10 @@ fn what_others_do_to_a_shard_is_named_and_mended() {
         in_new_netns(move || {
             let stage = Stage::new(test, path);
             check_ends(&stage);
-            check_queue(&stage);
+            // On relay a worker has accepted what comes, and what it gave to the shard is the shard's.
+            if *path == "direct" {
+                check_queue(&stage);
+            }
             stage.end();
         });
     }
