@@ -280,6 +280,12 @@ pub enum StopError {
         /// Which, and why.
         reason: String,
     },
+    /// Somebody applied a specification of it meanwhile.
+    #[error("group {group} is not stopped: a specification of it was applied meanwhile, and it runs")]
+    Applied {
+        /// The group.
+        group: GroupName,
+    },
     /// Its specification can't be removed or marked.
     #[error("{} can't be changed: check the state directory's owner", path.display())]
     Store {

@@ -98,6 +98,7 @@ impl From<StopError> for ApiError {
         let (status, code) = match &error {
             StopError::UnknownGroup { .. } => (StatusCode::NOT_FOUND, "unknown-group"),
             StopError::Shards { .. } => (StatusCode::SERVICE_UNAVAILABLE, "not-stopped"),
+            StopError::Applied { .. } => (StatusCode::CONFLICT, "applied"),
             StopError::Store { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "not-stored"),
         };
         Self::of(status, code, &error)

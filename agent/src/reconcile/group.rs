@@ -105,6 +105,10 @@ impl Group {
             false => self.rollout.machine.reset(),
         }
         (self.text, self.intent, self.tables_due) = (text, Intent::Run, true);
+        for waiter in self.stop_waiters.drain(..) {
+            // Whoever has gone away needs no answer.
+            drop(waiter.send(Err(StopError::Applied { group: self.spec.name.clone() })));
+        }
         for slot in self.slots.values_mut() {
             slot.failure = None;
             slot.backoff.reset();
