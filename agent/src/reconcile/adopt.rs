@@ -163,6 +163,10 @@ impl Reconciler {
         }
         for (name, group) in &mut self.groups {
             if !matches!(group.intent, Intent::Run) {
+                // A former agent was killed before it had given them up: nobody is going to serve them.
+                if names.iter().any(|kept| kept.starts_with(&format!("front/{name}/"))) {
+                    Fronts::give_up(name, &mut self.keeper);
+                }
                 continue;
             }
             let kept: Vec<(String, OwnedFd)> = self.keeper.take_prefix(&publish::group_prefix(name));

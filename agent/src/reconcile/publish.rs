@@ -336,10 +336,15 @@ impl Fronts {
             return;
         }
         fault::point("unpublish.before");
-        keeper.remove_prefix(&group_prefix(&self.group));
-        keeper.remove_prefix(&leaving_prefix(&self.group));
+        Self::give_up(&self.group, keeper);
         self.list.clear();
         fault::point("unpublish.after");
+    }
+
+    /// The holder lets go of every address of a group.
+    pub(super) fn give_up(group: &GroupName, keeper: &mut Keeper) {
+        keeper.remove_prefix(&group_prefix(group));
+        keeper.remove_prefix(&leaving_prefix(group));
     }
 
     /// `point` is passed for each descriptor that the holder gets.
