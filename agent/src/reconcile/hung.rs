@@ -173,7 +173,9 @@ impl Group {
 
     /// Whether the slot serves the address, or would. Of one whose shard isn't known yet nothing was taken.
     fn serves_at(&self, id: SlotId, slot: &SlotRun, published: &Published) -> bool {
-        let reach = slot.live.as_ref().and_then(|live| live.reach.as_ref());
+        // A worker that isn't told of it yet has no target there.
+        let is_connected = slot.backend.is_some() && !slot.reconnect;
+        let reach = slot.live.as_ref().filter(|_| is_connected).and_then(|live| live.reach.as_ref());
         let is_reached = match (reach, &published.front) {
             (Some(reach), _) => reach.ports.iter().any(|(container, _)| *container == published.port.container),
             (None, Ok(front)) => front.is_in(super::steering_table::index_of(id)),

@@ -2,7 +2,10 @@
 
 use std::{io, os::fd::OwnedFd, sync::mpsc::Receiver, time::Duration};
 
-use sherd_lb::relay::{Backend, BackendError, PortKey};
+use sherd_lb::{
+    front::SlotError,
+    relay::{Backend, BackendError, PortKey},
+};
 use sherd_topology::plan::{GroupName, SlotId};
 
 use super::WORKER_TIMEOUT;
@@ -17,6 +20,7 @@ use crate::{
         view::{Service, Step},
     },
     runtime::ShardId,
+    spec::GroupSpec,
 };
 
 impl Reconciler {
@@ -35,16 +39,19 @@ impl Reconciler {
                 return;
             }
         };
+        // Before an address that is new: its connections would find no target there.
+        let entered = worker.set_backend(Some(backend));
+        slot.directs.values_mut().for_each(|direct| direct.serve_inner(worker, &inner));
+        let mut unserved = None;
         if slot.service() == Service::In {
             let generation = slot.live.as_ref().map_or(slot.generation, |live| live.generation);
             group.fronts.choose_paths(id, generation);
-            if let Err(error) = group.fronts.take_in(id, &reach.ports) {
-                slot.last_error = Some(format!("it can't serve an address: {}", chain(&error)));
-            }
+            unserved = group.fronts.take_in(id, &reach.ports).err();
         }
-        let entered = worker.set_backend(Some(backend));
-        slot.directs.values_mut().for_each(|direct| direct.serve_inner(worker, &inner));
-        (slot.backend, slot.reconnect) = (Some(shard.clone()), false);
+        (slot.backend, slot.reconnect) = (Some(shard.clone()), unserved.is_some());
+        if let Some(error) = unserved {
+            slot.fail_to_serve(&group.spec, &error);
+        }
         group.settle_hung();
         self.await_worker(name, id, Step::Connect(shard), move || entered_in_time(&entered));
     }
@@ -139,6 +146,12 @@ impl Reconciler {
 }
 
 impl SlotRun {
+    /// Some address doesn't have the slot: it is connected once more after a while.
+    pub(super) fn fail_to_serve(&mut self, spec: &GroupSpec, error: &SlotError) {
+        self.fail(spec, Duration::ZERO, format!("it can't serve an address: {}", chain(error)), clock::now());
+        self.hold_until_backoff();
+    }
+
     /// What the worker is told while the shard that is reached so gets the slot's connections; also the doors into the other
     /// shards that are there, and the keys of all these.
     pub(super) fn backend_of(&self, reach: &Reach, fronts: &Fronts) -> io::Result<(Backend, Vec<PortKey>)> {

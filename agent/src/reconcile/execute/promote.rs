@@ -8,7 +8,7 @@ use super::connections::{entered_in_time, no_namespace};
 use crate::{
     clock, fault,
     reconcile::{
-        Reconciler, chain,
+        Reconciler,
         view::{Service, Step},
     },
     runtime::ShardId,
@@ -43,20 +43,20 @@ impl Reconciler {
         let drained = worker.drain_former(until);
         fault::point("promote.half");
         group.fronts.choose_paths(id, generation);
-        if slot.service() == Service::In
-            && let Err(error) = group.fronts.take_in(id, &reach.ports)
-        {
-            slot.last_error = Some(format!("it can't serve an address: {}", chain(&error)));
-        }
+        let is_in = slot.service() == Service::In;
+        let unserved = if is_in { group.fronts.take_in(id, &reach.ports).err() } else { None };
         fault::point("promote.after");
         slot.hand_over(drained, now, until);
         slot.judged.begin_shard();
         slot.directs.values_mut().for_each(|direct| direct.serve_inner(&worker, &inner));
-        (slot.backend, slot.reconnect) = (Some(shard.clone()), false);
+        (slot.backend, slot.reconnect) = (Some(shard.clone()), unserved.is_some());
         if let Some(live) = &mut slot.live {
             live.served |= slot.service == Some(Service::In);
         }
         slot.cause = None;
+        if let Some(error) = unserved {
+            slot.fail_to_serve(&group.spec, &error);
+        }
         group.settle_hung();
         if group.slots.get(&id).is_some_and(|slot| slot.service() == Service::In) {
             group.begin_slow_start(id, &self.host, now);
