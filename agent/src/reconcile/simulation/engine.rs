@@ -220,6 +220,7 @@ impl Runtime for Engine {
             let shard = world.shards.all.get_mut(id).filter(|shard| shard.pid().is_some());
             let shard = shard.ok_or_else(|| RuntimeError::NoSuchShard { operation, id: id.clone() })?;
             shard.is_shown = shard.is_ready(now);
+            shard.shown_since = shard.shown_since.filter(|_| shard.is_shown);
             Ok(Executed { end: End::Exited(i32::from(!shard.is_shown)), output: String::new() })
         };
         call(operation, exec).boxed()

@@ -40,10 +40,10 @@ pub(super) struct Bound {
 }
 
 impl Kernel {
-    /// Whose address that is: the simulated groups are `a` at port 8001, `b` at 8002, and so on.
+    /// Whose address that is: group `a` has ports 8001 and 8011, `b` 8002 and 8012, and so on.
     pub(super) fn group_of(address: SocketAddr) -> String {
-        let letter = u8::try_from(address.port().saturating_sub(8001)).unwrap_or(u8::MAX - b'a');
-        char::from(b'a' + letter).to_string()
+        let letter = address.port().saturating_sub(8001) % 10;
+        ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"][usize::from(letter)].to_owned()
     }
 
     /// What nobody has a descriptor of is gone.

@@ -165,6 +165,9 @@ pub(super) fn check(reconciler: &Reconciler) {
                 broken.extend(few_are_given_up(world, name, group, (address, planned)));
             }
         }
+        let bound = &world.kernel.fronts;
+        world.seen.named.retain(|address, _| bound.contains_key(address));
+        world.seen.given_up.retain(|address, _| bound.contains_key(address));
         broken.extend(holder_has_all(world));
         broken.into_iter().for_each(|what| world.note_broken(&what));
     });
@@ -305,6 +308,13 @@ pub(super) fn settled(reconciler: &Reconciler) -> Result<(), String> {
                 Some(group) => group_settled(world, name, group)?,
             }
         }
+        let is_wanted = |address: &SocketAddr| {
+            let mut wanted = reconciler.groups.values().filter(|group| matches!(group.intent, Intent::Run));
+            wanted.any(|group| group.fronts.list.iter().any(|published| published.address == *address))
+        };
+        if let Some(address) = world.kernel.fronts.keys().find(|address| !is_wanted(address)) {
+            return Err(format!("{address} is still published"));
+        }
         let orphan = world.shards.all.values().find(|shard| !reconciler.groups.contains_key(&shard.key.group));
         if let Some(orphan) = orphan {
             return Err(format!("a shard of {} is left", orphan.key));
@@ -328,6 +338,13 @@ fn group_settled(world: &World, name: &str, group: &Group) -> Result<(), String>
             }
             if let Some(published) = group.fronts.list.iter().find(|published| published.front.is_err()) {
                 return Err(format!("{name}: {} is not published", published.address));
+            }
+            if group.fronts.list.len() != group.spec.ports.len() {
+                return Err(format!("{name} has {} addresses", group.fronts.list.len()));
+            }
+            let of_no_slot = |(_, shard): &(&ShardId, &Simulated)| group.place(shard.key.slot).is_none();
+            if let Some((id, _)) = world.shards.living(name).find(of_no_slot) {
+                return Err(format!("{name}: {id} is of no slot"));
             }
             if !group.is_quiet() {
                 return Err(format!("{name} is not quiet"));

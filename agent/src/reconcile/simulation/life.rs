@@ -107,10 +107,14 @@ struct Calm {
 
 impl Calm {
     /// Whether the world has seen enough.
-    fn look(&mut self, reconciler: &Reconciler) -> bool {
+    fn look(&mut self, reconciler: &Reconciler, asked: &[Asked]) -> bool {
         let Some(since) = self.since else { return false };
         let now = with(|world| world.now());
-        match (laws::settled(reconciler), self.settled_since) {
+        let answered = match asked.first() {
+            Some(asked) => Err(format!("{} waits for an answer: {}", asked.group, asked.wish)),
+            None => Ok(()),
+        };
+        match (laws::settled(reconciler).and(answered), self.settled_since) {
             (Ok(()), None) => self.settled_since = Some(now),
             (Ok(()), Some(settled)) => return settled + STAYS_FOR <= now,
             (Err(lacks), None) => self.lacks = lacks,
@@ -207,7 +211,7 @@ async fn run(script: &mut Script, calm: &mut Calm) -> End {
                 other => with(|world| happen(world, &other)),
             }
         }
-        if with(|world| !world.broken.is_empty()) || calm.look(&reconciler) {
+        if with(|world| !world.broken.is_empty()) || calm.look(&reconciler, &asked) {
             return End::Over;
         }
     }
@@ -386,6 +390,8 @@ fn happen(world: &mut World, event: &Happening) {
         // A machine with other CPUs is another one; see `cpus_of_host`.
         Happening::CpuGoes(number) => world.host = smaller(number),
         Happening::CpusCome => world.host = HOST.clone(),
+        Happening::WallClockIsSet(by, true) => world.began_at += by,
+        Happening::WallClockIsSet(by, false) => world.began_at -= by,
         // The agent's own, and the operator's while no agent is there.
         Happening::Asked { .. } | Happening::AgentIsKilled { .. } | Happening::AgentRestarts(_) | Happening::Calm => {}
     }

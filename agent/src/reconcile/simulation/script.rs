@@ -58,6 +58,8 @@ pub(super) enum Happening {
     HolderComes,
     CpuGoes(u64),
     CpusCome,
+    /// Somebody sets it, forwards or back.
+    WallClockIsSet(Duration, bool),
     /// At once, or at one of the next fault points.
     AgentIsKilled {
         points: Option<u32>,
@@ -114,7 +116,7 @@ fn trouble(groups: &[String], at: Duration, chance: &mut Chance) -> Vec<(Duratio
     let group = chance.of_these(groups).clone();
     let asked = |wish| vec![(at, Happening::Asked { group: group.clone(), wish })];
     let killed = |points, away| vec![(at, Happening::AgentIsKilled { points, away })];
-    match chance.below(24) {
+    match chance.below(25) {
         0..=4 => {
             let text = specification(&group, &PROGRAMS, chance);
             asked(Wish::Apply(text))
@@ -137,6 +139,7 @@ fn trouble(groups: &[String], at: Duration, chance: &mut Chance) -> Vec<(Duratio
             let points = u32::try_from(chance.in_range(1..12)).ok();
             killed(points, lasts / 10)
         }
+        23 => vec![(at, Happening::WallClockIsSet(lasts * 300, nth % 2 == 0))],
         _ => vec![(at, Happening::AgentRestarts(lasts / 10))],
     }
 }
@@ -158,15 +161,22 @@ pub(super) fn specification(group: &str, programs: &[&str], chance: &mut Chance)
     let order = *chance.of_these(&["start-first", "stop-first"]);
     let parallelism = *chance.of_these(&[1, 1, 1, 2]);
     let action = *chance.of_these(&["rollback", "rollback", "pause", "continue"]);
-    let check = *chance.of_these(&["tcp", "http"]);
+    let check = *chance.of_these(&["tcp", "http", "command"]);
+    let command = if check == "command" { "command = [\"check\"]\ninterval = \"1s\"\n" } else { "" };
+    let also = if chance.per_mille(300) {
+        format!("[[ports]]\npublish = \"127.0.0.1:{}:81\"\n", port + 10)
+    } else {
+        String::new()
+    };
+    let sharing = if group == "a" { "exclusive" } else { *chance.of_these(&["exclusive", "exclusive", "shared"]) };
     let memory = *chance.of_these(&["none", "bind"]);
     let monitor = *chance.of_these(&["0s", "2s"]);
     format!(
         "name = \"{group}\"\npath = \"relay\"\ndrain = \"2s\"\nstop_grace = \"1s\"\n\
-         [layout]\nunit = \"pu\"\nshards = {shards}\nmemory = \"{memory}\"\n\
+         [layout]\nunit = \"pu\"\nshards = {shards}\nmemory = \"{memory}\"\nsharing = \"{sharing}\"\n\
          [container]\nimage = \"{program}:{version}\"\n\
-         [[ports]]\npublish = \"127.0.0.1:{port}:80\"\n\
-         [readiness]\ncheck = \"{check}\"\nstart_timeout = \"5s\"\n\
+         [[ports]]\npublish = \"127.0.0.1:{port}:80\"\n{also}\
+         [readiness]\ncheck = \"{check}\"\n{command}start_timeout = \"5s\"\n\
          [backoff]\nmax = \"4s\"\n\
          [rollout]\norder = \"{order}\"\nparallelism = {parallelism}\nmin_healthy = \"500ms\"\nmonitor = \"{monitor}\"\n\
          deadline = \"20s\"\nfailure_action = \"{action}\"\n"

@@ -43,6 +43,8 @@ pub(super) struct World {
     /// What was found to be against a law, in order.
     pub(super) broken: Vec<String>,
     pub(super) is_told: bool,
+    /// When the world began, by the wall clock.
+    pub(super) began_at: Duration,
     /// Times are from there on: the agent's present life, in the world's time and in that of its timers.
     life: (Duration, Option<tokio::time::Instant>),
 }
@@ -62,6 +64,7 @@ impl World {
             dies_in: None,
             broken: Vec::new(),
             is_told,
+            began_at: BEGIN,
             life: (Duration::ZERO, None),
         }
     }
@@ -73,7 +76,7 @@ impl World {
     }
 
     pub(super) fn wall(&self) -> SystemTime {
-        UNIX_EPOCH + BEGIN + self.now()
+        UNIX_EPOCH + self.began_at + self.now()
     }
 
     pub(super) fn begin_life(&mut self) {
