@@ -97,9 +97,10 @@ impl EvidenceRun {
     pub(super) fn note(&mut self, counted: BTreeMap<SlotId, (ShardId, Counted)>, now: Instant) {
         self.noted = Some(now);
         // A shard that ended before the next one came: the slot's former one all the same.
-        for (slot, track) in self.tracks.extract_if(.., |slot, _| !counted.contains_key(slot)) {
-            self.before.insert(slot, track.sample());
-        }
+        let is_there = |slot: &SlotId| counted.contains_key(slot);
+        let ended = self.tracks.iter().filter(|(slot, _)| !is_there(slot));
+        self.before.extend(ended.map(|(slot, track)| (*slot, track.sample())));
+        self.tracks.retain(|slot, _| is_there(slot));
         self.cpu_seconds.retain(|shard, _| counted.values().any(|(known, _)| known == shard));
         for (slot, (shard, mut counted)) in counted {
             counted.cpu_seconds = self.cpu_seconds.get(&shard).copied();
