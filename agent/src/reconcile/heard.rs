@@ -113,6 +113,7 @@ async fn listen(runtime: Arc<dyn Runtime>, outbox: mpsc::UnboundedSender<Message
         let mut heard = Heard { changed: true, ..Heard::nothing(kind) };
         loop {
             tokio::select! {
+                biased;
                 event = events.next() => match event {
                     Some(Ok(event)) => {
                         retry = RETRY_FIRST;
