@@ -2,6 +2,7 @@
 //! gives it everything again when it was away.
 
 use std::{
+    collections::BTreeSet,
     io,
     os::fd::{BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -59,7 +60,7 @@ pub struct Keeper {
     path: PathBuf,
     unit: HolderUnit,
     client: Option<HolderClient>,
-    known: std::collections::BTreeSet<String>,
+    known: BTreeSet<String>,
     next_ping: Instant,
     cells: Option<Arc<Cells>>,
     is_unanswered: bool,
@@ -76,7 +77,7 @@ impl Keeper {
             path: path.to_owned(),
             unit,
             client: Some(client),
-            known: std::collections::BTreeSet::new(),
+            known: BTreeSet::new(),
             next_ping: clock::now() + PING_EVERY,
             cells: None,
             is_unanswered: false,
@@ -216,9 +217,14 @@ impl Keeper {
                 tracing::warn!("the holder was away: giving it everything again");
                 self.client = Some(client);
                 self.known.clear();
+                let mut wanted = BTreeSet::new();
                 for (name, descriptor) in all() {
                     self.put(&name, descriptor);
+                    wanted.insert(name);
                 }
+                // What it was told to let go of while it didn't answer: it would go on listening there.
+                let is_left = |name: &String| is_of_address(name) && !wanted.contains(name);
+                self.names().iter().filter(|name| is_left(name)).for_each(|name| self.remove(name));
             }
             Err(error) => tracing::error!(
                 error = super::chain(&error),
@@ -243,6 +249,11 @@ impl Keeper {
             }
         }
     }
+}
+
+/// Whether that is the name of something that every agent takes up, or lets go of, at its start.
+fn is_of_address(name: &str) -> bool {
+    name.starts_with("front/") || name.starts_with("leaving/")
 }
 
 fn reach(path: &Path, unit: &HolderUnit) -> Result<HolderClient, KeeperError> {
