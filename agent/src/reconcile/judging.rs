@@ -173,7 +173,8 @@ impl Group {
             let lives = wanted.contains(id) && slot.live.as_ref().is_some_and(|live| live.was_ready);
             let fails = lives && slot.fails();
             slot.judged.failing_since = fails.then(|| slot.judged.failing_since.unwrap_or(now));
-            if lives {
+            // One that is ready and not in service yet takes nobody's place: whoever is held for want of it stays until then.
+            if lives && (fails || slot.service() == Service::In) {
                 // One that doesn't accept is out by itself, and counts.
                 let hung = slot.hung.as_ref().map(super::hung::HungRun::since);
                 known.push((*id, slot.judged.failing_since.or(hung)));
