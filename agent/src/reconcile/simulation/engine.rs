@@ -268,6 +268,7 @@ pub(super) fn remove_by_hand(world: &mut World, id: &ShardId) {
 pub(super) fn freeze(world: &mut World, id: &ShardId, is_frozen: bool) {
     let wall = world.wall();
     let Some(shard) = world.shards.all.get_mut(id) else { return };
+    shard.shown_since = None;
     shard.state = match (shard.state, is_frozen) {
         (ShardState::Running { pid, .. }, true) => ShardState::Paused { pid },
         (ShardState::Paused { pid }, false) => ShardState::Running { pid, started: wall },

@@ -106,7 +106,9 @@ impl HolderClient {
     }
 
     pub(in crate::reconcile) fn remove(&mut self, name: &str) -> Result<(), HolderError> {
-        match self.ask(|names| names.remove(name))? {
+        let was_there = self.ask(|names| names.remove(name))?;
+        with(|world| world.kernel.sweep(&world.holder.names));
+        match was_there {
             true => Ok(()),
             false => Err(HolderError::NotFound { name: name.to_owned() }),
         }

@@ -109,7 +109,10 @@ impl World {
             self.seen.open_until.insert((address, slot), until);
             return;
         }
-        let Some(worker) = self.kernel.workers.of(&group, slot).filter(|worker| worker.is_alive) else { return };
+        let Some(worker) = self.kernel.workers.of(&group, slot).filter(|worker| worker.is_alive && !worker.is_stranded)
+        else {
+            return;
+        };
         match worker.backend.map(|backend| self.shards.at(backend).map(|(_, shard)| shard.was_shown)) {
             None => self.note_broken(&format!("{group}/{slot} is taken in, and its worker has nowhere to connect")),
             Some(Some(false)) => {

@@ -381,6 +381,7 @@ fn happen(world: &mut World, event: &Happening) {
         Happening::EngineComes => world.faults.engine_is_away = false,
         Happening::HolderEnds => {
             world.holder.end();
+            world.kernel.sweep(&world.holder.names);
             world.seen.holder_trouble = now;
         }
         Happening::HolderComes => {

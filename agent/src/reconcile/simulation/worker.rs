@@ -36,6 +36,8 @@ pub(super) struct Told {
     /// It accepts from so many listeners of its slot.
     pub(super) listeners: usize,
     pub(super) is_alive: bool,
+    /// It could not enter its backend's namespace, which the loop is about to hear: it has none, and accepts nothing.
+    pub(super) is_stranded: bool,
 }
 
 impl Workers {
@@ -86,7 +88,7 @@ impl Worker {
             }
             let workers = &mut world.kernel.workers;
             workers.last += 1;
-            let told = Told { name: config.name, backend: None, listeners: 0, is_alive: true };
+            let told = Told { name: config.name, backend: None, listeners: 0, is_alive: true, is_stranded: false };
             workers.all.insert(workers.last, told);
             Ok(Self { number: workers.last, stats: WorkerStats::default() })
         })
@@ -151,12 +153,12 @@ impl Worker {
 
     pub(in crate::reconcile) fn set_backend(&self, backend: Option<Backend>) -> Receiver<Result<(), BackendError>> {
         if backend.is_some() && with(|world| world.faults.strike(&mut world.chance, 10)) {
-            self.change(|told| told.backend = None);
+            self.change(|told| (told.backend, told.is_stranded) = (None, true));
             let source = io::ErrorKind::PermissionDenied.into();
             return self.answers(Err(BackendError::Leave { slot: 0, source }));
         }
         let target = backend.and_then(|backend| Some(backend.ports.first()?.1.address));
-        self.change(|told| told.backend = target);
+        self.change(|told| (told.backend, told.is_stranded) = (target, false));
         self.answers(Ok(()))
     }
 
