@@ -53,6 +53,10 @@ pub(super) struct Seen {
     pub(super) holder_trouble: Duration,
     /// What may be stored of a group: its text, or that it is gone.
     may_be: BTreeMap<String, Vec<Option<String>>>,
+    /// Every text that was ever asked for, by group.
+    asked: BTreeSet<(String, String)>,
+    /// The agent was killed when it may have gone back to a specification and not noted yet that it did.
+    may_have_gone_back: bool,
     /// Orders and parallelism that its specifications had.
     orders: BTreeMap<String, (bool, u32)>,
 }
@@ -67,10 +71,18 @@ impl Seen {
     pub(super) fn note_asked(&mut self, group: &str, wish: &Wish) {
         let may_be = self.may_be.entry(group.to_owned()).or_insert_with(|| vec![None]);
         match wish {
-            Wish::Apply(text) => may_be.push(Some(text.clone())),
+            Wish::Apply(text) => {
+                may_be.push(Some(text.clone()));
+                self.asked.insert((group.to_owned(), text.clone()));
+            }
             Wish::Stop { purge: true } => may_be.push(None),
             Wish::Stop { purge: false } | Wish::Undo | Wish::Pause | Wish::Resume => {}
         }
+    }
+
+    /// A rollback writes the specification first, and then what it is.
+    pub(super) fn note_death(&mut self, point: &str) {
+        self.may_have_gone_back = ["store.put.after", "apply.stored", "rollout.put.before"].contains(&point);
     }
 
     /// It was told that it is so.
@@ -200,7 +212,8 @@ fn is_as_asked(world: &mut World, name: &GroupName, group: &Group) -> Option<Str
     if may_be.contains(&text) || matches!(group.intent, Intent::Purge) {
         return None;
     }
-    if group.rollout.record.is_some() {
+    let was_asked_for = world.seen.asked.contains(&(name.to_string(), group.text.clone()));
+    if group.rollout.record.is_some() || (world.seen.may_have_gone_back && was_asked_for) {
         // Undone, or rolled back.
         may_be.push(text);
         return None;

@@ -113,6 +113,7 @@ impl World {
         let dies = *left == 0;
         if dies {
             self.dies_in = None;
+            self.seen.note_death(point);
             self.tell(|| format!("the agent is killed at {point}"));
         }
         dies

@@ -125,7 +125,7 @@ fn a_shard_that_stays_where_it_was_moved_is_found() {
 
 #[test]
 fn a_slot_that_stays_in_service_without_a_shard_is_found() {
-    check(Plant::NeverTakesOut, "its shard is not ready");
+    check(Plant::NeverTakesOut, "not settled");
 }
 
 #[test]
