@@ -127,6 +127,8 @@ impl Reconciler {
         match (step, outcome) {
             (Step::Verify(shard) | Step::Repin(shard), outcome) => self.note_pinning(name, id, shard, outcome),
             (Step::Retire, _) => self.on_retired(name, id),
+            // One that was never out is reached again.
+            (Step::Connect(_), Outcome::Done) if slot.service() == Service::In => self.note_served(name, id),
             (_, Outcome::Done | Outcome::Pinned(_)) => {}
             (_, Outcome::Engine(error)) => {
                 let cause = super::chain(&error);
