@@ -46,7 +46,6 @@ impl Counted {
             connect_failures: self.refused.saturating_sub(before.refused),
             first_answer: self.answers.zip(before.answers).map(|(now, before)| times(now, before)),
             cpu_seconds: cpu,
-            requests: None,
         }
     }
 }

@@ -27,8 +27,6 @@ pub struct Sample {
     pub first_answer: Option<Times>,
     /// CPU time that the shard used.
     pub cpu_seconds: f64,
-    /// What CPU time is used for, where somebody counts it; else connections are.
-    pub requests: Option<u64>,
 }
 
 impl Sample {
@@ -47,7 +45,7 @@ pub struct Policy {
     pub max_error_points: Option<f64>,
     /// How many times longer its first answers may take, in the mean; at least 1.
     pub max_slowdown: Option<f64>,
-    /// How many times more CPU time it may use for a request, or a connection; at least 1. Not for services whose CPU time
+    /// How many times more CPU time it may use for a connection; at least 1. Not for services whose CPU time
     /// is mostly used while nobody asks anything.
     pub max_cpu_ratio: Option<f64>,
 }
@@ -184,21 +182,19 @@ fn slowdown(shard: &Sample, others: Others<'_>, limit: f64, wanted: u64) -> Find
 }
 
 fn cpu(shard: &Sample, others: Others<'_>, limit: f64, wanted: u64) -> Finding {
-    let counts_requests = others.samples().iter().chain([shard]).all(|sample| sample.requests.is_some());
-    let (what, work): (_, fn(&Sample) -> u64) = match counts_requests {
-        true => ("request", |sample| sample.requests.unwrap_or(0)),
-        false => ("connection", |sample| sample.connections),
-    };
+    let work = |sample: &Sample| sample.connections;
     let means = others.samples().iter().map(|sample| Times::mean_of(sample.cpu_seconds, work(sample)));
     let (own, means): (_, Vec<_>) = (Times::mean_of(shard.cpu_seconds, work(shard)), means.collect());
     let least = others.samples().iter().chain([shard]).map(work).min().unwrap_or(0);
     if least < wanted || !means.iter().all(times::Mean::is_positive) {
-        return Finding::Unknown(format!("CPU time was counted of {least} {what}s, {wanted} are needed"));
+        return Finding::Unknown(format!("CPU time was counted of {least} connections, {wanted} are needed"));
     }
     times::standard(means, limit).judge(
         |theirs| own.exceeds(theirs, limit),
-        |theirs| format!("it took {own} of CPU time for a {what}, {others} {theirs}: more than {limit} times as much"),
-        || format!("{others} CPU time for a {what} differs by more than {limit} times"),
+        |theirs| {
+            format!("it took {own} of CPU time for a connection, {others} {theirs}: more than {limit} times as much")
+        },
+        || format!("{others} CPU time for a connection differs by more than {limit} times"),
     )
 }
 

@@ -107,16 +107,6 @@ fn one_sibling_hides_nothing() {
 }
 
 #[test]
-fn cpu_time_is_for_requests_where_they_are_counted() {
-    let of_requests = |requests| Sample { requests: Some(requests), ..of(plain()) };
-    check(&of_requests(1000), &[of_requests(4000)], None, Err("for a request"));
-    check(&of_requests(4000), &[of_requests(4000)], None, GOOD);
-    // Not of all of them: by connections.
-    check(&of_requests(1000), &[of(plain())], None, GOOD);
-    check(&of_requests(9), &[of_requests(4000)], None, TOO_LITTLE);
-}
-
-#[test]
 fn what_is_not_asked_for_is_not_judged() {
     let policy = Policy { min_connections: 100, max_error_points: None, max_slowdown: None, max_cpu_ratio: None };
     let (bad, good) = (sample(500, 500, 900.0, 900.0), of(plain()));
@@ -131,14 +121,13 @@ fn any_sample() -> impl Strategy<Value = Sample> {
         squares: is_known.then_some(squares),
     });
     let counts = (0..2000_u64, 0..2000_u64, 0..100_u64);
-    (counts, prop::option::of(times), 0.0..100.0_f64, prop::option::of(0..5000_u64)).prop_map(
-        |((connections, unanswered, connect_failures), first_answer, cpu_seconds, requests)| Sample {
+    (counts, prop::option::of(times), 0.0..100.0_f64).prop_map(
+        |((connections, unanswered, connect_failures), first_answer, cpu_seconds)| Sample {
             connections,
             unanswered: unanswered.min(connections),
             connect_failures,
             first_answer,
             cpu_seconds,
-            requests,
         },
     )
 }
