@@ -93,8 +93,10 @@ impl Seen {
             _ => return,
         };
         let Some(may_be) = self.may_be.get_mut(group) else { return };
-        if let Some(at) = may_be.iter().position(|known| *known == now) {
-            may_be.drain(..at);
+        match may_be.iter().position(|known| *known == now) {
+            Some(at) => drop(may_be.drain(..at)),
+            // Asked before something else that was done meanwhile.
+            None => may_be.push(now),
         }
     }
 }
@@ -370,9 +372,11 @@ fn group_settled(world: &World, name: &str, group: &Group) -> Result<(), String>
     }
 }
 
+/// Also where what was brought back failed beside a shard that serves: that slot is left to it.
 fn is_paused(group: &Group) -> bool {
     use crate::status::RolloutPhase::{Failed, Paused};
-    group.rollout.record.as_ref().is_some_and(|record| matches!(record.phase, Paused | Failed))
+    let is_paused = group.rollout.record.as_ref().is_some_and(|record| matches!(record.phase, Paused | Failed));
+    is_paused || group.rollout.machine.has_given_up()
 }
 
 fn slot_settled(world: &World, name: &str, group: &Group, slot: &sherd_topology::plan::Slot) -> Result<(), String> {

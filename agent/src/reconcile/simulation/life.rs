@@ -189,8 +189,8 @@ async fn run(script: &mut Script, calm: &mut Calm) -> End {
         with(World::end_due_shards);
         if let Some(wake) = wake {
             reconciler.turn(wake);
-            laws::check(&reconciler);
             asked.retain_mut(|asked: &mut Asked| !asked.is_answered());
+            laws::check(&reconciler);
         }
         while let Some(event) = script.take_due(with(|world| world.now())) {
             with(|world| world.tell(|| event.to_string()));
