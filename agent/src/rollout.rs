@@ -125,6 +125,11 @@ impl Rollout {
         self.given_up.clear();
     }
 
+    /// The same of one slot.
+    pub fn retry_slot(&mut self, slot: SlotId) {
+        self.given_up.remove(&slot);
+    }
+
     /// Looks at the slots that are to run; ends turns, and begins new ones.
     pub fn step(&mut self, policy: &RolloutPolicy, pace: Pace, slots: &[SlotFacts], now: Instant) -> Vec<Finding> {
         self.turns.retain(|id, _| slots.iter().any(|slot| slot.id == *id));

@@ -234,6 +234,9 @@ impl Reconciler {
         self.counters.note_rollout_failure(name);
         match (action, from) {
             _ if is_rollback => {
+                // There is nothing else: it is tried again, as its back-off allows.
+                group.rollout.machine.retry_slot(slot);
+                group.slots.get_mut(&slot).into_iter().for_each(|slot| slot.failure = None);
                 self.remember_rollout(name, |record| record.reason = Some(format!("what ran before fails too: {why}")));
             }
             (FailureAction::Continue, _) => self.remember_rollout(name, |record| record.reason = Some(why)),

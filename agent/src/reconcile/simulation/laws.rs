@@ -372,11 +372,9 @@ fn group_settled(world: &World, name: &str, group: &Group) -> Result<(), String>
     }
 }
 
-/// Also where what was brought back failed beside a shard that serves: that slot is left to it.
 fn is_paused(group: &Group) -> bool {
     use crate::status::RolloutPhase::{Failed, Paused};
-    let is_paused = group.rollout.record.as_ref().is_some_and(|record| matches!(record.phase, Paused | Failed));
-    is_paused || group.rollout.machine.has_given_up()
+    group.rollout.record.as_ref().is_some_and(|record| matches!(record.phase, Paused | Failed))
 }
 
 fn slot_settled(world: &World, name: &str, group: &Group, slot: &sherd_topology::plan::Slot) -> Result<(), String> {
