@@ -93,11 +93,13 @@ impl Reconciler {
                     continue;
                 }
                 slot.stale = false;
+                let unseen = slot.ended_unseen(&mine);
                 slot.shards = mine.iter().filter(|shard| shard.key.slot == *id).cloned().collect();
                 slot.generation = slot.shards.iter().map(|shard| shard.generation).fold(slot.generation, u64::max);
                 let found = slot.disturbed(&group.spec, was_away, now);
                 disturbed.extend(found.map(|found| (name.clone(), *id, found)));
                 note_ends(slot, &group.spec, was_away, now);
+                unseen.iter().for_each(|shard| slot.note_unseen_end(&group.spec, shard, was_away, now));
             }
         }
         for shard in shards {
@@ -330,6 +332,36 @@ fn note_ends(slot: &mut SlotRun, spec: &GroupSpec, was_away: bool, now: Instant)
 }
 
 impl SlotRun {
+    /// Shards that were started since the last listing and have ended by this one: so soon that nobody saw them run.
+    fn ended_unseen(&self, listed: &[ObservedShard]) -> Vec<ObservedShard> {
+        let was_made =
+            |id: &ShardId| self.shards.iter().any(|known| known.id == *id && known.state == ShardState::Created);
+        let is_unseen = |shard: &&ObservedShard| {
+            let ended = matches!(shard.state, ShardState::Exited { .. } | ShardState::Dead);
+            ended
+                && was_made(&shard.id)
+                && self.live_of(&shard.id).is_none()
+                && self.stopping.as_ref() != Some(&shard.id)
+        };
+        listed.iter().filter(is_unseen).cloned().collect()
+    }
+
+    /// That is a failure as any other: else the next one would be made at once, and again, and no rollout would fail.
+    fn note_unseen_end(&mut self, spec: &GroupSpec, shard: &ObservedShard, was_away: bool, now: Instant) {
+        let Some(End { cause: by, text: cause }) = self.end_of(&shard.id, was_away, now) else { return };
+        if !by.is_some_and(DriftCause::is_asked_for) {
+            self.note_never_ready(spec, &shard.id, Failed::Exited, &cause);
+        }
+        self.failure = Some((shard.spec.clone(), cause.clone()));
+        let of_slot = self.cause.clone();
+        self.fail(spec, Duration::ZERO, cause, now);
+        match self.live {
+            // The slot goes on by the one that serves.
+            Some(_) => self.cause = of_slot,
+            None => self.restarts += 1,
+        }
+    }
+
     /// The shard has ended; whether that is a failure.
     fn note_end(&mut self, spec: &GroupSpec, live: &Live, end: End, now: Instant) -> bool {
         if self.stopping.as_ref() == Some(&live.id) {

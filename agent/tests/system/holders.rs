@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use sherd_lb::holder::HolderClient;
 use sherd_testkit::{eventually, in_new_netns};
 
 use crate::{
@@ -34,7 +35,8 @@ fn a_holder_can_be_replaced_while_the_agent_runs() {
             signal(former, Signal::SIGKILL);
             eventually("another one has everything", Duration::from_secs(20), || {
                 let present = pid_of_holder(&stage.world).filter(|pid| *pid != former)?;
-                let has = holder(&stage.world).list().ok()?;
+                let socket = stage.world.dir().join("run/holder.sock");
+                let has = HolderClient::connect(&socket).ok()?.list().ok()?;
                 (present != former && had.iter().all(|name| has.contains(name))).then_some(())
             });
             stage.world.kill_agent();
