@@ -64,6 +64,7 @@ fn runtime() -> DockerRuntime {
         instance: "fuzz".to_owned(),
         timeouts: Timeouts { ask: Duration::from_secs(5), change: Duration::from_secs(5), ..Timeouts::default() },
         credentials: None,
+        own_ids: None,
     })
 }
 
