@@ -73,7 +73,7 @@ impl Reconciler {
         reason: &str,
     ) {
         let Some(slot) = self.slot_mut(name, id) else { return };
-        slot.drifted.entry(cause).or_insert_with(Instant::now);
+        slot.drifted.entry(cause).or_insert_with(clock::now);
         self.note_drift(&Whose::Slot(name.clone(), id), cause, reason);
     }
 
