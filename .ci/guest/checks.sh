@@ -11,7 +11,8 @@ fail() {
     systemctl --no-pager --lines=0 status sherd sherd-holder || true
     timeout 20 sherd ps || true
     journalctl --no-pager --boot --output=short-monotonic --lines=120 -u sherd -u sherd-holder || true
-    echo "$passed passed, 1 failed"
+    # Again at the end, where who reads the log looks first.
+    echo "$passed passed, 1 failed: $*"
     exit 1
 }
 trap 'fail "line $LINENO: $BASH_COMMAND"' ERR

@@ -176,6 +176,14 @@ replanned "a sibling goes offline, its slot has the other" one_off 4 0-1 2-3 4-5
 replanned "a core goes offline, its slot goes, the others stay" both_off 3 0-1 2-3 4-5
 replanned "the core comes back, its slot too" both_on 3 0-1 2-3 4-5 6-7
 
+# all_new GROUP BEFORE: no shard is of the former release, nor one of those that BEFORE lists.
+all_new() {
+    local slot pid
+    while read -r slot pid; do
+        is 2 "$(told "$pid" RELEASE)" "release of $1/$slot" || return 1
+        ! grep -qx "$slot $pid" <<<"$2" || { echo "slot $slot has its old shard"; return 1; }
+    done < <(shards "$1")
+}
 # Start-first: each slot's next shard takes over from the one that serves. Who keeps a connection for longer than the drain loses it with the
 # former shard, here as when a core went; who connects notices nothing.
 for group in web box; do
@@ -188,10 +196,8 @@ for group in web box; do
     stop_load
     sherd rollout status "$group"
     unharmed "$port" new || fail "rollout of $group$(figures)"
-    while read -r slot pid; do
-        is 2 "$(told "$pid" RELEASE)" "release of $group/$slot" || fail "rollout of $group"
-        ! grep -qx "$slot $pid" <<<"$before" || fail "rollout of $group: slot $slot has its old shard"
-    done < <(shards "$group")
+    # Who still has a connection of before when the rollout is over drains a while longer.
+    until_ 60 all_new "$group" "$before" || fail "rollout of $group: $(all_new "$group" "$before"); $(sherd rollout status "$group")"
     until_ 120 expect_pinned "$group" || fail "rollout of $group: $(expect_pinned "$group")"
     ok "rollout of $group, start-first, under load$(figures)"
 done
