@@ -27,8 +27,9 @@ use crate::sys::scm;
 /// Until it says that it is inside. Long: it is a program that has to start.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// For one listener. It never waits for anything itself.
-const TIMEOUT: Duration = Duration::from_secs(1);
+/// For one listener. It never waits for anything itself; what lasts is its turn on a host that is overloaded. A program that calls
+/// listen(2) waits as long, and is relayed from then on where none came.
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why there is no maker.
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +130,7 @@ impl Maker {
     }
 
     /// A TCP socket of the guard, bound to the address and not listening, with SO_REUSEADDR, SO_REUSEPORT, O_NONBLOCK and
-    /// FD_CLOEXEC; `v6only` is for IPv6. Waits at most 1 s, and for other threads' turns.
+    /// FD_CLOEXEC; `v6only` is for IPv6. Waits at most 3 s, and for other threads' turns.
     ///
     /// # Errors
     /// [`MakeError::Refused`] with EADDRINUSE when the address is taken. After [`MakeError::Ended`] none is made any more.

@@ -84,8 +84,8 @@ fn a_dead_maker_is_told_at_once() {
 }
 
 #[test]
-fn a_maker_that_hangs_is_waited_for_a_second_and_recovers() {
-    alone("a_maker_that_hangs_is_waited_for_a_second_and_recovers", || {
+fn a_maker_that_hangs_is_waited_for_a_while_and_recovers() {
+    alone("a_maker_that_hangs_is_waited_for_a_while_and_recovers", || {
         let world = World::new();
         let pid = Pid::from_raw(i32::try_from(world.maker.pid()).expect("a pid"));
         kill(pid, Signal::SIGSTOP).expect("it runs");
@@ -95,7 +95,7 @@ fn a_maker_that_hangs_is_waited_for_a_second_and_recovers() {
         let late: SocketAddr = "127.0.0.1:7001".parse().expect("an address");
         let silent = world.maker.listener(late, true);
         assert!(matches!(silent, Err(MakeError::Silent(_))), "{silent:?}");
-        assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
         kill(pid, Signal::SIGCONT).expect("it runs");
         let next: SocketAddr = "127.0.0.1:7002".parse().expect("an address");
         let made = world.maker.listener(next, true).expect("it goes on");

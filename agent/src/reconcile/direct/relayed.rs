@@ -104,6 +104,8 @@ impl SlotRun {
         if let Some(suspicion) = self.trial.suspicion() {
             return format!("its last shard did not work on a listener of ours: {}", suspicion.reason);
         }
-        "no listen(2) of its program was seen: it uses io_uring, or was started before this agent".to_owned()
+        "no listen(2) of its program was seen: it uses io_uring, or came up when this agent did not wait for it: before the \
+         agent was there, or after its start had taken too long"
+            .to_owned()
     }
 }
