@@ -1,7 +1,7 @@
 //! From samples to what may be said: medians, ratios with intervals, the control, the noise, and whether targets hold;
 //! pure, and the only place that concludes anything.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::{
     noise::Noise,
@@ -16,7 +16,7 @@ mod noise;
 mod target;
 
 /// What a comparison says.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Analysis {
     /// What was compared, in the order of tables.
     pub measures: Vec<Measure>,
@@ -33,7 +33,7 @@ pub struct Analysis {
 }
 
 /// A contestant's median over all samples of one measure.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Median {
     /// Of what.
     pub measure: Measure,
@@ -44,7 +44,7 @@ pub struct Median {
 }
 
 /// One contestant against another.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Ratio {
     /// Of what.
     pub measure: Measure,
@@ -71,7 +71,8 @@ pub struct Cast<'a> {
 }
 
 /// What is measured once and not in pairs.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
 pub struct Evidence {
     /// Memory of idle connections.
     pub idle: Vec<IdleMemory>,
@@ -107,7 +108,8 @@ pub fn analyse(
 fn medians(cast: Cast<'_>, samples: &[Sample]) -> Vec<Median> {
     let one = |measure: Measure, contestant: &String| {
         let of_it = samples.iter().filter(|sample| sample.contestant == *contestant);
-        let values: Vec<f64> = of_it.filter_map(|sample| measure.of(sample)).collect();
+        let values: Vec<f64> =
+            of_it.filter_map(|sample| measure.of(sample)).filter(|value| value.is_finite()).collect();
         Some(Median { measure, contestant: contestant.clone(), value: median(&values)? })
     };
     cast.measures

@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::unistd::Pid;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::{
     choice::{Choice, ChoiceError},
@@ -57,7 +57,7 @@ pub trait Contestant {
 }
 
 /// What a report says of a contestant.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Facts {
     /// Its name in tables.
     pub name: String,

@@ -7,12 +7,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::{
     date::utc,
-    findings::{Findings, Series},
+    findings::{Bins, Findings, Series, Timeline},
     progress::Progress,
+    stored::{AnyReport, FORMAT, ReadError},
     table::Table,
 };
 use crate::{
@@ -25,13 +26,16 @@ use crate::{
 mod date;
 mod findings;
 mod progress;
+mod stored;
 mod table;
+#[cfg(test)]
+pub(crate) mod testing;
 
 /// All of a run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Report {
     /// The scenario's name.
-    pub scenario: &'static str,
+    pub scenario: String,
     /// What it was run with and on.
     #[serde(flatten)]
     pub header: Header,
@@ -45,7 +49,7 @@ pub struct Report {
 }
 
 /// What a run was run with and on.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Header {
     /// Where it comes from.
     #[serde(flatten)]
@@ -67,7 +71,7 @@ pub struct Header {
 }
 
 /// Where a report comes from.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Origin {
     /// As typed.
     pub command_line: String,
@@ -76,7 +80,7 @@ pub struct Origin {
 }
 
 /// How a comparison is run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Settings {
     /// Blocks, each with two samples of every contestant under every load.
     pub pairs: usize,
@@ -103,7 +107,7 @@ pub struct Settings {
 }
 
 /// A load of large answers.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
 pub struct Bulk {
     /// At a time.
     pub connections: usize,
@@ -112,7 +116,7 @@ pub struct Bulk {
 }
 
 /// A contestant that did not take part.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Missing {
     /// Who.
     pub name: String,
@@ -138,6 +142,9 @@ pub struct WriteError {
 
 /// What a run leaves, whatever it was about.
 pub trait Document: Serialize {
+    /// What its file says it is. What [`AnyReport`] has no word for can't be read back by this program.
+    const KIND: &'static str = "other";
+
     /// To be read in a terminal.
     fn text(&self) -> String;
 
@@ -146,7 +153,7 @@ pub trait Document: Serialize {
         let json = directory.join(format!("{name}.json"));
         let text = directory.join(format!("{name}.txt"));
         fs::create_dir_all(directory).map_err(|source| WriteError { path: directory.to_owned(), source })?;
-        let values = serde_json::to_string_pretty(self)
+        let values = serde_json::to_string_pretty(&Stored { format: FORMAT, kind: Self::KIND, document: self })
             .map_err(|error| WriteError { path: json.clone(), source: error.into() })?;
         write_whole(&json, &portable(&values))?;
         write_whole(&text, &portable(&self.text()))?;
@@ -155,15 +162,28 @@ pub trait Document: Serialize {
 }
 
 impl Document for Report {
+    const KIND: &'static str = stored::COMPARISON;
+
     fn text(&self) -> String {
         Table(self).to_string()
     }
 }
 
 impl Document for Findings {
+    const KIND: &'static str = stored::TRIAL;
+
     fn text(&self) -> String {
         self.to_string()
     }
+}
+
+/// A document as its file has it.
+#[derive(Serialize)]
+struct Stored<'a, D: ?Sized> {
+    format: u32,
+    kind: &'static str,
+    #[serde(flatten)]
+    document: &'a D,
 }
 
 /// Without what is true of one person's machine only: paths below the working directory are relative, and those

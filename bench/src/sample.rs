@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The loads of a comparison.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LoadKind {
     /// Closed loop, kept connections, small answers.
@@ -31,7 +31,7 @@ impl LoadKind {
 }
 
 /// One load on one contestant once.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Sample {
     /// Which.
     pub load: LoadKind,
@@ -62,7 +62,7 @@ pub struct Sample {
 }
 
 /// Latencies in microseconds. From when a request was due, in an open loop; from when it was sent, in a closed one.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub struct Latency {
     /// Half are below.
     pub p50: f64,
@@ -77,7 +77,7 @@ pub struct Latency {
 }
 
 /// Memory that idle connections cost.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct IdleMemory {
     /// Whose.
     pub contestant: String,
@@ -107,7 +107,7 @@ impl IdleMemory {
 }
 
 /// System calls of a contestant's shards, counted while nothing else was measured.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct SystemCalls {
     /// Whose.
     pub contestant: String,
@@ -132,7 +132,7 @@ impl SystemCalls {
 }
 
 /// What is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Measure {
     /// Microseconds of the balancer's CPU per request, at the maximum.

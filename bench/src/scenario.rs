@@ -82,6 +82,6 @@ impl Scenario {
             missing: lineup.missing,
             remarks: run.remarks,
         };
-        Ok(Report { scenario: self.name, header, analysis, evidence, samples })
+        Ok(Report { scenario: self.name.into(), header, analysis, evidence, samples })
     }
 }

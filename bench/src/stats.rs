@@ -4,7 +4,7 @@
 //! (a neighbour, a frequency change) then hits both. The estimate is the median of those ratios, and its interval comes
 //! from resampling the pairs. All of it happens on logarithms, so that A/B and B/A tell the same story.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::random::Random;
 
@@ -16,7 +16,7 @@ const RESAMPLES: usize = 2000;
 const CONFIDENCE: f64 = 0.95;
 
 /// A ratio and the interval that holds it with 95 % confidence.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub struct Estimate {
     /// The median of the ratios within pairs.
     pub ratio: f64,

@@ -1,6 +1,6 @@
 //! How much of the host's CPU time went elsewhere during a run, and whether that is too much to conclude.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{sample::Sample, stats::median};
 
@@ -10,7 +10,7 @@ const MAX_STOLEN_SHARE: f64 = 0.01;
 const MAX_FOREIGN_SHARE: f64 = 0.05;
 
 /// What else the host did, as shares of its CPU time; medians over all samples.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub struct Noise {
     /// Given to other guests by the hypervisor.
     pub stolen_share: f64,

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Evidence, Noise, Ratio};
 use crate::{
@@ -51,7 +51,7 @@ pub enum Bound {
 }
 
 /// Whether a target holds.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Verdict {
     /// The target in words.
     pub target: String,
@@ -64,7 +64,7 @@ pub struct Verdict {
 }
 
 /// The answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum VerdictWord {
     /// It holds.

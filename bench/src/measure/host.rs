@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, fs, io, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 /// What a reader needs to know to judge the figures.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct HostFacts {
     /// Its name.
     pub name: String,
@@ -20,6 +20,7 @@ pub struct HostFacts {
     /// Memory in bytes.
     pub memory_bytes: u64,
     /// Each CPU's frequency governor, where the kernel tells.
+    #[serde(deserialize_with = "numbered")]
     pub governors: BTreeMap<usize, String>,
     /// Whether cores run several threads (`on`, `off`, `notsupported`).
     pub smt: Option<String>,
@@ -47,6 +48,12 @@ impl HostFacts {
             cpus,
         })
     }
+}
+
+/// JSON's keys are text, and serde takes them for numbers only where nothing around is flattened.
+fn numbered<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<usize, String>, D::Error> {
+    let named = BTreeMap::<String, String>::deserialize(from)?;
+    named.into_iter().map(|(cpu, word)| Ok((cpu.parse().map_err(Error::custom)?, word))).collect()
 }
 
 /// The kernel's slab memory, in bytes: sockets are in it.

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     interrupt::Interrupt,
     load::{Outcome, Visit, Visits},
-    report::{Findings, Progress, Series},
+    report::{Bins, Findings, Progress, Series, Timeline},
 };
 
 const BEFORE: Duration = Duration::from_millis(500);
@@ -41,6 +41,20 @@ enum Agent {
     Stopped,
 }
 
+/// Around the kill, in its time lines: what fails does so at once, what a new shard's start costs comes later.
+const NEAR: Bins = Bins { from: -0.02, width: 0.001, count: 60 };
+const AROUND: Bins = Bins { from: -0.2, width: 0.005, count: 160 };
+
+/// One connection, seen from a kill.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Seen {
+    /// From the kill to its begin.
+    seconds: f64,
+    /// From its begin to its end.
+    millis: f64,
+    failed: bool,
+}
+
 /// What one death did.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Death {
@@ -64,13 +78,13 @@ pub fn run(
     let maximum = field.saturate(options.calibrate)?;
     let mut remarks = vec![format!("half load is {:.0} connections/s", maximum.requests_per_second() / 2.0)];
     remarks.push("times count from the call of kill(2), not from the death that it brings about".into());
-    let (mut series, mut verdicts, mut foreign) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut series, mut timelines, mut verdicts, mut foreign) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (agent, words) in [(Agent::Alive, "agent alive"), (Agent::Stopped, "agent stopped")] {
         progress.restart();
-        let mut deaths = Vec::new();
+        let (mut deaths, mut seen) = (Vec::new(), Vec::new());
         for kill in 0..options.kills {
             progress.step(kill, options.kills, words);
-            let (death, used) = kill_one(&mut field, &maximum, agent, kill % options.trial.cpus.len())?;
+            let (death, used) = kill_one(&mut field, &maximum, agent, kill % options.trial.cpus.len(), &mut seen)?;
             deaths.push(death);
             foreign.push(used);
         }
@@ -86,17 +100,40 @@ pub fn run(
             of("  of these begun after the kill", |death| death.failed_after as f64),
             of("ms of the slowest begun after the kill", |death| millis(death.slowest)),
         ]);
+        timelines.extend(draw(&seen, words));
     }
     series.push(Series::new("% of the CPU time used by others before", foreign));
-    field.report("failover", series, remarks, verdicts)
+    Ok(Findings { timelines, ..field.report("failover", series, remarks, verdicts)? })
 }
 
-/// Gives the percentage of CPU time that others used before, too.
+/// All kills in one.
+fn draw(seen: &[Seen], words: &str) -> [Timeline; 2] {
+    let failed = seen.iter().filter(|seen| seen.failed).map(|seen| seen.seconds);
+    let waited = seen.iter().filter(|seen| !seen.failed).map(|seen| (seen.seconds, seen.millis));
+    [
+        Timeline::counts(
+            format!("connections that failed, by when they began, all kills together, {words}"),
+            "per ms",
+            NEAR,
+            failed,
+        ),
+        Timeline::largest(
+            format!("the longest from begin to end, by when it began, all kills together, {words}"),
+            "ms",
+            AROUND,
+            waited,
+        ),
+    ]
+    .map(|timeline| timeline.mark(0.0, "kill(2)"))
+}
+
+/// Gives the percentage of CPU time that others used before, too, and adds to `seen` what began near the kill.
 fn kill_one(
     field: &mut Field<'_>,
     maximum: &Outcome,
     agent: Agent,
     slot: usize,
+    seen: &mut Vec<Seen>,
 ) -> Result<(Death, f64), ComparisonError> {
     let shard = field.group.shards()[slot];
     let stopped = (agent == Agent::Stopped).then(|| Stopped::stop(field.group.agent())).transpose()?;
@@ -110,7 +147,16 @@ fn kill_one(
     let visits = visits.finish().map_err(|source| field.load_error(source))?;
     drop(stopped);
     field.group.wait_until_whole(Some(shard))?;
+    seen.extend(visits.iter().map(|visit| Seen::of(visit, killed_at)).filter(|seen| seen.seconds >= AROUND.from));
     Ok((Death::of(&visits, killed_at), foreign))
+}
+
+impl Seen {
+    fn of(visit: &Visit, killed_at: Instant) -> Self {
+        let after = visit.began.saturating_duration_since(killed_at).as_secs_f64();
+        let before = killed_at.saturating_duration_since(visit.began).as_secs_f64();
+        Self { seconds: after - before, millis: millis(visit.ended - visit.began), failed: visit.failure.is_some() }
+    }
 }
 
 impl Death {
@@ -150,5 +196,25 @@ mod tests {
         let over = Duration::from_millis(3);
         let both = Death { over, failed: 2, failed_after: 1, slowest };
         check(&[(99, 101, true), (103, 104, true), (104, 111, false)], both);
+    }
+
+    #[test]
+    fn time_lines_tell_what_failed_when_and_what_waited() {
+        let seen = [(-0.0105, 2.0, true), (-0.0102, 3.0, true), (0.1, 7.0, false), (0.101, 4.0, false)];
+        let seen = seen.map(|(seconds, millis, failed)| Seen { seconds, millis, failed });
+        let [failed, waited] = draw(&seen, "agent alive");
+        assert_eq!(failed.points.iter().map(|(_, count)| count).sum::<f64>(), 2.0);
+        let (at, most) = *waited.points.last().expect("one bin has some");
+        assert!((at - 0.1).abs() < 1e-9 && most == 7.0 && waited.points.len() == 1, "{waited:?}");
+        assert_eq!(failed.marks, [(0.0, "kill(2)".to_owned())]);
+    }
+
+    #[test]
+    fn a_connection_is_seen_from_the_kill() {
+        let start = Instant::now();
+        let at = |millis: u64| start + Duration::from_millis(millis);
+        let visit = Visit { began: at(90), ended: at(93), failure: None };
+        assert_eq!(Seen::of(&visit, at(100)), Seen { seconds: -0.01, millis: 3.0, failed: false });
+        assert_eq!(Seen::of(&visit, at(80)).seconds, 0.01);
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::round::Round;
+use self::round::{Round, seen};
 use super::{
     ComparisonError,
     trial::{Bystanders, Field, Stopped, TrialOptions, at_most, millis},
@@ -18,7 +18,7 @@ use crate::{
     analysis::{Verdict, VerdictWord},
     interrupt::Interrupt,
     load::Visits,
-    report::{Findings, Progress, Series},
+    report::{Bins, Findings, Progress, Series, Timeline},
 };
 
 mod round;
@@ -26,6 +26,8 @@ mod round;
 /// How long a shard is stopped: long enough for its queue to be moved, which is due after 2 s.
 const STOPPED: Duration = Duration::from_secs(3);
 const BEFORE: Duration = Duration::from_millis(500);
+/// Around a stop, in the time line.
+const AROUND: Bins = Bins { from: -0.5, width: 0.02, count: 200 };
 const BACK_DEADLINE: Duration = Duration::from_secs(10);
 /// From the first connection in a stopped shard's queue to the last that was steered there.
 const OUT_WITHIN_MILLIS: f64 = 100.0;
@@ -61,18 +63,27 @@ pub fn run(
     let maximum = field.saturate(options.calibrate)?;
     remarks.push(format!("half load is {:.0} connections/s", maximum.requests_per_second() / 2.0));
     progress.restart();
-    let (mut rounds, mut foreign) = (Vec::new(), Vec::new());
+    let (mut rounds, mut waits, mut foreign) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..options.stalls {
         progress.step(round, options.stalls, "a shard is stopped");
         let visits = Visits::start(&field.half_load(&maximum));
         let others = Bystanders::of(field.processes())?;
         field.pause(BEFORE)?;
         foreign.push(others.percent()?);
-        rounds.push(stall(&field, visits, round % options.trial.cpus.len())?);
+        rounds.push(stall(&field, visits, round % options.trial.cpus.len(), &mut waits)?);
     }
     let (series, concluded) = conclude(&rounds, foreign);
     verdicts.extend(concluded);
-    field.report("stall", series, remarks, verdicts)
+    let timelines = vec![draw(&waits)];
+    Ok(Findings { timelines, ..field.report("stall", series, remarks, verdicts)? })
+}
+
+/// All stops in one.
+fn draw(waits: &[(f64, f64)]) -> Timeline {
+    let waits = waits.iter().copied();
+    Timeline::largest("the longest from begin to end, by when it began, all stops together", "ms", AROUND, waits)
+        .mark(0.0, "stopped")
+        .mark(STOPPED.as_secs_f64(), "goes on")
 }
 
 fn conclude(rounds: &[Round], foreign: Vec<f64>) -> (Vec<Series>, Vec<Verdict>) {
@@ -94,8 +105,13 @@ fn conclude(rounds: &[Round], foreign: Vec<f64>) -> (Vec<Series>, Vec<Verdict>) 
     (vec![out, served, queued, late, caught, failed, others], verdicts)
 }
 
-/// Stops one shard under load and lets it go on.
-fn stall(field: &Field<'_>, visits: Visits, slot: usize) -> Result<Round, ComparisonError> {
+/// Stops one shard under load and lets it go on. Adds to `waits` what [`seen`] tells.
+fn stall(
+    field: &Field<'_>,
+    visits: Visits,
+    slot: usize,
+    waits: &mut Vec<(f64, f64)>,
+) -> Result<Round, ComparisonError> {
     let stopped = Stopped::stop(field.group.shards()[slot])?;
     let stopped_at = Instant::now();
     field.pause(STOPPED)?;
@@ -105,6 +121,7 @@ fn stall(field: &Field<'_>, visits: Visits, slot: usize) -> Result<Round, Compar
     field.wait_until("the end of a stall", BACK_DEADLINE, || {
         Ok(field.group.metric("sherd_slot_hung")?.iter().all(|hung| *hung == 0.0))
     })?;
+    waits.extend(seen(&visits, stopped_at));
     Ok(Round::of(&visits, stopped_at, continued_at))
 }
 

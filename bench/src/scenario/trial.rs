@@ -162,13 +162,14 @@ impl<'a> Field<'a> {
         verdicts: Vec<Verdict>,
     ) -> Result<Findings, ComparisonError> {
         Ok(Findings {
-            scenario,
+            scenario: scenario.into(),
             origin: self.options.origin.clone(),
             started: utc(self.started),
             took_seconds: self.started.elapsed().map_or(0.0, |took| took.as_secs_f64()),
             host: HostFacts::read().map_err(ComparisonError::Host)?,
             contestants: vec![self.group.facts().clone()],
             series,
+            timelines: Vec::new(),
             remarks,
             verdicts,
         })

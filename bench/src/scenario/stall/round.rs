@@ -22,6 +22,15 @@ pub(super) struct Round {
     pub(super) failed: usize,
 }
 
+/// One connection, seen from a stop: seconds from it to the connection's begin, and milliseconds until it ended.
+pub(super) fn seen(visits: &[Visit], stopped_at: Instant) -> impl Iterator<Item = (f64, f64)> {
+    visits.iter().map(move |visit| {
+        let after = visit.began.saturating_duration_since(stopped_at).as_secs_f64();
+        let before = stopped_at.saturating_duration_since(visit.began).as_secs_f64();
+        (after - before, (visit.ended - visit.began).as_secs_f64() * 1e3)
+    })
+}
+
 impl Round {
     pub(super) fn of(visits: &[Visit], stopped_at: Instant, continued_at: Instant) -> Self {
         let held = |visit: &&Visit| visit.ended - visit.began >= HELD && visit.began < continued_at;
@@ -64,5 +73,17 @@ mod tests {
         check(&[(999, 4001), (1010, 3050), (1090, 3120)], &caught);
         let late = Round { out: Some(Duration::ZERO), queued: 1, late: 1, ..Round::default() };
         check(&[(1010, 4002)], &late);
+    }
+
+    #[test]
+    fn connections_are_seen_from_the_stop() {
+        let start = Instant::now();
+        let at = |millis: u64| start + Duration::from_millis(millis);
+        let visits = [(990, 995), (1010, 3010)].map(|(began, ended)| Visit {
+            began: at(began),
+            ended: at(ended),
+            failure: None,
+        });
+        assert_eq!(seen(&visits, at(1000)).collect::<Vec<_>>(), [(-0.01, 5.0), (0.01, 2000.0)]);
     }
 }
