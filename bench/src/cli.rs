@@ -46,7 +46,7 @@ enum Command {
     Confine(Confine),
 }
 
-/// Installs the peers into a directory of this user's own: HAProxy and nginx. Needs python3, and apt-get for Debian's nginx.
+/// Installs the peers into a directory of this user's own: HAProxy, nginx and Envoy. Needs python3, and apt-get for Debian's nginx.
 #[derive(Args)]
 struct Install {
     /// The directory.

@@ -34,6 +34,7 @@ mod confine;
 mod containers;
 mod direct;
 mod engine;
+pub mod envoy;
 mod fronted;
 mod group;
 pub mod haproxy;

@@ -30,7 +30,7 @@ pub(crate) struct Relay {
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     idle: usize,
     /// Who takes part: sherd, haproxy (splice-auto), haproxy-splice (always), haproxy-percore (each thread to the shard on
-    /// its CPU), nginx, direct. Without sherd, the first is the one whose ratios are told.
+    /// its CPU), nginx, envoy, direct. Without sherd, the first is the one whose ratios are told.
     #[arg(
         long,
         value_name = "NAMES",
@@ -41,6 +41,9 @@ pub(crate) struct Relay {
     /// nginx with its stream module [default: the installed one].
     #[arg(long, value_name = "PATH", value_parser = program)]
     nginx: Option<PathBuf>,
+    /// Envoy [default: the installed one].
+    #[arg(long, value_name = "PATH", value_parser = program)]
+    envoy: Option<PathBuf>,
 }
 
 impl Relay {
@@ -53,6 +56,7 @@ impl Relay {
             sherd: self.comparison.sherd(),
             haproxy: self.comparison.haproxy.clone(),
             nginx: self.nginx.clone(),
+            envoy: self.envoy.clone(),
             origin: origin(),
         };
         self.comparison.run("relay", |scratch, progress, interrupt| relay::run(&options, scratch, progress, interrupt))

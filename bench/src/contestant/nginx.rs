@@ -30,12 +30,17 @@ struct Found {
 
 /// Starts it. `program` is used where given, else the first installed one with a stream module.
 pub fn start(site: &Site<'_>, program: Option<&Path>) -> Result<Peer, StartError> {
-    let fail = |source| StartError::Failed { name: NAME.into(), action: "be given a port".into(), source };
-    let found = find(site.peers, program)?;
+    start_as(NAME, site, program)
+}
+
+/// The same under another name, where its shards are others.
+pub fn start_as(name: &'static str, site: &Site<'_>, program: Option<&Path>) -> Result<Peer, StartError> {
+    let fail = |source| StartError::Failed { name: name.into(), action: "be given a port".into(), source };
+    let found = find(name, site.peers, program)?;
     let address = free_address().map_err(fail)?;
-    let path = Peer::configuration_path(NAME, site);
+    let path = Peer::configuration_path(name, site);
     let plan = Plan {
-        name: NAME,
+        name,
         configuration: configuration(address, site, found.module.as_deref()),
         version: found.version,
         program: found.program,
@@ -45,10 +50,10 @@ pub fn start(site: &Site<'_>, program: Option<&Path>) -> Result<Peer, StartError
     Peer::start(plan, site)
 }
 
-fn find(peers: &Path, given: Option<&Path>) -> Result<Found, StartError> {
+fn find(name: &'static str, peers: &Path, given: Option<&Path>) -> Result<Found, StartError> {
     let candidates = given.map_or_else(|| nginx_candidates(peers), |given| vec![given.to_owned()]);
     candidates.iter().find_map(|program| examine(program)).ok_or_else(|| StartError::Missing {
-        name: NAME,
+        name,
         reason: format!("none of {candidates:?} runs and has the stream module"),
         install: "sherd-bench install".into(),
     })

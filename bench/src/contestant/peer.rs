@@ -1,4 +1,4 @@
-//! A contestant that is one program with one configuration file: what HAProxy and nginx have in common.
+//! A contestant that is one program with one configuration file: what HAProxy, nginx and Envoy have in common.
 
 use std::{
     ffi::OsString,
@@ -16,8 +16,8 @@ use super::{
 };
 use crate::keeper::descendants;
 
-/// How long a peer may take to listen.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// How long a peer may take to listen. Envoy is large: on a busy host it takes seconds.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A running peer; dropping it ends it.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl Peer {
             program: plan.program.as_os_str(),
             arguments: plan.arguments,
             environment: Vec::new(),
-            // It pins its threads itself, by its configuration.
+            // Each of its threads is pinned after that, by its configuration or by the harness.
             cpus: site.cpus,
             scratch: site.scratch,
         })?;

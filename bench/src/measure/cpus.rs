@@ -1,4 +1,4 @@
-//! Which CPUs this process may use, and pinning to some of them; touches the affinity of the calling thread only.
+//! Which CPUs this process may use, and pinning to some of them; changes no affinity but that of the thread it is given.
 
 use std::{fs, io};
 
@@ -22,11 +22,16 @@ pub fn allowed_cpus() -> io::Result<Vec<usize>> {
 
 /// Lets the calling thread run on `cpus` only.
 pub fn pin_this_thread(cpus: &[usize]) -> io::Result<()> {
+    pin_thread(Pid::from_raw(0), cpus)
+}
+
+/// Lets one thread of any process run on `cpus` only.
+pub fn pin_thread(thread: Pid, cpus: &[usize]) -> io::Result<()> {
     let mut set = CpuSet::new();
     for cpu in cpus {
         set.set(*cpu)?;
     }
-    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+    Ok(sched_setaffinity(thread, &set)?)
 }
 
 /// The NUMA node of a CPU; 0 on a host without any.

@@ -67,6 +67,8 @@ pub struct Options {
     pub haproxy: Option<PathBuf>,
     /// nginx, where another than the installed one is wanted.
     pub nginx: Option<PathBuf>,
+    /// Envoy, where another than the installed one is wanted.
+    pub envoy: Option<PathBuf>,
     /// What the report says of where it comes from.
     pub origin: Origin,
 }

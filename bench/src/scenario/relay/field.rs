@@ -9,7 +9,7 @@ use super::{
     Options,
 };
 use crate::{
-    contestant::{Choice, Contestant, Direct, Shards, Sherd, Site, StartError, haproxy, nginx, sherd},
+    contestant::{Choice, Contestant, Direct, Shards, Sherd, Site, StartError, envoy, haproxy, nginx, sherd},
     load::fetch,
     report::{Missing, Progress, Settings},
 };
@@ -64,6 +64,7 @@ impl Field {
                 Choice::Sherd => continue,
                 Choice::Haproxy(variant) => haproxy::start(*variant, site, options.haproxy.as_deref()),
                 Choice::Nginx => nginx::start(site, options.nginx.as_deref()),
+                Choice::Envoy => envoy::start(site, options.envoy.as_deref()),
                 Choice::Direct => {
                     self.contestants.push(Box::new(Direct::new(site.shards)));
                     continue;
