@@ -26,6 +26,7 @@ use hdrhistogram::Histogram;
 pub use self::{
     fetch::{FetchError, fetch},
     idle::{IdleConnections, IdleError},
+    request::Request,
     series::{Moment, repeat_connections, repeat_requests},
     visits::{Visit, VisitPlan, Visits},
 };
@@ -36,6 +37,7 @@ mod client;
 mod fetch;
 mod http;
 mod idle;
+mod request;
 mod series;
 mod visits;
 mod window;
@@ -130,12 +132,18 @@ impl Outcome {
 }
 
 /// Puts `load` on and tells what came of it, with what `snapshot` gave at both edges of the window.
-pub fn run<S>(
+pub fn run<S>(load: &Load, interrupt: &Interrupt, snapshot: impl FnMut() -> S) -> Result<(Outcome, S, S), LoadError> {
+    run_request(load, &Request::of_bytes(load.answer_bytes), interrupt, snapshot)
+}
+
+/// The same with another request; what length its answer has is not asked.
+pub fn run_request<S>(
     load: &Load,
+    request: &Request,
     interrupt: &Interrupt,
     mut snapshot: impl FnMut() -> S,
 ) -> Result<(Outcome, S, S), LoadError> {
-    let threads = spawn(load, interrupt)?;
+    let threads = spawn(load, request, interrupt)?;
     let opens = Instant::now() + load.warm_up;
     let window = window::Window { opens, closes: opens + load.duration, grace_ends: opens + load.duration + GRACE };
     for thread in &threads {
@@ -169,13 +177,14 @@ struct Running {
 }
 
 /// Makes the threads and waits until each has its connections.
-fn spawn(load: &Load, interrupt: &Interrupt) -> Result<Vec<Running>, LoadError> {
+fn spawn(load: &Load, request: &Request, interrupt: &Interrupt) -> Result<Vec<Running>, LoadError> {
     let (ready, all_ready) = mpsc::channel();
     let threads: Vec<Running> = (0..load.cpus.len())
         .map(|index| {
             let (start, started) = mpsc::channel();
-            let (load, interrupt, ready) = (load.clone(), interrupt.clone(), ready.clone());
-            let handle = thread::spawn(move || run_thread(&load, index, &interrupt, ready, &started));
+            let (load, request) = (load.clone(), request.clone());
+            let (interrupt, ready) = (interrupt.clone(), ready.clone());
+            let handle = thread::spawn(move || run_thread(&load, &request, index, &interrupt, ready, &started));
             Running { start, handle }
         })
         .collect();
@@ -196,6 +205,7 @@ fn spawn(load: &Load, interrupt: &Interrupt) -> Result<Vec<Running>, LoadError> 
 
 fn run_thread(
     load: &Load,
+    request: &Request,
     index: usize,
     interrupt: &Interrupt,
     ready: Sender<()>,
@@ -204,7 +214,7 @@ fn run_thread(
     let cpu = load.cpus[index];
     let fail = |action| move |source: io::Error| LoadError::Thread { cpu, action, source };
     crate::measure::pin_this_thread(&[cpu]).map_err(fail("pin itself"))?;
-    let worker = worker::Worker::new(load, index, interrupt).map_err(fail("open its connections"))?;
+    let worker = worker::Worker::new(load, request, index, interrupt).map_err(fail("open its connections"))?;
     let told = ready.send(());
     // So that the channel ends when a sibling gives up before it is ready.
     drop(ready);

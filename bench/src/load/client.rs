@@ -57,9 +57,17 @@ impl Buffer {
 impl Client {
     /// Begins to connect.
     pub(super) fn connect(target: SocketAddr) -> io::Result<Self> {
+        Self::connect_from(None, target)
+    }
+
+    /// The same from an address of the caller's choice.
+    pub(super) fn connect_from(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
+        if let Some(source) = source {
+            socket.bind(&source.into())?;
+        }
         match socket.connect(&target.into()) {
             Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(error),
             _ => {}
@@ -76,6 +84,11 @@ impl Client {
         self.answer.reset();
         self.state = State::Sending { sent: 0 };
         self.write(request)
+    }
+
+    /// After an answer: whether the server said that it closes.
+    pub(super) fn is_closed_by_server(&self) -> bool {
+        self.answer.closes()
     }
 
     /// Whether the request is out.
@@ -128,6 +141,7 @@ impl Client {
     fn read(&mut self, buffer: &mut Buffer, body_bytes: &mut u64) -> io::Result<Progress> {
         loop {
             let received = match self.answer.body_left() {
+                None if self.answer.is_chunked() => self.stream.read(&mut buffer.0),
                 None => self.stream.read(&mut buffer.0[..4096]),
                 // tcp(7): with MSG_TRUNC the bytes are discarded in the kernel. Copying them would cost this side as
                 // much as the relay under test.

@@ -9,10 +9,9 @@ use nix::{
 };
 
 use super::{
-    Load, Shape,
+    Load, Request, Shape,
     arrivals::Arrivals,
     client::{Buffer, Client, Progress},
-    http,
     window::{Tally, Window},
 };
 use crate::interrupt::Interrupt;
@@ -29,6 +28,7 @@ pub(super) struct Worker<'a> {
     interrupt: &'a Interrupt,
     index: usize,
     epoll: Epoll,
+    asks: &'a Request,
     request: Vec<u8>,
     buffer: Buffer,
     slots: Vec<Slot>,
@@ -54,7 +54,7 @@ enum First {
 
 impl<'a> Worker<'a> {
     /// Opens this thread's share of the connections; the thread is number `index` of those of `load`.
-    pub(super) fn new(load: &'a Load, index: usize, interrupt: &'a Interrupt) -> io::Result<Self> {
+    pub(super) fn new(load: &'a Load, asks: &'a Request, index: usize, interrupt: &'a Interrupt) -> io::Result<Self> {
         // Each thread spreads over all targets: one target for each thread would be an affinity that nobody asked for.
         let share = (index..load.connections).step_by(load.cpus.len()).count();
         let slots: Vec<Slot> = (0..share)
@@ -65,7 +65,8 @@ impl<'a> Worker<'a> {
             interrupt,
             index,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
-            request: http::request(load.answer_bytes, load.shape == Shape::ConnectionPerRequest),
+            asks,
+            request: asks.bytes(load.shape == Shape::ConnectionPerRequest),
             buffer: Buffer::new(),
             broken: Vec::new(),
             slots,
@@ -106,7 +107,9 @@ impl<'a> Worker<'a> {
 
     fn connect(&mut self, token: usize, first: First) -> io::Result<()> {
         let slot = &mut self.slots[token];
-        let mut client = Client::connect(self.load.targets[slot.target])?;
+        let target = self.load.targets[slot.target];
+        let number = token * self.load.cpus.len() + self.index;
+        let mut client = Client::connect_from(self.asks.source(number, target), target)?;
         let mut interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
         if first == First::Request {
             client.send(&self.request)?;
@@ -133,7 +136,12 @@ impl<'a> Worker<'a> {
             match progress {
                 Ok(Progress::Waits) => return None,
                 Ok(Progress::Answered) if self.load.shape == Shape::ConnectionPerRequest => client.await_end(),
-                Ok(Progress::Answered) => return slot.since.take(),
+                Ok(Progress::Answered) => {
+                    if client.is_closed_by_server() {
+                        slot.client = None;
+                    }
+                    return slot.since.take();
+                }
                 Ok(Progress::Ended) => {
                     slot.client = None;
                     return slot.since.take();
