@@ -12,6 +12,7 @@ use crate::{
     stats::{Estimate, median, ratio},
 };
 
+pub mod elimination;
 mod noise;
 mod target;
 

@@ -7,8 +7,10 @@
 use serde::{Deserialize, Serialize};
 
 pub use self::random::Random;
+pub(crate) use self::student::critical_value;
 
 mod random;
+mod student;
 
 /// How often the pairs are resampled for an interval.
 const RESAMPLES: usize = 2000;
