@@ -26,9 +26,10 @@ use hdrhistogram::Histogram;
 pub use self::{
     fetch::{FetchError, fetch},
     idle::{IdleConnections, IdleError},
+    kept::{KeepPlan, Kept, KeptTold, LostKept, MOST_KEPT},
     request::Request,
     series::{Moment, repeat_connections, repeat_requests},
-    visits::{Visit, VisitPlan, Visits},
+    visits::{Failure, Reached, Visit, VisitPlan, Visits},
 };
 use crate::interrupt::Interrupt;
 
@@ -37,6 +38,7 @@ mod client;
 mod fetch;
 mod http;
 mod idle;
+mod kept;
 mod request;
 mod series;
 mod visits;

@@ -1,5 +1,6 @@
 //! The service that all contestants stand in front of: a small HTTP/1.1 server on one thread, which answers `GET /N` with
-//! N bytes; owns its listener and connections, and knows nothing of who connects.
+//! N bytes, and `GET /N?slot` with the slot that it is told to be as well; owns its listener and connections, and knows
+//! nothing of who connects.
 //!
 //! It is the least a server can be (one epoll, one buffer, answers made once), so that what is measured is what stands
 //! in front of it. `Connection: close` is honoured by closing first, as servers do: TIME_WAIT then stays on this side
@@ -7,6 +8,7 @@
 
 use std::{
     collections::HashMap,
+    env,
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::Arc,
@@ -23,6 +25,8 @@ mod announcement;
 pub const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// Connections that wait to be accepted. The kernel's `somaxconn` may lower it.
 const BACKLOG: i32 = 4096;
+/// The head's field that tells the slot, where it is asked for.
+pub const SLOT_FIELD: &str = "Sherd-Slot";
 /// A request's head may not be longer.
 const MAX_REQUEST_BYTES: usize = 4096;
 /// Different sizes of answers kept ready; more than that are made anew each time.
@@ -36,7 +40,23 @@ pub struct Shard {
     epoll: Epoll,
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
-    answers: HashMap<usize, Arc<[u8]>>,
+    answers: Answers,
+}
+
+/// Answers that were made once.
+#[derive(Debug, Default)]
+struct Answers {
+    ready: HashMap<Wanted, Arc<[u8]>>,
+    /// What the shard's environment says; empty where nobody does.
+    slot: String,
+}
+
+/// What a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Wanted {
+    bytes: usize,
+    /// With the slot.
+    slot: bool,
 }
 
 #[derive(Debug)]
@@ -73,7 +93,8 @@ impl Shard {
         let listener = TcpListener::from(socket);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
-        Ok(Self { listener, epoll, connections: Vec::new(), free: Vec::new(), answers: HashMap::new() })
+        let answers = Answers { ready: HashMap::new(), slot: env::var("SHERD_SLOT").unwrap_or_default() };
+        Ok(Self { listener, epoll, connections: Vec::new(), free: Vec::new(), answers })
     }
 
     /// Where it listens.
@@ -138,7 +159,7 @@ impl Shard {
 
 impl Connection {
     /// Goes on as far as it can without waiting.
-    fn advance(&mut self, answers: &mut HashMap<usize, Arc<[u8]>>) -> io::Result<Fate> {
+    fn advance(&mut self, answers: &mut Answers) -> io::Result<Fate> {
         loop {
             if !self.write()? {
                 return Ok(Fate::Goes);
@@ -149,7 +170,7 @@ impl Connection {
             match take_request(&mut self.request)? {
                 Some(request) => {
                     self.closes = request.closes;
-                    self.answer = Some((ready_answer(answers, request.answer_bytes), 0));
+                    self.answer = Some((answers.get(request.wanted), 0));
                 }
                 None => match self.read()? {
                     Some(0) => return Ok(Fate::Ends),
@@ -191,30 +212,32 @@ impl Connection {
 
 #[derive(Debug, PartialEq, Eq)]
 struct Request {
-    answer_bytes: usize,
+    wanted: Wanted,
     closes: bool,
 }
 
-/// Takes the first whole request out of `bytes`; None when it isn't whole yet.
-fn take_request(bytes: &mut Vec<u8>) -> io::Result<Option<Request>> {
-    let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
-        if bytes.len() > MAX_REQUEST_BYTES {
+/// Takes the first whole request out of what was received; None when it isn't whole yet.
+fn take_request(received: &mut Vec<u8>) -> io::Result<Option<Request>> {
+    let Some(end) = received.windows(4).position(|four| four == b"\r\n\r\n") else {
+        if received.len() > MAX_REQUEST_BYTES {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the request's head is too long"));
         }
         return Ok(None);
     };
     let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("the request {what}"));
-    let head = std::str::from_utf8(&bytes[..end]).map_err(|_| bad("is not text"))?;
+    let head = std::str::from_utf8(&received[..end]).map_err(|_| bad("is not text"))?;
     let mut lines = head.split("\r\n");
     let path = lines.next().and_then(|line| line.strip_prefix("GET /")).ok_or_else(|| bad("is not a GET"))?;
-    let digits = path.split([' ', '?']).next().unwrap_or_default();
-    let answer_bytes: usize = if digits.is_empty() { 0 } else { digits.parse().map_err(|_| bad("names no size"))? };
-    if answer_bytes > MAX_ANSWER_BYTES {
+    let path = path.split(' ').next().unwrap_or_default();
+    let (digits, query) = path.split_once('?').unwrap_or((path, ""));
+    let bytes: usize = if digits.is_empty() { 0 } else { digits.parse().map_err(|_| bad("names no size"))? };
+    if bytes > MAX_ANSWER_BYTES {
         return Err(bad("wants more than the largest answer"));
     }
     let closes = lines.any(|line| line.eq_ignore_ascii_case("connection: close"));
-    bytes.drain(..end + 4);
-    Ok(Some(Request { answer_bytes, closes }))
+    let wanted = Wanted { bytes, slot: query == "slot" };
+    received.drain(..end + 4);
+    Ok(Some(Request { wanted, closes }))
 }
 
 /// The byte at `offset` of every answer's body; 251 is prime, so that a piece lost or doubled by a power of two shows.
@@ -222,17 +245,20 @@ pub fn body_byte(offset: usize) -> u8 {
     (offset % 251) as u8
 }
 
-fn ready_answer(answers: &mut HashMap<usize, Arc<[u8]>>, bytes: usize) -> Arc<[u8]> {
-    if let Some(answer) = answers.get(&bytes) {
-        return Arc::clone(answer);
+impl Answers {
+    fn get(&mut self, wanted: Wanted) -> Arc<[u8]> {
+        if let Some(answer) = self.ready.get(&wanted) {
+            return Arc::clone(answer);
+        }
+        let slot = if wanted.slot { format!("{SLOT_FIELD}: {}\r\n", self.slot) } else { String::new() };
+        let mut answer = format!("HTTP/1.1 200 OK\r\n{slot}Content-Length: {}\r\n\r\n", wanted.bytes).into_bytes();
+        answer.extend((0..wanted.bytes).map(body_byte));
+        let answer: Arc<[u8]> = answer.into();
+        if self.ready.len() < MAX_READY_ANSWERS {
+            self.ready.insert(wanted, Arc::clone(&answer));
+        }
+        answer
     }
-    let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {bytes}\r\n\r\n").into_bytes();
-    answer.extend((0..bytes).map(body_byte));
-    let answer: Arc<[u8]> = answer.into();
-    if answers.len() < MAX_READY_ANSWERS {
-        answers.insert(bytes, Arc::clone(&answer));
-    }
-    answer
 }
 
 #[cfg(test)]
@@ -245,11 +271,17 @@ mod tests {
         assert_eq!(buffer, left.as_bytes(), "what is left of {bytes:?}");
     }
 
+    fn wants(bytes: usize, closes: bool) -> Request {
+        Request { wanted: Wanted { bytes, slot: false }, closes }
+    }
+
     #[test]
     fn requests() {
-        check("GET /12 HTTP/1.1\r\n\r\n", Some(&Request { answer_bytes: 12, closes: false }), "");
-        check("GET / HTTP/1.1\r\nHost: a\r\n\r\nGET", Some(&Request { answer_bytes: 0, closes: false }), "GET");
-        check("GET /1 HTTP/1.1\r\nconnection: CLOSE\r\n\r\n", Some(&Request { answer_bytes: 1, closes: true }), "");
+        check("GET /12 HTTP/1.1\r\n\r\n", Some(&wants(12, false)), "");
+        check("GET / HTTP/1.1\r\nHost: a\r\n\r\nGET", Some(&wants(0, false)), "GET");
+        check("GET /1 HTTP/1.1\r\nconnection: CLOSE\r\n\r\n", Some(&wants(1, true)), "");
+        let slot = Request { wanted: Wanted { bytes: 3, slot: true }, closes: false };
+        check("GET /3?slot HTTP/1.1\r\n\r\n", Some(&slot), "");
         check("GET /1 HTTP/1.1\r\n", None, "GET /1 HTTP/1.1\r\n");
     }
 

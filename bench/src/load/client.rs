@@ -10,6 +10,7 @@ use nix::{
     errno::Errno,
     sys::socket::{MsgFlags, recv},
 };
+use serde::Serialize;
 use socket2::{Domain, Socket, Type};
 
 use super::http::Answer;
@@ -28,6 +29,20 @@ enum State {
     Sending { sent: usize },
     Answering,
     Ending,
+}
+
+/// How far a connection's request was when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reached {
+    /// It had no request, or not all of it was out: most often its handshake wasn't over.
+    Connecting,
+    /// The request was out, and no byte of an answer had come.
+    Asked,
+    /// A part of the answer had come.
+    PartlyAnswered,
+    /// The whole answer had come, and the server's end of the connection hadn't.
+    Answered,
 }
 
 /// How far a connection came without waiting.
@@ -89,6 +104,21 @@ impl Client {
     /// After an answer: whether the server said that it closes.
     pub(super) fn is_closed_by_server(&self) -> bool {
         self.answer.closes()
+    }
+
+    /// Where it comes from; None where it has no port.
+    pub(super) fn local_address(&self) -> Option<SocketAddr> {
+        self.stream.local_addr().ok().filter(|address| address.port() != 0)
+    }
+
+    /// How far its request is.
+    pub(super) fn reached(&self) -> Reached {
+        match self.state {
+            State::Idle | State::Sending { .. } => Reached::Connecting,
+            State::Answering if self.answer.has_begun() => Reached::PartlyAnswered,
+            State::Answering => Reached::Asked,
+            State::Ending => Reached::Answered,
+        }
     }
 
     /// Whether the request is out.

@@ -49,6 +49,15 @@ pub(super) enum BadAnswer {
 const MAX_HEAD_BYTES: usize = 2048;
 
 impl Answer {
+    /// A field of its head; None while that is not whole.
+    pub(super) fn field(&self, name: &str) -> Option<String> {
+        self.body_left?;
+        let head = String::from_utf8_lossy(&self.head);
+        let fields = head.split("\r\n").filter_map(|line| line.split_once(':'));
+        let mut named = fields.filter(|(found, _)| found.eq_ignore_ascii_case(name));
+        named.next().map(|(_, value)| value.trim().to_owned())
+    }
+
     /// Bytes of the body that are still to come; None while that isn't known and the next bytes must be looked at.
     pub(super) fn body_left(&self) -> Option<usize> {
         self.body_left
@@ -62,6 +71,11 @@ impl Answer {
     /// Whether the server closes after it.
     pub(super) fn closes(&self) -> bool {
         self.closes
+    }
+
+    /// Whether a byte of it has come.
+    pub(super) fn has_begun(&self) -> bool {
+        !self.head.is_empty() || self.body_left.is_some()
     }
 
     /// Takes bytes that had to be looked at. Gives how many of them were body.

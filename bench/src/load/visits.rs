@@ -21,6 +21,7 @@ use nix::{
     },
 };
 
+pub use super::client::Reached;
 use super::{
     LoadError,
     arrivals::Arrivals,
@@ -28,8 +29,6 @@ use super::{
     http,
 };
 
-/// After this nothing is begun any more, whoever forgets to end it.
-const LONGEST: Duration = Duration::from_secs(60);
 /// How long the last may take after the end.
 const GRACE: Duration = Duration::from_secs(5);
 /// Connections at a time of one thread; what is due beyond that begins later.
@@ -50,6 +49,8 @@ pub struct VisitPlan {
     pub cpus: Vec<usize>,
     /// Gives the moments.
     pub seed: u64,
+    /// After this nothing is begun any more, whoever forgets to end it.
+    pub longest: Duration,
 }
 
 /// One connection with one request.
@@ -59,8 +60,26 @@ pub struct Visit {
     pub began: Instant,
     /// When the server had closed after the whole answer, or when it failed.
     pub ended: Instant,
-    /// What the system said, if it failed.
-    pub failure: Option<String>,
+    /// How, if it failed.
+    pub failure: Option<Failure>,
+}
+
+/// How a connection failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What the system said.
+    pub error: String,
+    /// Where it came from, if it had been given a port.
+    pub client: Option<SocketAddr>,
+    /// How far it was.
+    pub reached: Reached,
+}
+
+impl Visit {
+    /// From its SYN to its end.
+    pub fn took(&self) -> Duration {
+        self.ended - self.began
+    }
 }
 
 /// Visits that go on until [`Visits::finish`].
@@ -106,6 +125,7 @@ struct Thread {
     request: Vec<u8>,
     arrivals: Arrivals,
     started: Instant,
+    longest: Duration,
     epoll: Epoll,
     timer: TimerFd,
     buffer: Buffer,
@@ -131,6 +151,7 @@ impl Thread {
             request: http::request(plan.answer_bytes, true),
             arrivals: Arrivals::new(plan.visits_per_second, plan.cpus.len(), index, plan.seed),
             started: Instant::now(),
+            longest: plan.longest,
             epoll,
             timer,
             buffer: Buffer::new(),
@@ -145,7 +166,7 @@ impl Thread {
         let mut gives_up = None;
         loop {
             let now = Instant::now();
-            if gives_up.is_none() && (stopped.load(Ordering::Relaxed) || self.started.elapsed() > LONGEST) {
+            if gives_up.is_none() && (stopped.load(Ordering::Relaxed) || self.started.elapsed() > self.longest) {
                 gives_up = Some(now + GRACE);
             }
             match gives_up {
@@ -184,7 +205,10 @@ impl Thread {
         let began = Instant::now();
         match self.connect() {
             Ok((token, client)) => self.guests[token] = Some(Guest { client, began }),
-            Err(error) => self.note(began, Some(&error)),
+            Err(error) => {
+                let failure = Failure { error: error.to_string(), client: None, reached: Reached::Connecting };
+                self.note(began, Some(failure));
+            }
         }
     }
 
@@ -215,20 +239,26 @@ impl Thread {
                 Err(error) => break Some(error),
             }
         };
-        let began = guest.began;
+        let (began, failure) = (guest.began, failure.map(|error| guest.failed(error.to_string())));
         self.guests[token] = None;
         self.free.push(token);
-        self.note(began, failure.as_ref());
+        self.note(began, failure);
     }
 
     fn give_up(&mut self, now: Instant) {
-        let unanswered = "unanswered at the end".to_owned();
         let left = self.guests.iter().flatten();
-        let left = left.map(|guest| Visit { began: guest.began, ended: now, failure: Some(unanswered.clone()) });
+        let unanswered = |guest: &Guest| Some(guest.failed("unanswered at the end".to_owned()));
+        let left = left.map(|guest| Visit { began: guest.began, ended: now, failure: unanswered(guest) });
         self.visits.extend(left);
     }
 
-    fn note(&mut self, began: Instant, failure: Option<&io::Error>) {
-        self.visits.push(Visit { began, ended: Instant::now(), failure: failure.map(ToString::to_string) });
+    fn note(&mut self, began: Instant, failure: Option<Failure>) {
+        self.visits.push(Visit { began, ended: Instant::now(), failure });
+    }
+}
+
+impl Guest {
+    fn failed(&self, error: String) -> Failure {
+        Failure { error, client: self.client.local_address(), reached: self.client.reached() }
     }
 }

@@ -176,6 +176,7 @@ impl Death {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::{Failure, Reached};
 
     #[test]
     fn a_death_is_over_with_the_last_that_fails() {
@@ -184,7 +185,7 @@ mod tests {
         let visit = |(began, ended, fails): (u64, u64, bool)| Visit {
             began: at(began),
             ended: at(ended),
-            failure: fails.then(|| "reset".to_owned()),
+            failure: fails.then(|| Failure { error: "reset".into(), client: None, reached: Reached::Asked }),
         };
         let check = |visits: &[(u64, u64, bool)], expected: Death| {
             let visits: Vec<Visit> = visits.iter().copied().map(visit).collect();

@@ -30,6 +30,8 @@ const ANSWER_BYTES: usize = 128;
 /// Connections at a time when the maximum is looked for.
 const CONNECTIONS: usize = 64;
 const OPEN_FILES: u64 = 20_000;
+/// Of one stall or death, whoever forgets to end it.
+const LONGEST_VISITS: Duration = Duration::from_secs(60);
 const WARM_UP: Duration = Duration::from_millis(200);
 /// How often an interruptible wait looks up.
 const STEP: Duration = Duration::from_millis(50);
@@ -109,6 +111,7 @@ impl<'a> Field<'a> {
             visits_per_second: (maximum.requests_per_second() / 2.0).max(1.0),
             cpus: self.options.load_cpus.clone(),
             seed: self.options.seed,
+            longest: LONGEST_VISITS,
         }
     }
 
