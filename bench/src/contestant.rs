@@ -11,13 +11,14 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    api::{AgentState, Api, ApiError, Event, Events, GroupState, RolloutState, SlotState},
     choice::{Choice, ChoiceError},
     confine::{CONFINE_COMMAND, run_confined},
     containers::{Bare, Containers, Ground},
     direct::Direct,
     engine::{Engine, Network, sweep},
     fronted::Fronted,
-    group::{Group, GroupLaunch, GroupPath, Trial},
+    group::{Change, Group, GroupLaunch, GroupPath, Order, Trial},
     image::{Image, Server, ServerError},
     install::{InstallError, default_peers, install},
     metrics::MetricsError,
@@ -28,6 +29,7 @@ pub use self::{
 };
 
 mod agent;
+mod api;
 mod child;
 mod choice;
 mod confine;

@@ -10,11 +10,11 @@ use std::{
     time::Duration,
 };
 
-use nix::unistd::Pid;
+use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::Value;
 
 use super::{
-    StartError,
+    Api, StartError,
     child::{Child, Launch},
 };
 
@@ -30,6 +30,7 @@ pub(super) struct Agent {
     version: String,
     directory: PathBuf,
     client: Client,
+    arguments: Vec<OsString>,
     child: Child,
 }
 
@@ -69,26 +70,57 @@ impl Agent {
         let version = version(program).map_err(fail)?;
         fs::create_dir_all(&launch.directory).map_err(fail)?;
         let client = Client { program: program.to_owned(), run_dir: launch.directory.join("run") };
-        let mut child = Child::spawn(Launch {
+        let arguments = arguments(&launch, &client.run_dir);
+        let child = spawn(name, program, &arguments, &launch.directory)?;
+        let mut agent = Self { name, version, directory: launch.directory, client, arguments, child };
+        agent.wait_for_api()?;
+        Ok(agent)
+    }
+
+    /// Ends its process by `signal`, and nothing else of it; comes back when it has ended.
+    pub(super) fn end_by(&mut self, signal: Signal) -> Result<(), StartError> {
+        let name = self.name.into();
+        self.child.end_by(signal).map_err(|source| StartError::Failed {
             name,
-            program: program.as_os_str(),
-            arguments: arguments(&launch, &client.run_dir),
-            environment: Vec::new(),
-            // It plans with the CPUs that it may use itself, and pins its workers.
-            cpus: &[],
-            scratch: &launch.directory,
-        })?;
-        child.wait_until("its API answered", API_DEADLINE, || client.run(&["ps"].map(OsStr::new)).ok())?;
-        Ok(Self { name, version, directory: launch.directory, client, child })
+            action: format!("be ended by {signal}"),
+            source,
+        })
+    }
+
+    /// Starts it again as it was; comes back at once.
+    pub(super) fn begin_again(&mut self) -> Result<(), StartError> {
+        self.child = spawn(self.name, &self.client.program, &self.arguments, &self.directory)?;
+        Ok(())
+    }
+
+    /// Waits until it can be asked.
+    pub(super) fn wait_for_api(&mut self) -> Result<(), StartError> {
+        let client = &self.client;
+        self.child.wait_until("its API answered", API_DEADLINE, || client.run(&["ps"].map(OsStr::new)).ok()).map(|_| ())
+    }
+
+    /// Its API.
+    pub(super) fn api(&self) -> Api {
+        Api::at(self.client.run_dir.join("sherd.sock"))
     }
 
     /// Starts the group that `specification` describes, and waits until it serves.
     pub(super) fn apply(&self, specification: &str) -> Result<(), StartError> {
+        self.apply_with(specification, &["--wait"], "start its group")
+    }
+
+    /// Changes its group; comes back when that has begun.
+    pub(super) fn change(&self, specification: &str) -> Result<(), StartError> {
+        self.apply_with(specification, &[], "change its group")
+    }
+
+    fn apply_with(&self, specification: &str, options: &[&str], action: &str) -> Result<(), StartError> {
         let path = self.directory.join(format!("{GROUP}.toml"));
+        let words: Vec<&OsStr> = ["apply"].iter().chain(options).map(OsStr::new).chain([path.as_os_str()]).collect();
         fs::write(&path, specification)
-            .and_then(|()| self.client.run(&["apply".as_ref(), "--wait".as_ref(), path.as_os_str()]))
+            .and_then(|()| self.client.run(&words))
             .map(|_| ())
-            .map_err(|source| StartError::Failed { name: self.name.into(), action: "start its group".into(), source })
+            .map_err(|source| StartError::Failed { name: self.name.into(), action: action.into(), source })
     }
 
     /// Waits until `condition` gives something; fails when the agent ends first or the time is over.
@@ -141,6 +173,18 @@ impl Client {
         }
         Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
     }
+}
+
+fn spawn(name: &str, program: &Path, arguments: &[OsString], directory: &Path) -> Result<Child, StartError> {
+    Child::spawn(Launch {
+        name,
+        program: program.as_os_str(),
+        arguments: arguments.to_vec(),
+        environment: Vec::new(),
+        // It plans with the CPUs that it may use itself, and pins its workers.
+        cpus: &[],
+        scratch: directory,
+    })
 }
 
 fn version(program: &Path) -> io::Result<String> {

@@ -49,7 +49,8 @@ impl Child {
     pub(super) fn spawn(launch: Launch<'_>) -> Result<Self, StartError> {
         let fail = |source| StartError::Failed { name: launch.name.into(), action: "be started".into(), source };
         let log = launch.scratch.join(format!("{}.log", launch.name));
-        let output = File::create(&log).map_err(fail)?;
+        // A program that is started again goes on with its log.
+        let output = File::options().create(true).append(true).open(&log).map_err(fail)?;
         let errors = output.try_clone().map_err(fail)?;
         let process = Command::new(env::current_exe().map_err(fail)?)
             .arg(STAGE_COMMAND)
@@ -90,6 +91,22 @@ impl Child {
             }
             thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Ends it by `signal`; comes back when it has ended.
+    pub(super) fn end_by(&mut self, signal: Signal) -> io::Result<()> {
+        kill(self.pid(), signal)?;
+        let start = Instant::now();
+        while self.process.try_wait()?.is_none() {
+            if start.elapsed() > STOP_GRACE {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("it goes on {STOP_GRACE:?} after {signal}"),
+                ));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     fn not_ready(&self, what: String) -> StartError {

@@ -2,17 +2,20 @@
 
 use std::{io, net::SocketAddr, path::Path, time::Duration};
 
-use nix::unistd::Pid;
+use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::Value;
 
+pub use self::change::{Change, Order};
 use super::{
-    Contestant, Facts, StartError,
+    Api, Contestant, Facts, StartError,
     agent::{Agent, AgentLaunch, GROUP},
     containers::Ground,
     free_address,
     metrics::{Metrics, MetricsError},
 };
 use crate::{keeper::descendants, load::fetch, measure::cpus};
+
+mod change;
 
 const GROUP_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -65,6 +68,8 @@ pub struct GroupLaunch<'a> {
 pub struct Trial {
     /// How the published port is steered.
     pub policy: &'static str,
+    /// The containers' network, where it isn't the engine's default.
+    pub network: Option<&'static str>,
 }
 
 /// A running group; dropping it stops it and ends its agent.
@@ -74,6 +79,8 @@ pub struct Group {
     facts: Facts,
     addresses: [SocketAddr; 1],
     shards: Vec<Pid>,
+    /// How many shards it was started with.
+    planned: usize,
     metrics: Option<Metrics>,
     agent: Agent,
 }
@@ -109,13 +116,44 @@ impl Group {
             program: Some(agent.program().to_owned()),
             configuration: text,
         };
-        let shards = slots.iter().filter_map(pid).collect();
-        Ok(Self { path, facts, addresses: [address], shards, metrics: metrics.map(Metrics::at), agent })
+        let shards: Vec<Pid> = slots.iter().filter_map(pid).collect();
+        let (planned, metrics) = (shards.len(), metrics.map(Metrics::at));
+        Ok(Self { path, facts, addresses: [address], shards, planned, metrics, agent })
     }
 
     /// The containers' first processes, by slot.
     pub fn shards(&self) -> &[Pid] {
         &self.shards
+    }
+
+    /// The group's name.
+    pub fn name(&self) -> &'static str {
+        GROUP
+    }
+
+    /// The agent's API.
+    pub fn api(&self) -> Api {
+        self.agent.api()
+    }
+
+    /// Has it changed; comes back when that has begun.
+    pub fn change(&self, change: Change) -> Result<(), StartError> {
+        self.agent.change(&change.over(&self.facts.configuration, self.planned))
+    }
+
+    /// Ends the agent's process by `signal`, which ends no shard; comes back when it has ended.
+    pub fn end_agent(&mut self, signal: Signal) -> Result<(), StartError> {
+        self.agent.end_by(signal)
+    }
+
+    /// Starts the agent again; comes back at once.
+    pub fn begin_agent(&mut self) -> Result<(), StartError> {
+        self.agent.begin_again()
+    }
+
+    /// Waits until the agent can be asked.
+    pub fn wait_for_agent(&mut self) -> Result<(), StartError> {
+        self.agent.wait_for_api()
     }
 
     /// The agent's own process.
@@ -189,13 +227,15 @@ fn specification(launch: &GroupLaunch<'_>, address: SocketAddr) -> String {
     };
     // A TOML basic string is written as a JSON string is.
     let command = serde_json::to_string(&command).expect("texts are JSON");
+    let network = trial.and_then(|trial| trial.network).map(|network| format!("network = \"{network}\"\n"));
+    let network = network.unwrap_or_default();
     let policy = trial.map(|trial| format!("policy = \"{}\"\n", trial.policy)).unwrap_or_default();
     // A shard that a trial ends is wanted back at once.
     let backoff = if trial.is_some() { "\n[backoff]\nfirst = \"50ms\"\nmax = \"100ms\"\n" } else { "" };
     format!(
         "name = \"{GROUP}\"\npath = \"{path}\"\ndrain = \"1s\"\nstop_grace = \"1s\"\n\n\
          [layout]\nunit = \"pu\"\nshards = {count}\ncpus = \"{cpus}\"\n\n\
-         [container]\nimage = \"{image}\"\ncommand = {command}\n\n\
+         [container]\nimage = \"{image}\"\ncommand = {command}\n{network}\n\
          [[ports]]\npublish = \"{address}:{PORT}\"\n{policy}\n\
          [relay]\nmax_connections = {connections}\n{backoff}",
         path = path.word(),

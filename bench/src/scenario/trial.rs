@@ -53,7 +53,16 @@ pub struct TrialOptions {
     pub origin: Origin,
 }
 
-/// A group on the direct path that answers, and whom to ask.
+/// What a trial's group is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Setting {
+    pub(super) path: GroupPath,
+    pub(super) policy: &'static str,
+    /// The containers' network, where it isn't the engine's default.
+    pub(super) network: Option<&'static str>,
+}
+
+/// A group that answers, and whom to ask.
 pub(super) struct Field<'a> {
     pub(super) options: &'a TrialOptions,
     pub(super) interrupt: &'a Interrupt,
@@ -69,18 +78,31 @@ impl<'a> Field<'a> {
         progress: &mut Progress,
         interrupt: &'a Interrupt,
     ) -> Result<Self, ComparisonError> {
+        let setting = Setting { path: GroupPath::Direct, policy, network: None };
+        Self::start_as(setting, options, scratch, progress, interrupt)
+    }
+
+    /// On either path.
+    pub(super) fn start_as(
+        setting: Setting,
+        options: &'a TrialOptions,
+        scratch: &Path,
+        progress: &mut Progress,
+        interrupt: &'a Interrupt,
+    ) -> Result<Self, ComparisonError> {
+        let Setting { path, policy, network } = setting;
         let started = SystemTime::now();
         raise_open_files(OPEN_FILES).map_err(|errno| ComparisonError::Host(errno.into()))?;
         progress.say("starting an agent and its containers");
         let (engine, _) = Engine::open(&options.docker, scratch)?;
         let image = Image::make(&engine, Server::Shard, scratch)?;
         let group = Group::start(GroupLaunch {
-            path: GroupPath::Direct,
+            path,
             program: options.sherd.as_deref(),
             scratch,
             ground: Ground { engine: &engine, image: &image, cpus: &options.cpus },
             connections: CONNECTIONS,
-            trial: Some(Trial { policy }),
+            trial: Some(Trial { policy, network }),
         })?;
         Ok(Self { options, interrupt, group, started })
     }
