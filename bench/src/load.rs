@@ -9,6 +9,8 @@
 //! send it: nothing is omitted while the other side stalls ("coordinated omission"). What is unanswered at the end is
 //! recorded with the age it has then.
 //!
+//! *Echo* is a closed loop of raw bytes; *streams* are connections on which bytes never pause, each of which is checked.
+//!
 //! Bodies are taken out of the kernel with `MSG_TRUNC`, without a copy, and the CPU seconds of the generator's threads
 //! are part of every outcome: it must be cheap, or it is what is measured.
 
@@ -41,11 +43,14 @@ mod idle;
 mod kept;
 mod request;
 mod series;
+mod streams;
 mod visits;
 mod window;
 mod worker;
 
-/// How long the last requests of an open loop may take after the window.
+/// More would fill the buffers on its way, while its sender doesn't read yet.
+pub const MAX_ECHO_BYTES: usize = 64 << 10;
+/// How long the last requests of an open loop, and the last bytes of streams, may take after the window.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// A load to be put on one or several servers.
@@ -74,6 +79,12 @@ pub enum Shape {
     KeepAlive,
     /// The next when the last is answered, each on a connection of its own.
     ConnectionPerRequest,
+    /// No HTTP: so many bytes as an answer has (at most [`MAX_ECHO_BYTES`]) there, and back, on kept connections; the next
+    /// when the last are back.
+    Echo,
+    /// No HTTP: connections that are open all the time, with bytes both ways without a pause. Blocks as long as an answer
+    /// count as requests, broken and falsified streams as failures, whenever it happened.
+    Streams,
     /// When they are due, on kept connections.
     Open {
         /// Over all threads.

@@ -1,6 +1,6 @@
 //! One measurement and what can be told from it; plain values, and the arithmetic from counters to measures.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,9 +16,39 @@ pub enum LoadKind {
     Bulk,
     /// Open loop at one rate for all contestants.
     Open,
+    /// Closed loop, kept connections, raw bytes there and back.
+    Echo,
+    /// Connections with bytes both ways without a pause, each byte checked.
+    Streams,
+}
+
+/// A word is no load's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no load {word:?}: choose from {}", LoadKind::ALL.map(LoadKind::word).join(", "))]
+pub struct LoadKindError {
+    word: String,
+}
+
+impl FromStr for LoadKind {
+    type Err = LoadKindError;
+
+    fn from_str(word: &str) -> Result<Self, LoadKindError> {
+        Self::ALL.into_iter().find(|kind| kind.word() == word).ok_or_else(|| LoadKindError { word: word.to_owned() })
+    }
 }
 
 impl LoadKind {
+    /// All.
+    pub const ALL: [Self; 6] = [Self::KeepAlive, Self::Connections, Self::Bulk, Self::Open, Self::Echo, Self::Streams];
+
+    /// Its name on the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            other => other.name(),
+        }
+    }
+
     /// Its name in tables.
     pub fn name(self) -> &'static str {
         match self {
@@ -26,6 +56,8 @@ impl LoadKind {
             Self::Connections => "connections",
             Self::Bulk => "bulk",
             Self::Open => "open loop",
+            Self::Echo => "echo",
+            Self::Streams => "streams",
         }
     }
 }
@@ -157,6 +189,14 @@ pub enum Measure {
     BalancerShare,
     /// Percent of one CPU that the balancer uses while connections are at their maximum.
     BalancerShareOfConnections,
+    /// Microseconds of the balancer's CPU per exchange of raw bytes.
+    CpuPerEcho,
+    /// The maximum.
+    EchoesPerSecond,
+    /// Seconds of the balancer's CPU per 10^9 bytes that went both ways.
+    CpuPerStreamGigabyte,
+    /// The maximum, one way.
+    StreamGigabytesPerSecond,
     /// Microseconds, at that rate.
     LatencyP50,
     /// Microseconds, at that rate.
@@ -176,6 +216,8 @@ impl Measure {
             | Self::BalancerShareOfConnections => LoadKind::Connections,
             Self::CpuPerGigabyte | Self::GigabytesPerSecond => LoadKind::Bulk,
             Self::CpuPerRequestAtRate | Self::LatencyP50 | Self::LatencyP99 => LoadKind::Open,
+            Self::CpuPerEcho | Self::EchoesPerSecond => LoadKind::Echo,
+            Self::CpuPerStreamGigabyte | Self::StreamGigabytesPerSecond => LoadKind::Streams,
         }
     }
 
@@ -193,6 +235,10 @@ impl Measure {
             Self::WholeCpuPerConnection => "all CPU µs/connection",
             Self::BalancerShare => "balancer's % of a CPU",
             Self::BalancerShareOfConnections => "  while connecting",
+            Self::CpuPerEcho => "CPU µs/echo",
+            Self::EchoesPerSecond => "echoes/s",
+            Self::CpuPerStreamGigabyte => "CPU s/GB of streams",
+            Self::StreamGigabytesPerSecond => "GB/s of streams",
             Self::LatencyP50 => "p50 µs at rate",
             Self::LatencyP99 => "p99 µs at rate",
         }
@@ -213,8 +259,12 @@ impl Measure {
         let gigabytes = sample.body_bytes as f64 / GIGABYTE;
         let cpu_micros = sample.balancer_cpu_seconds.map(|seconds| seconds * 1e6);
         match self {
-            Self::CpuPerRequest | Self::CpuPerConnection | Self::CpuPerRequestAtRate => Some(cpu_micros? / requests),
-            Self::RequestsPerSecond | Self::ConnectionsPerSecond => Some(requests / sample.seconds),
+            Self::CpuPerRequest | Self::CpuPerConnection | Self::CpuPerRequestAtRate | Self::CpuPerEcho => {
+                Some(cpu_micros? / requests)
+            }
+            Self::RequestsPerSecond | Self::ConnectionsPerSecond | Self::EchoesPerSecond => {
+                Some(requests / sample.seconds)
+            }
             Self::WholeCpuPerRequest | Self::WholeCpuPerConnection => {
                 let seconds = sample.balancer_cpu_seconds.unwrap_or(0.0) + sample.shard_cpu_seconds;
                 Some(seconds * 1e6 / requests)
@@ -222,8 +272,8 @@ impl Measure {
             Self::BalancerShare | Self::BalancerShareOfConnections => {
                 Some(sample.balancer_cpu_seconds? / sample.seconds * 100.0)
             }
-            Self::CpuPerGigabyte => Some(sample.balancer_cpu_seconds? / gigabytes),
-            Self::GigabytesPerSecond => Some(gigabytes / sample.seconds),
+            Self::CpuPerGigabyte | Self::CpuPerStreamGigabyte => Some(sample.balancer_cpu_seconds? / gigabytes),
+            Self::GigabytesPerSecond | Self::StreamGigabytesPerSecond => Some(gigabytes / sample.seconds),
             Self::LatencyP50 => Some(sample.latency_micros.p50),
             Self::LatencyP99 => Some(sample.latency_micros.p99),
         }
@@ -274,6 +324,8 @@ pub(crate) mod tests {
             (Measure::CpuPerConnection, 500.0),
             (Measure::CpuPerGigabyte, 0.125),
             (Measure::GigabytesPerSecond, 2.0),
+            (Measure::CpuPerEcho, 500.0),
+            (Measure::StreamGigabytesPerSecond, 2.0),
             (Measure::LatencyP99, 30.0),
             (Measure::WholeCpuPerRequest, 1000.0),
             (Measure::BalancerShareOfConnections, 25.0),
@@ -290,6 +342,14 @@ pub(crate) mod tests {
         assert_eq!(Measure::WholeCpuPerRequest.of(&direct), Some(500.0), "the shards' alone");
         assert_eq!(Measure::LatencyP50.of(&direct), None, "another load");
         assert_eq!(Measure::RequestsPerSecond.of(&Sample { requests: 0, ..direct }), None);
+    }
+
+    #[test]
+    fn words_lead_back_to_their_load() {
+        for kind in LoadKind::ALL {
+            assert_eq!(kind.word().parse(), Ok(kind));
+        }
+        assert!("closed".parse::<LoadKind>().is_err());
     }
 
     #[test]

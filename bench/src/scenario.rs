@@ -22,12 +22,12 @@ pub mod stall;
 pub mod trial;
 
 /// What makes one scenario another.
-struct Scenario {
+struct Scenario<'a> {
     name: &'static str,
     /// In the order in which they run.
-    loads: &'static [LoadKind],
+    loads: &'a [LoadKind],
     /// In the order of tables.
-    measures: &'static [Measure],
+    measures: &'a [Measure],
 }
 
 /// Who takes part, all of it up and shown to work.
@@ -50,7 +50,7 @@ struct Run<'a> {
     progress: &'a mut Progress,
 }
 
-impl Scenario {
+impl Scenario<'_> {
     /// Measures all in interleaved rounds and concludes.
     fn run(
         &self,

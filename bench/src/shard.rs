@@ -1,6 +1,6 @@
 //! The service that all contestants stand in front of: a small HTTP/1.1 server on one thread, which answers `GET /N` with
-//! N bytes, and `GET /N?slot` with the slot that it is told to be as well; owns its listener and connections, and knows
-//! nothing of who connects.
+//! N bytes, and `GET /N?slot` with the slot that it is told to be as well; echoes connections that begin with a zero byte;
+//! owns its listener and connections, and knows nothing of who connects.
 //!
 //! It is the least a server can be (one epoll, one buffer, answers made once), so that what is measured is what stands
 //! in front of it. `Connection: close` is honoured by closing first, as servers do: TIME_WAIT then stays on this side
@@ -18,8 +18,10 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use socket2::{Domain, Socket, Type};
 
 pub use self::announcement::{Announcement, AnnouncementError};
+use self::echo::{ECHO_BYTE, Echo};
 
 mod announcement;
+mod echo;
 
 /// The largest answer, in bytes.
 pub const MAX_ANSWER_BYTES: usize = 64 << 20;
@@ -31,6 +33,8 @@ pub const SLOT_FIELD: &str = "Sherd-Slot";
 const MAX_REQUEST_BYTES: usize = 4096;
 /// Different sizes of answers kept ready; more than that are made anew each time.
 const MAX_READY_ANSWERS: usize = 16;
+/// How much of an echoed connection is read at a time.
+const ECHO_PIECE_BYTES: usize = 64 << 10;
 const LISTENER: u64 = u64::MAX;
 
 /// A listening shard.
@@ -40,7 +44,14 @@ pub struct Shard {
     epoll: Epoll,
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
+    tools: Tools,
+}
+
+/// What connections of a shard share.
+#[derive(Debug)]
+struct Tools {
     answers: Answers,
+    piece: Vec<u8>,
 }
 
 /// Answers that were made once.
@@ -65,10 +76,13 @@ struct Connection {
     request: Vec<u8>,
     answer: Option<(Arc<[u8]>, usize)>,
     closes: bool,
+    echo: Option<Echo>,
 }
 
 enum Fate {
     Goes,
+    /// It could go on at once, and others are to have their turn.
+    Yields,
     Ends,
 }
 
@@ -94,7 +108,8 @@ impl Shard {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
         let answers = Answers { ready: HashMap::new(), slot: env::var("SHERD_SLOT").unwrap_or_default() };
-        Ok(Self { listener, epoll, connections: Vec::new(), free: Vec::new(), answers })
+        let tools = Tools { answers, piece: vec![0; ECHO_PIECE_BYTES] };
+        Ok(Self { listener, epoll, connections: Vec::new(), free: Vec::new(), tools })
     }
 
     /// Where it listens.
@@ -141,15 +156,19 @@ impl Shard {
             self.connections.push(None);
             self.connections.len() - 1
         });
-        let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
-        self.epoll.add(&stream, EpollEvent::new(interest, token as u64))?;
-        self.connections[token] = Some(Connection { stream, request: Vec::new(), answer: None, closes: false });
+        self.epoll.add(&stream, interest(token))?;
+        let connection = Connection { stream, request: Vec::new(), answer: None, closes: false, echo: None };
+        self.connections[token] = Some(connection);
         Ok(token)
     }
 
     fn advance(&mut self, token: usize) {
         let Some(connection) = self.connections.get_mut(token).and_then(Option::as_mut) else { return };
-        let fate = connection.advance(&mut self.answers).unwrap_or(Fate::Ends);
+        let mut fate = connection.advance(&mut self.tools).unwrap_or(Fate::Ends);
+        // Set anew, an edge that has been is told again.
+        if matches!(fate, Fate::Yields) && self.epoll.modify(&connection.stream, &mut interest(token)).is_err() {
+            fate = Fate::Ends;
+        }
         if matches!(fate, Fate::Ends) {
             self.connections[token] = None;
             self.free.push(token);
@@ -157,10 +176,17 @@ impl Shard {
     }
 }
 
+fn interest(token: usize) -> EpollEvent {
+    EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET, token as u64)
+}
+
 impl Connection {
     /// Goes on as far as it can without waiting.
-    fn advance(&mut self, answers: &mut Answers) -> io::Result<Fate> {
+    fn advance(&mut self, tools: &mut Tools) -> io::Result<Fate> {
         loop {
+            if let Some(echo) = &mut self.echo {
+                return echo.advance(&mut self.stream, &mut tools.piece);
+            }
             if !self.write()? {
                 return Ok(Fate::Goes);
             }
@@ -170,10 +196,13 @@ impl Connection {
             match take_request(&mut self.request)? {
                 Some(request) => {
                     self.closes = request.closes;
-                    self.answer = Some((answers.get(request.wanted), 0));
+                    self.answer = Some((tools.answers.get(request.wanted), 0));
                 }
                 None => match self.read()? {
                     Some(0) => return Ok(Fate::Ends),
+                    Some(_) if self.request[0] == ECHO_BYTE => {
+                        self.echo = Some(Echo::of(std::mem::take(&mut self.request)));
+                    }
                     Some(_) => {}
                     None => return Ok(Fate::Goes),
                 },
@@ -241,7 +270,7 @@ fn take_request(received: &mut Vec<u8>) -> io::Result<Option<Request>> {
 }
 
 /// The byte at `offset` of every answer's body; 251 is prime, so that a piece lost or doubled by a power of two shows.
-pub fn body_byte(offset: usize) -> u8 {
+pub const fn body_byte(offset: usize) -> u8 {
     (offset % 251) as u8
 }
 

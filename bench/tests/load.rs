@@ -13,8 +13,8 @@ use std::{
 
 use sherd_bench::{
     interrupt::Interrupt,
-    load::{self, IdleConnections, Load, LoadError, Outcome, Shape},
-    measure::allowed_cpus,
+    load::{self, IdleConnections, Load, LoadError, MAX_ECHO_BYTES, Outcome, Shape},
+    measure::{allowed_cpus, raise_open_files},
     shard::Shard,
 };
 
@@ -95,6 +95,9 @@ fn every_shape_is_answered_in_full() {
         (Shape::ConnectionPerRequest, 100),
         (Shape::ConnectionPerRequest, 1 << 20),
         (open, 100),
+        (Shape::Echo, 1),
+        (Shape::Echo, MAX_ECHO_BYTES),
+        (Shape::Streams, 64 << 10),
     ] {
         let outcome = run(&Load { answer_bytes, ..load(target, shape) });
         assert!(outcome.requests > 0, "{shape:?} with {answer_bytes} bytes: {outcome:?}");
@@ -197,7 +200,93 @@ fn a_cpu_that_is_not_there_is_an_error() {
 #[test]
 fn idle_connections_are_open_until_they_are_dropped() {
     let _alone = alone();
+    // Beyond 28,000 the ports of one address would not do.
+    let count = if std::env::var_os("SHERD_PROVE").is_some() { 100_000 } else { 500 };
+    let wanted = 2 * count as u64 + 100;
+    assert!(raise_open_files(wanted).expect("readable") >= wanted, "both ends of {count} connections are ours");
     let listener = shard();
-    let idle = IdleConnections::open(&[listener], 50, 10, &Interrupt::default()).expect("they open");
-    assert_eq!(idle.len(), 50);
+    let idle = IdleConnections::open(&[listener], count, 10, &Interrupt::default()).expect("they open");
+    assert_eq!(idle.len(), count);
+}
+
+/// What a faulty echo does, once, at its 300,000th byte.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    Flips,
+    Loses,
+    Doubles,
+    Ends,
+    Keeps,
+}
+
+/// Echoes every connection; the first one with a fault.
+fn echo_with(fault: Fault) -> SocketAddr {
+    const AT: usize = 300_000;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a port");
+    let address = listener.local_addr().expect("it is bound");
+    thread::spawn(move || {
+        for (number, stream) in listener.incoming().flatten().enumerate() {
+            thread::spawn(move || echo(stream, (number == 0).then_some((AT, fault))));
+        }
+    });
+    address
+}
+
+fn echo(mut stream: TcpStream, mut fault: Option<(usize, Fault)>) {
+    let (mut buffer, mut seen) = (vec![0; 10_000], 0);
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        let mut bytes = buffer[..count].to_vec();
+        seen += count;
+        if let Some((_, fault)) = fault.take_if(|(at, _)| seen >= *at) {
+            match fault {
+                Fault::Flips => bytes[count / 2] ^= 1,
+                Fault::Loses => drop(bytes.remove(count / 2)),
+                Fault::Doubles => bytes.insert(count / 2, bytes[count / 2]),
+                Fault::Ends => return,
+                Fault::Keeps => bytes.truncate(count - 1),
+            }
+            if fault == Fault::Keeps {
+                let _ = stream.write_all(&bytes);
+                return thread::sleep(Duration::from_secs(60));
+            }
+        }
+        if stream.write_all(&bytes).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_faulty_stream_is_found_and_the_others_go_on() {
+    let _alone = alone();
+    for (fault, says) in [
+        (Fault::Flips, "a stream has a wrong byte"),
+        (Fault::Loses, "a stream has a wrong byte"),
+        (Fault::Doubles, "a stream has a wrong byte"),
+        (Fault::Ends, "a stream ended before its time"),
+        (Fault::Keeps, "bytes of a stream did not come back"),
+    ] {
+        let streams = Load { connections: 4, answer_bytes: 10_000, ..load(echo_with(fault), Shape::Streams) };
+        let outcome = run(&streams);
+        let expected = [(says.to_owned(), 1)].into();
+        // What ends with bytes unread resets; the system's word for that is its own.
+        let reset = fault == Fault::Ends && outcome.failed() == 1;
+        assert!(outcome.errors == expected || reset, "{fault:?}: {outcome:?}");
+        assert!(outcome.requests > 0, "{fault:?}: {outcome:?}");
+    }
+}
+
+#[test]
+fn streams_that_nobody_takes_fail_once_each() {
+    let _alone = alone();
+    let unused = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let outcome = run(&Load { connections: 5, ..load(unused, Shape::Streams) });
+    assert_eq!((outcome.failed(), outcome.requests), (5, 0), "{outcome:?}");
+}
+
+#[test]
+fn an_echo_too_long_for_buffers_is_refused() {
+    let _alone = alone();
+    let long = Load { answer_bytes: MAX_ECHO_BYTES + 1, ..load(shard(), Shape::Echo) };
+    assert!(matches!(load::run(&long, &Interrupt::default(), || ()), Err(LoadError::Thread { .. })));
 }

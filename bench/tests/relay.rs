@@ -53,8 +53,9 @@ fn check_nothing_is_left(directory: &Path, how: &str) {
 #[test]
 fn a_small_run_reports_every_sample() {
     let directory = tempfile::tempdir().expect("a directory for the test");
-    let small = ["--pairs", "2", "--duration", "0.05", "--idle", "20", "--bulk-answer", "100000"];
-    let output = relay(directory.path(), ALL_BUT_SHERD, &small).output().expect("it starts");
+    let small = ["--pairs", "2", "--duration", "0.05", "--idle", "20", "--bulk-answer", "100000", "--loads"];
+    let loads = ["keep-alive,connections,bulk,open,echo,streams"];
+    let output = relay(directory.path(), ALL_BUT_SHERD, &[&small[..], &loads].concat()).output().expect("it starts");
     let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{text}{errors}");
     for words in ["requests/s", "CPU µs/request", "p99 µs at rate", "(control)", "noise:"] {
@@ -63,8 +64,12 @@ fn a_small_run_reports_every_sample() {
     let json = text.lines().find_map(|line| line.strip_prefix("every sample: ")).expect("it names its report");
     let report: serde_json::Value = serde_json::from_slice(&fs::read(json).expect("there")).expect("JSON");
     let contestants = report["contestants"].as_array().expect("a list").len();
-    // Two in each block under four loads, and the control.
-    assert_eq!(report["samples"].as_array().map(Vec::len), Some(2 * 2 * 4 * (contestants + 1)));
+    // Two in each block under six loads, and the control.
+    let samples = report["samples"].as_array().expect("a list");
+    assert_eq!(samples.len(), 2 * 2 * 6 * (contestants + 1));
+    let streams = samples.iter().filter(|sample| sample["load"] == "streams");
+    assert!(streams.clone().all(|sample| sample["errors"].as_object().is_some_and(serde_json::Map::is_empty)));
+    assert!(streams.clone().all(|sample| sample["requests"].as_u64() > Some(0)), "{text}");
     assert_eq!(report["idle"].as_array().map(Vec::len), Some(contestants));
     assert!(report["host"]["kernel"].is_string() && report["command_line"].is_string());
     check_nothing_is_left(directory.path(), "a whole run");
@@ -127,6 +132,7 @@ fn bad_options_are_refused_before_anything_starts() {
         (["--bulk-answer", "99999999999"], "--bulk-answer must be"),
         (["--duration", "NaN"], "--duration must be"),
         (["--seed", "x"], "invalid digit"),
+        (["--loads", "much"], "there is no load \"much\""),
     ] {
         let output = relay(directory.path(), ALL_BUT_SHERD, &arguments).output().expect("it starts");
         let errors = String::from_utf8_lossy(&output.stderr);

@@ -7,6 +7,7 @@ use clap::Args;
 use sherd_bench::{
     contestant::Choice,
     report::{Bulk, Settings},
+    sample::LoadKind,
     scenario::relay,
 };
 
@@ -38,6 +39,10 @@ pub(crate) struct Relay {
         default_value = "sherd,haproxy,haproxy-splice,nginx,direct"
     )]
     contestants: Vec<Choice>,
+    /// What is put on them: keep-alive, connections (one for each request), bulk, open (a rate for all, for latencies), echo
+    /// (raw bytes), streams (bytes both ways without a pause, each checked).
+    #[arg(long, value_name = "LOADS", value_delimiter = ',', default_value = "keep-alive,connections,bulk,open")]
+    loads: Vec<LoadKind>,
     /// nginx with its stream module [default: the installed one].
     #[arg(long, value_name = "PATH", value_parser = program)]
     nginx: Option<PathBuf>,
@@ -53,6 +58,7 @@ impl Relay {
             settings: self.settings()?,
             peers: self.comparison.peers.clone(),
             contestants: self.contestants.clone(),
+            loads: self.loads.clone(),
             sherd: self.comparison.sherd(),
             haproxy: self.comparison.haproxy.clone(),
             nginx: self.nginx.clone(),

@@ -77,17 +77,12 @@ impl Client {
 
     /// The same from an address of the caller's choice.
     pub(super) fn connect_from(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
-        socket.set_nonblocking(true)?;
-        socket.set_tcp_nodelay(true)?;
-        if let Some(source) = source {
-            socket.bind(&source.into())?;
-        }
-        match socket.connect(&target.into()) {
-            Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(error),
-            _ => {}
-        }
-        Ok(Self { stream: socket.into(), state: State::Idle, answer: Answer::default() })
+        Ok(Self { stream: begin_to_connect(source, target)?, state: State::Idle, answer: Answer::default() })
+    }
+
+    /// The same for answers that have no head and are so long.
+    pub(super) fn connect_for_echo(target: SocketAddr, bytes: usize) -> io::Result<Self> {
+        Ok(Self { stream: begin_to_connect(None, target)?, state: State::Idle, answer: Answer::of(bytes) })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -198,5 +193,19 @@ impl Client {
                 return Ok(Progress::Answered);
             }
         }
+    }
+}
+
+/// A socket that never waits, and is being connected.
+pub(super) fn begin_to_connect(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    if let Some(source) = source {
+        socket.bind(&source.into())?;
+    }
+    match socket.connect(&target.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => Err(error),
+        _ => Ok(socket.into()),
     }
 }

@@ -3,9 +3,11 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     time::Duration,
 };
+
+use socket2::{Domain, Socket, Type};
 
 use super::http::{self, Answer};
 use crate::shard::body_byte;
@@ -39,10 +41,28 @@ pub enum FetchError {
 
 /// Asks `address` for `answer_bytes` bytes, checks them, and gives the connection back, kept alive.
 pub fn fetch(address: SocketAddr, answer_bytes: usize) -> Result<TcpStream, FetchError> {
+    fetch_from(None, address, answer_bytes)
+}
+
+/// The same from an address of this host's, or from the one that the kernel chooses.
+pub(super) fn fetch_from(
+    source: Option<IpAddr>,
+    address: SocketAddr,
+    answer_bytes: usize,
+) -> Result<TcpStream, FetchError> {
     let fail = |source| FetchError::Connection { address, answer_bytes, source };
-    let mut stream = TcpStream::connect_timeout(&address, DEADLINE).map_err(fail)?;
+    let mut stream = connect(source, address).map_err(fail)?;
     ask_checked(&mut stream, address, answer_bytes, false)?;
     Ok(stream)
+}
+
+fn connect(source: Option<IpAddr>, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if let Some(source) = source {
+        socket.bind(&SocketAddr::from((source, 0)).into())?;
+    }
+    socket.connect_timeout(&address.into(), DEADLINE)?;
+    Ok(socket.into())
 }
 
 /// One request on a connection to `address`, its answer checked.

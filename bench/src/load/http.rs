@@ -1,6 +1,7 @@
 //! The requests sent and how much of an answer has come; owns no socket.
 
 use self::chunks::Chunks;
+use crate::shard::body_byte;
 
 mod chunks;
 
@@ -15,6 +16,11 @@ pub(super) fn get(path: &str, host: &str, closes: bool) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{connection}\r\n").into_bytes()
 }
 
+/// What a shard sends back as it is, because it doesn't begin as a request does.
+pub(super) fn echoed(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(body_byte).collect()
+}
+
 /// How much of one answer has come.
 #[derive(Debug, Default)]
 pub(super) struct Answer {
@@ -23,6 +29,8 @@ pub(super) struct Answer {
     /// Where the body is in chunks: they say themselves when it is whole.
     chunks: Option<Chunks>,
     closes: bool,
+    /// Its length, where it has no head to tell it.
+    known_bytes: Option<usize>,
 }
 
 /// Why bytes are no answer.
@@ -49,6 +57,11 @@ pub(super) enum BadAnswer {
 const MAX_HEAD_BYTES: usize = 2048;
 
 impl Answer {
+    /// One without a head.
+    pub(super) fn of(bytes: usize) -> Self {
+        Self { body_left: Some(bytes), known_bytes: Some(bytes), ..Self::default() }
+    }
+
     /// A field of its head; None while that is not whole.
     pub(super) fn field(&self, name: &str) -> Option<String> {
         self.body_left?;
@@ -125,7 +138,7 @@ impl Answer {
     /// Makes it ready for the next.
     pub(super) fn reset(&mut self) {
         self.head.clear();
-        self.body_left = None;
+        self.body_left = self.known_bytes;
         self.chunks = None;
         self.closes = false;
     }

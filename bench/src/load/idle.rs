@@ -1,14 +1,17 @@
 //! Connections that have had one answer and then do nothing: what they cost in memory is measured while this is held.
 
 use std::{
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     time::Duration,
 };
 
 use socket2::SockRef;
 
-use super::{FetchError, fetch};
+use super::fetch::{FetchError, fetch_from};
 use crate::interrupt::Interrupt;
+
+/// Connections from one address: the kernel has 28,232 ports for them, unless somebody set ip_local_port_range otherwise.
+const FROM_ONE_ADDRESS: usize = 20_000;
 
 /// Open connections; dropping it closes them.
 #[derive(Debug)]
@@ -34,7 +37,7 @@ pub enum IdleError {
 
 impl IdleConnections {
     /// Opens `count` of them, each to the next of `targets`, and has each answered once: a balancer allocates some of
-    /// its memory only then.
+    /// its memory only then. More than 20,000 are possible on loopback only, where there are enough addresses to come from.
     pub fn open(
         targets: &[SocketAddr],
         count: usize,
@@ -46,7 +49,8 @@ impl IdleConnections {
             if interrupt.is_raised() {
                 return Err(IdleError::Interrupted);
             }
-            let stream = fetch(targets[number % targets.len()], answer_bytes)
+            let target = targets[number % targets.len()];
+            let stream = fetch_from(source(target, number), target, answer_bytes)
                 .map_err(|source| IdleError::Connection { number, wanted: count, source })?;
             streams.push(stream);
         }
@@ -70,5 +74,30 @@ impl Drop for IdleConnections {
             // Closing by reset leaves no TIME_WAIT here, which would cost the next measurement its ports.
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
+    }
+}
+
+/// Where connection `number` comes from; none is the kernel's choice.
+fn source(target: SocketAddr, number: usize) -> Option<IpAddr> {
+    let further = number / FROM_ONE_ADDRESS;
+    (further > 0 && target.ip().is_loopback() && target.is_ipv4())
+        .then(|| Ipv4Addr::new(127, 1, (further >> 8) as u8, further as u8).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_come_from_many_addresses() {
+        let check = |target: &str, number, expected: Option<[u8; 4]>| {
+            let target = SocketAddr::new(target.parse().expect("an address"), 80);
+            assert_eq!(source(target, number), expected.map(IpAddr::from), "{target} {number}");
+        };
+        check("127.0.0.1", 19_999, None);
+        check("127.0.0.1", 20_000, Some([127, 1, 0, 1]));
+        check("127.0.0.1", 99_999, Some([127, 1, 0, 4]));
+        check("::1", 99_999, None);
+        check("192.0.2.1", 99_999, None);
     }
 }

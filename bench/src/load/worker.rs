@@ -9,9 +9,11 @@ use nix::{
 };
 
 use super::{
-    Load, Request, Shape,
+    Load, MAX_ECHO_BYTES, Request, Shape,
     arrivals::Arrivals,
     client::{Buffer, Client, Progress},
+    http,
+    streams::Streams,
     window::{Tally, Window},
 };
 use crate::interrupt::Interrupt;
@@ -55,6 +57,10 @@ enum First {
 impl<'a> Worker<'a> {
     /// Opens this thread's share of the connections; the thread is number `index` of those of `load`.
     pub(super) fn new(load: &'a Load, asks: &'a Request, index: usize, interrupt: &'a Interrupt) -> io::Result<Self> {
+        if load.shape == Shape::Echo && !(1..=MAX_ECHO_BYTES).contains(&load.answer_bytes) {
+            let says = format!("an echo has 1 to {MAX_ECHO_BYTES} bytes; streams may be longer");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, says));
+        }
         // Each thread spreads over all targets: one target for each thread would be an affinity that nobody asked for.
         let share = (index..load.connections).step_by(load.cpus.len()).count();
         let slots: Vec<Slot> = (0..share)
@@ -66,13 +72,16 @@ impl<'a> Worker<'a> {
             index,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             asks,
-            request: asks.bytes(load.shape == Shape::ConnectionPerRequest),
+            request: match load.shape {
+                Shape::Echo => http::echoed(load.answer_bytes),
+                shape => asks.bytes(shape == Shape::ConnectionPerRequest),
+            },
             buffer: Buffer::new(),
             broken: Vec::new(),
             slots,
             tally: Tally::new(),
         };
-        if load.shape != Shape::ConnectionPerRequest {
+        if !matches!(load.shape, Shape::ConnectionPerRequest | Shape::Streams) {
             for token in 0..worker.slots.len() {
                 worker.connect(token, First::Nothing)?;
             }
@@ -83,7 +92,8 @@ impl<'a> Worker<'a> {
     /// Runs until the window has closed.
     pub(super) fn run(mut self, window: Window) -> io::Result<Tally> {
         match self.load.shape {
-            Shape::KeepAlive | Shape::ConnectionPerRequest => self.closed_loop(&window)?,
+            Shape::KeepAlive | Shape::ConnectionPerRequest | Shape::Echo => self.closed_loop(&window)?,
+            Shape::Streams => return Streams::open(self.load, self.index, self.interrupt)?.run(&window),
             Shape::Open { requests_per_second, seed } => {
                 let arrivals = Arrivals::new(requests_per_second, self.load.cpus.len(), self.index, seed);
                 self.open_loop(&window, arrivals)?;
@@ -109,7 +119,10 @@ impl<'a> Worker<'a> {
         let slot = &mut self.slots[token];
         let target = self.load.targets[slot.target];
         let number = token * self.load.cpus.len() + self.index;
-        let mut client = Client::connect_from(self.asks.source(number, target), target)?;
+        let mut client = match self.load.shape {
+            Shape::Echo => Client::connect_for_echo(target, self.load.answer_bytes)?,
+            _ => Client::connect_from(self.asks.source(number, target), target)?,
+        };
         let mut interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
         if first == First::Request {
             client.send(&self.request)?;

@@ -20,21 +20,22 @@ use crate::{
 mod field;
 mod idle;
 
-const SCENARIO: Scenario = Scenario {
-    name: "relay",
-    loads: &[LoadKind::KeepAlive, LoadKind::Connections, LoadKind::Bulk, LoadKind::Open],
-    measures: &[
-        Measure::CpuPerRequest,
-        Measure::RequestsPerSecond,
-        Measure::CpuPerConnection,
-        Measure::ConnectionsPerSecond,
-        Measure::CpuPerGigabyte,
-        Measure::GigabytesPerSecond,
-        Measure::CpuPerRequestAtRate,
-        Measure::LatencyP50,
-        Measure::LatencyP99,
-    ],
-};
+/// All that can be told; of loads that aren't put on nothing is.
+const MEASURES: [Measure; 13] = [
+    Measure::CpuPerRequest,
+    Measure::RequestsPerSecond,
+    Measure::CpuPerConnection,
+    Measure::ConnectionsPerSecond,
+    Measure::CpuPerGigabyte,
+    Measure::GigabytesPerSecond,
+    Measure::CpuPerRequestAtRate,
+    Measure::LatencyP50,
+    Measure::LatencyP99,
+    Measure::CpuPerEcho,
+    Measure::EchoesPerSecond,
+    Measure::CpuPerStreamGigabyte,
+    Measure::StreamGigabytesPerSecond,
+];
 
 /// What the relay path is to reach.
 pub const TARGETS: [Target; 5] = [
@@ -59,6 +60,8 @@ pub struct Options {
     pub settings: Settings,
     /// Who is to take part.
     pub contestants: Vec<Choice>,
+    /// What is put on them.
+    pub loads: Vec<LoadKind>,
     /// Where installed peers are.
     pub peers: PathBuf,
     /// The `sherd` program, where there is one.
@@ -97,7 +100,10 @@ pub fn run(
         missing: field.missing.clone(),
     };
     let run = Run { origin: &options.origin, started, settings, remarks, interrupt, progress };
-    SCENARIO.run(lineup, Evidence { idle, ..Evidence::default() }, targets, run)
+    let told = |measure: &Measure| options.loads.contains(&measure.load());
+    let measures: Vec<Measure> = MEASURES.into_iter().filter(told).collect();
+    let scenario = Scenario { name: "relay", loads: &options.loads, measures: &measures };
+    scenario.run(lineup, Evidence { idle, ..Evidence::default() }, targets, run)
 }
 
 /// A balancer needs two files for each connection; where the limit can't be raised that far there are fewer of them.

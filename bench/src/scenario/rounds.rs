@@ -9,13 +9,15 @@ use super::ComparisonError;
 use crate::{
     contestant::Contestant,
     interrupt::Interrupt,
-    load::{self, Load, LoadError, Outcome, Shape},
+    load::{self, Load, LoadError, MAX_ECHO_BYTES, Outcome, Shape},
     measure::{HostTime, cpu_time},
     report::{Progress, Settings},
     sample::{Latency, LoadKind, Sample},
     stats::Random,
 };
 
+/// What of a stream counts as a request.
+const STREAM_BLOCK_BYTES: usize = 64 << 10;
 /// A rate below this is no load.
 const MIN_OPEN_RATE: f64 = 10.0;
 
@@ -132,11 +134,15 @@ impl<'a> Rounds<'a> {
         let settings = self.settings;
         let (connections, answer_bytes) = match (kind, settings.bulk) {
             (LoadKind::Bulk, Some(bulk)) => (bulk.connections, bulk.answer_bytes),
+            (LoadKind::Echo, _) => (settings.connections, settings.answer_bytes.clamp(1, MAX_ECHO_BYTES)),
+            (LoadKind::Streams, _) => (settings.connections, STREAM_BLOCK_BYTES),
             _ => (settings.connections, settings.answer_bytes),
         };
         let shape = match kind {
             LoadKind::KeepAlive | LoadKind::Bulk => Shape::KeepAlive,
             LoadKind::Connections => Shape::ConnectionPerRequest,
+            LoadKind::Echo => Shape::Echo,
+            LoadKind::Streams => Shape::Streams,
             LoadKind::Open => Shape::Open {
                 requests_per_second: self.open_requests_per_second,
                 // The same arrivals for all of a block.
