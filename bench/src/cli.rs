@@ -14,6 +14,7 @@ use sherd_bench::{contestant, keeper, measure::cpus, shard::Announcement};
 
 mod comparison;
 mod direct;
+mod field;
 mod relay;
 mod trial;
 
@@ -66,6 +67,9 @@ struct Shard {
     /// An address that others may have as well, instead of a port of its own.
     #[arg(long, value_name = "ADDRESS", conflicts_with = "announce")]
     listen: Option<SocketAddr>,
+    /// Threads that share the listener; with 1, the whole process is one.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: u16,
 }
 
 /// Confines itself as sherd's shim would and becomes a program.
@@ -128,7 +132,8 @@ impl Shard {
             let announcement = Announcement { pid: std::process::id() as i32, address: shard.address()? };
             announcement.write(directory)?;
         }
-        shard.serve().context("the shard cannot go on")?;
+        let served = if self.threads == 1 { shard.serve() } else { shard.serve_on_threads(self.threads.into()) };
+        served.context("the shard cannot go on")?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -26,6 +26,7 @@ pub use self::{
     shards::Shards,
     sherd::Sherd,
     stage::{STAGE_COMMAND, run_stage},
+    whole::Whole,
 };
 
 mod agent;
@@ -48,6 +49,7 @@ mod peer;
 mod shards;
 pub mod sherd;
 mod stage;
+mod whole;
 
 /// Something that takes connections for the shards. Dropping it ends it.
 pub trait Contestant {

@@ -4,7 +4,7 @@ pub use self::{
     cpus::{CpuError, allowed_cpus, pin_this_thread, pin_thread},
     files::raise_open_files,
     host::{HostFacts, HostTime, slab_bytes},
-    process::{ProcessError, cpu_time, pss_bytes},
+    process::{ProcessError, Switches, cpu_time, pss_bytes},
 };
 
 pub mod cpus;

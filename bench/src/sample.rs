@@ -83,6 +83,8 @@ pub struct Sample {
     pub balancer_cpu_seconds: Option<f64>,
     /// CPU time of the shards.
     pub shard_cpu_seconds: f64,
+    /// Context switches of all threads of balancer and shards; none in samples of before they were counted.
+    pub context_switches: Option<u64>,
     /// CPU time of the load generator.
     pub load_cpu_seconds: f64,
     /// CPU time of everything on the host.
@@ -185,6 +187,14 @@ pub enum Measure {
     WholeCpuPerRequest,
     /// Microseconds of CPU per connection with one request, of balancer and shards together.
     WholeCpuPerConnection,
+    /// Seconds of CPU per 10^9 bytes, of balancer and shards together.
+    WholeCpuPerGigabyte,
+    /// Microseconds of CPU per request of balancer and shards together, at a rate all can bear.
+    WholeCpuPerRequestAtRate,
+    /// Context switches per request, of balancer and shards together, at the maximum.
+    SwitchesPerRequest,
+    /// Context switches per connection with one request, of balancer and shards together.
+    SwitchesPerConnection,
     /// Percent of one CPU that the balancer uses while requests are at their maximum.
     BalancerShare,
     /// Percent of one CPU that the balancer uses while connections are at their maximum.
@@ -207,15 +217,20 @@ impl Measure {
     /// The load it is measured under.
     pub fn load(self) -> LoadKind {
         match self {
-            Self::CpuPerRequest | Self::RequestsPerSecond | Self::WholeCpuPerRequest | Self::BalancerShare => {
-                LoadKind::KeepAlive
-            }
+            Self::CpuPerRequest
+            | Self::RequestsPerSecond
+            | Self::WholeCpuPerRequest
+            | Self::SwitchesPerRequest
+            | Self::BalancerShare => LoadKind::KeepAlive,
             Self::CpuPerConnection
             | Self::ConnectionsPerSecond
             | Self::WholeCpuPerConnection
+            | Self::SwitchesPerConnection
             | Self::BalancerShareOfConnections => LoadKind::Connections,
-            Self::CpuPerGigabyte | Self::GigabytesPerSecond => LoadKind::Bulk,
-            Self::CpuPerRequestAtRate | Self::LatencyP50 | Self::LatencyP99 => LoadKind::Open,
+            Self::CpuPerGigabyte | Self::WholeCpuPerGigabyte | Self::GigabytesPerSecond => LoadKind::Bulk,
+            Self::CpuPerRequestAtRate | Self::WholeCpuPerRequestAtRate | Self::LatencyP50 | Self::LatencyP99 => {
+                LoadKind::Open
+            }
             Self::CpuPerEcho | Self::EchoesPerSecond => LoadKind::Echo,
             Self::CpuPerStreamGigabyte | Self::StreamGigabytesPerSecond => LoadKind::Streams,
         }
@@ -233,6 +248,10 @@ impl Measure {
             Self::CpuPerRequestAtRate => "CPU µs/request at rate",
             Self::WholeCpuPerRequest => "all CPU µs/request",
             Self::WholeCpuPerConnection => "all CPU µs/connection",
+            Self::WholeCpuPerGigabyte => "all CPU s/GB",
+            Self::WholeCpuPerRequestAtRate => "all CPU µs/req. at rate",
+            Self::SwitchesPerRequest => "switches/request",
+            Self::SwitchesPerConnection => "switches/connection",
             Self::BalancerShare => "balancer's % of a CPU",
             Self::BalancerShareOfConnections => "  while connecting",
             Self::CpuPerEcho => "CPU µs/echo",
@@ -258,6 +277,7 @@ impl Measure {
         let requests = sample.requests as f64;
         let gigabytes = sample.body_bytes as f64 / GIGABYTE;
         let cpu_micros = sample.balancer_cpu_seconds.map(|seconds| seconds * 1e6);
+        let whole_cpu_seconds = sample.balancer_cpu_seconds.unwrap_or(0.0) + sample.shard_cpu_seconds;
         match self {
             Self::CpuPerRequest | Self::CpuPerConnection | Self::CpuPerRequestAtRate | Self::CpuPerEcho => {
                 Some(cpu_micros? / requests)
@@ -265,10 +285,11 @@ impl Measure {
             Self::RequestsPerSecond | Self::ConnectionsPerSecond | Self::EchoesPerSecond => {
                 Some(requests / sample.seconds)
             }
-            Self::WholeCpuPerRequest | Self::WholeCpuPerConnection => {
-                let seconds = sample.balancer_cpu_seconds.unwrap_or(0.0) + sample.shard_cpu_seconds;
-                Some(seconds * 1e6 / requests)
+            Self::WholeCpuPerRequest | Self::WholeCpuPerConnection | Self::WholeCpuPerRequestAtRate => {
+                Some(whole_cpu_seconds * 1e6 / requests)
             }
+            Self::WholeCpuPerGigabyte => Some(whole_cpu_seconds / gigabytes),
+            Self::SwitchesPerRequest | Self::SwitchesPerConnection => Some(sample.context_switches? as f64 / requests),
             Self::BalancerShare | Self::BalancerShareOfConnections => {
                 Some(sample.balancer_cpu_seconds? / sample.seconds * 100.0)
             }
@@ -309,6 +330,7 @@ pub(crate) mod tests {
             errors: BTreeMap::new(),
             balancer_cpu_seconds: Some(0.5),
             shard_cpu_seconds: 0.5,
+            context_switches: Some(3000),
             load_cpu_seconds: 1.0,
             host_cpu_seconds: 2.2,
             stolen_seconds: 0.04,
@@ -328,6 +350,9 @@ pub(crate) mod tests {
             (Measure::StreamGigabytesPerSecond, 2.0),
             (Measure::LatencyP99, 30.0),
             (Measure::WholeCpuPerRequest, 1000.0),
+            (Measure::WholeCpuPerGigabyte, 0.25),
+            (Measure::WholeCpuPerRequestAtRate, 1000.0),
+            (Measure::SwitchesPerConnection, 3.0),
             (Measure::BalancerShareOfConnections, 25.0),
         ] {
             assert_eq!(measure.of(&sample(measure.load(), "a", 0)), Some(expected), "{measure:?}");

@@ -2,8 +2,11 @@
 
 use std::time::SystemTime;
 
-pub use self::error::ComparisonError;
 use self::rounds::{Entry, Rounds};
+pub use self::{
+    error::ComparisonError,
+    field::{Entrant, EntrantError, FieldOptions},
+};
 use crate::{
     analysis::{Cast, Evidence, Target, analyse},
     contestant::Contestant,
@@ -16,6 +19,7 @@ use crate::{
 pub mod direct;
 mod error;
 pub mod failover;
+mod field;
 pub mod relay;
 mod rounds;
 pub mod stall;

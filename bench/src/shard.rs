@@ -1,6 +1,7 @@
-//! The service that all contestants stand in front of: a small HTTP/1.1 server on one thread, which answers `GET /N` with
-//! N bytes, and `GET /N?slot` with the slot that it is told to be as well; echoes connections that begin with a zero byte;
-//! owns its listener and connections, and knows nothing of who connects.
+//! The service that all contestants stand in front of: a small HTTP/1.1 server on one thread (or, where it isn't sharded, on
+//! several that share a listener), which answers `GET /N` with N bytes, and `GET /N?slot` with the slot that it is told to be
+//! as well; echoes connections that begin with a zero byte; owns its listener and connections, and knows nothing of who
+//! connects.
 //!
 //! It is the least a server can be (one epoll, one buffer, answers made once), so that what is measured is what stands
 //! in front of it. `Connection: close` is honoured by closing first, as servers do: TIME_WAIT then stays on this side
@@ -11,7 +12,8 @@ use std::{
     env,
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    sync::Arc,
+    sync::{Arc, mpsc},
+    thread,
 };
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -45,6 +47,16 @@ pub struct Shard {
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
     tools: Tools,
+    accepts: Accepts,
+}
+
+/// How much is taken from the listener each time it is readable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Accepts {
+    /// All there is: nobody else does.
+    All,
+    /// One connection: the next is for whichever thread is free.
+    One,
 }
 
 /// What connections of a shard share.
@@ -104,12 +116,20 @@ impl Shard {
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        let listener = TcpListener::from(socket);
+        Self::accepting(TcpListener::from(socket), Accepts::All)
+    }
+
+    fn accepting(listener: TcpListener, accepts: Accepts) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+        let interest = match accepts {
+            Accepts::All => EpollFlags::EPOLLIN,
+            // Else every thread is woken for each connection (epoll_ctl(2)).
+            Accepts::One => EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE,
+        };
+        epoll.add(&listener, EpollEvent::new(interest, LISTENER))?;
         let answers = Answers { ready: HashMap::new(), slot: env::var("SHERD_SLOT").unwrap_or_default() };
         let tools = Tools { answers, piece: vec![0; ECHO_PIECE_BYTES] };
-        Ok(Self { listener, epoll, connections: Vec::new(), free: Vec::new(), tools })
+        Ok(Self { listener, epoll, connections: Vec::new(), free: Vec::new(), tools, accepts })
     }
 
     /// Where it listens.
@@ -134,12 +154,31 @@ impl Shard {
         }
     }
 
+    /// The same on `threads` threads that share the listener, as one process that isn't sharded: ends when one of them does.
+    pub fn serve_on_threads(self, threads: usize) -> io::Result<()> {
+        let listener = self.listener;
+        // Each connection would be told to it, too.
+        drop(self.epoll);
+        let (ends, ended) = mpsc::channel();
+        for _ in 0..threads {
+            let mut one = Self::accepting(listener.try_clone()?, Accepts::One)?;
+            let ends = ends.clone();
+            thread::spawn(move || ends.send(one.serve()));
+        }
+        // So that the channel ends when they all panicked.
+        drop(ends);
+        ended.recv().map_err(io::Error::other)?
+    }
+
     fn accept(&mut self) -> io::Result<()> {
         loop {
             match self.listener.accept() {
                 Ok((stream, _)) => {
                     let token = self.admit(stream)?;
                     self.advance(token);
+                    if self.accepts == Accepts::One {
+                        return Ok(());
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 // The peer went before we came; the next one is not concerned.

@@ -1,15 +1,15 @@
 //! `sherd-bench direct`: its options and their defaults.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::ensure;
 use clap::Args;
-use sherd_bench::{
-    contestant::{Engine, Server},
-    scenario::direct::{self, Entrant},
-};
+use sherd_bench::scenario::{Entrant, direct};
 
-use super::comparison::{Comparison, check_names, origin};
+use super::{
+    comparison::{Comparison, check_names, origin},
+    field::Field,
+};
 
 /// Compares sherd's direct path with the same containers that have the port for themselves, and behind HAProxy.
 ///
@@ -20,9 +20,11 @@ use super::comparison::{Comparison, check_names, origin};
 pub(crate) struct Direct {
     #[command(flatten)]
     comparison: Comparison,
+    #[command(flatten)]
+    field: Field,
     /// Who takes part: sherd-direct, bare (containers that share a port by SO_REUSEPORT), bare-2 (the same again, as
-    /// control), haproxy (in front of containers on the bridge), haproxy-host (on the host's network), sherd-relay. The
-    /// first is the one whose ratios are told.
+    /// control), haproxy (in front of containers on the bridge), haproxy-host (on the host's network), sherd-relay, and
+    /// the others of `peers`. The first is the one whose ratios are told.
     #[arg(
         long,
         value_name = "NAMES",
@@ -30,12 +32,6 @@ pub(crate) struct Direct {
         default_value = "sherd-direct,bare,bare-2,haproxy,haproxy-host"
     )]
     contestants: Vec<Entrant>,
-    /// The server in the image: shard (this program's own) or go (net/http; needs go).
-    #[arg(long, value_name = "NAME", default_value = "shard")]
-    image_server: Server,
-    /// The Docker Engine's socket [default: $SHERD_TEST_DOCKER, $DOCKER_HOST or /var/run/docker.sock].
-    #[arg(long, value_name = "SOCKET")]
-    docker: Option<PathBuf>,
     /// Requests, and connections, over which system calls are counted (with strace); 0 leaves it out.
     #[arg(long, value_name = "N", default_value_t = 2000)]
     counted: u64,
@@ -46,15 +42,11 @@ impl Direct {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
         check_names(self.contestants.iter().map(|entrant| entrant.name()))?;
         ensure!(self.counted <= 100_000, "--counted must be at most 100000");
+        let settings = self.comparison.settings()?;
         let options = direct::Options {
-            settings: self.comparison.settings()?,
-            contestants: self.contestants.clone(),
-            server: self.image_server,
-            docker: self.docker.clone().unwrap_or_else(Engine::default_socket),
+            field: self.field.options(&self.contestants, &self.comparison, &settings.cpus),
             counted: self.counted,
-            peers: self.comparison.peers.clone(),
-            sherd: self.comparison.sherd(),
-            haproxy: self.comparison.haproxy.clone(),
+            settings,
             origin: origin(),
         };
         self.comparison

@@ -2,6 +2,7 @@
 //! load nor balancer.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{Ipv4Addr, SocketAddr},
     thread,
@@ -21,7 +22,7 @@ use crate::{load::fetch, measure::cpus};
 /// How long a container may take from its start to its first answer.
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Where servers listen in a network of their own.
-const PORT: u16 = 80;
+pub(super) const PORT: u16 = 80;
 
 /// What containers are made with.
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +51,7 @@ impl Containers {
         let address = free_address().map_err(failed(name, "be given a port"))?;
         let mut containers = Self::none(name, ground);
         for cpu in ground.cpus {
-            containers.start_one(ground, *cpu, Network::Host, address)?;
+            containers.start_one(ground, &[*cpu], Network::Host, address, ground.image.confined_command(address))?;
         }
         containers.wait_until_all_answer()?;
         containers.addresses.truncate(1);
@@ -62,13 +63,27 @@ impl Containers {
         let mut containers = Self::none(name, ground);
         for cpu in ground.cpus {
             let address = match network {
-                Network::Bridge => SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)),
+                Network::Bridge | Network::Published(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)),
                 Network::Host => free_address().map_err(failed(name, "be given a port"))?,
             };
-            containers.start_one(ground, *cpu, network, address)?;
+            containers.start_one(ground, &[*cpu], network, address, ground.image.confined_command(address))?;
             // Its port is not free any more when the next one looks for one.
             containers.wait_until_all_answer()?;
         }
+        Ok(containers)
+    }
+
+    /// A single one on all CPUs, whose `command` serves at `listens`.
+    pub(super) fn one(
+        name: &'static str,
+        ground: Ground<'_>,
+        network: Network,
+        listens: SocketAddr,
+        command: Vec<String>,
+    ) -> Result<Self, StartError> {
+        let mut containers = Self::none(name, ground);
+        containers.start_one(ground, ground.cpus, network, listens, command)?;
+        containers.wait_until_all_answer()?;
         Ok(containers)
     }
 
@@ -90,16 +105,19 @@ impl Containers {
     fn start_one(
         &mut self,
         ground: Ground<'_>,
-        cpu: usize,
+        cpus: &[usize],
         network: Network,
         listens: SocketAddr,
+        command: Vec<String>,
     ) -> Result<(), StartError> {
+        let nodes: io::Result<BTreeSet<usize>> = cpus.iter().map(|cpu| cpus::node_of(*cpu)).collect();
+        let nodes = nodes.map_err(failed(self.name, "be given memory near its CPUs"))?;
         let order = Order {
             image: ground.image.name(),
             network,
-            cpus: cpu.to_string(),
-            mems: cpus::node_of(cpu).map_err(failed(self.name, "be given memory near its CPU"))?.to_string(),
-            command: ground.image.confined_command(listens),
+            cpus: cpus::list(cpus),
+            mems: cpus::list(&nodes.into_iter().collect::<Vec<_>>()),
+            command,
         };
         let id = self.engine.start(&order)?;
         self.ids.push(id.clone());
@@ -108,6 +126,7 @@ impl Containers {
         self.processes.push(pid.ok_or_else(ended).map_err(failed(self.name, "be started"))?);
         self.addresses.push(match network {
             Network::Host => listens,
+            Network::Published(at) => at,
             Network::Bridge => {
                 let none = || io::Error::other("the engine has no bridge network");
                 let ip = address.ok_or_else(none).map_err(failed(self.name, "be given an address"))?;
@@ -183,7 +202,7 @@ impl Contestant for Bare {
     }
 }
 
-fn failed(name: &str, action: &str) -> impl FnOnce(io::Error) -> StartError {
+pub(super) fn failed(name: &str, action: &str) -> impl FnOnce(io::Error) -> StartError {
     let (name, action) = (name.to_owned(), action.to_owned());
     move |source| StartError::Failed { name, action, source }
 }

@@ -4,6 +4,7 @@
 use std::{
     env, fs,
     io::{self, Read},
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -13,7 +14,7 @@ use std::{
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::StartError;
+use super::{StartError, containers::PORT};
 
 mod guard;
 
@@ -43,6 +44,8 @@ pub enum Network {
     Host,
     /// One of its own, on the engine's bridge.
     Bridge,
+    /// The same, and the engine publishes its port 80 at this address of the host.
+    Published(SocketAddr),
 }
 
 /// What a container is made of.
@@ -107,16 +110,23 @@ impl Engine {
     pub(super) fn start(&self, order: &Order<'_>) -> Result<String, StartError> {
         let network = match order.network {
             Network::Host => "host",
-            Network::Bridge => "bridge",
+            Network::Bridge | Network::Published(_) => "bridge",
+        };
+        let published = match order.network {
+            Network::Published(at) => Some(format!("{at}:{PORT}")),
+            Network::Host | Network::Bridge => None,
         };
         let mut words = vec!["run", "--detach", "--network", network, "--cpuset-cpus", &order.cpus];
+        if let Some(published) = &published {
+            words.extend(["--publish", published]);
+        }
         words.extend(["--cpuset-mems", &order.mems, order.image]);
         words.extend(order.command.iter().map(String::as_str));
         self.docker(&words).map_err(failed("start a container"))
     }
 
     /// Its first process and its address on the engine's bridge, as far as it has them.
-    pub(super) fn inspect(&self, container: &str) -> io::Result<(Option<Pid>, Option<std::net::IpAddr>)> {
+    pub(super) fn inspect(&self, container: &str) -> io::Result<(Option<Pid>, Option<IpAddr>)> {
         let format = "{{.State.Pid}} {{.NetworkSettings.IPAddress}}";
         let text = self.docker(&["inspect", "--format", format, container])?;
         let mut words = text.split(' ');

@@ -91,9 +91,22 @@ impl Image {
 
     /// The same, confined as sherd's shim would.
     pub fn confined_command(&self, address: SocketAddr) -> Vec<String> {
-        let before = [BENCH, CONFINE_COMMAND, "--"].map(str::to_owned);
-        before.into_iter().chain(self.command(address)).collect()
+        confined(self.command(address))
     }
+
+    /// The same, with `threads` threads in one process. A Go server has as many as its CPUs by itself.
+    pub fn threaded_command(&self, address: SocketAddr, threads: usize) -> Vec<String> {
+        let mut command = self.command(address);
+        if self.server == Server::Shard {
+            command.extend(["--threads".to_owned(), threads.to_string()]);
+        }
+        confined(command)
+    }
+}
+
+fn confined(command: Vec<String>) -> Vec<String> {
+    let before = [BENCH, CONFINE_COMMAND, "--"].map(str::to_owned);
+    before.into_iter().chain(command).collect()
 }
 
 /// Libraries and loader that a dynamic program needs, as ldd(1) finds them.

@@ -1,11 +1,11 @@
-//! CPU time and memory of other processes, as the kernel counts them.
+//! CPU time, memory and context switches of other processes, as the kernel counts them.
 //!
 //! CPU time is the process's CPU clock (clock_getcpuclockid(3)): nanoseconds over all its threads, those that have ended
 //! too. On loopback, receiving happens in the sender's system call, so a balancer is charged for delivering what it
 //! sends, and its peers for delivering to it: the same for all contestants. (A kernel with IRQ_TIME_ACCOUNTING charges
 //! that work to nobody; a sample's CPU time of the whole host has it either way.)
 
-use std::{fs, io, time::Duration};
+use std::{collections::BTreeMap, fs, io, time::Duration};
 
 use nix::{time::clock_getcpuclockid, unistd::Pid};
 
@@ -24,6 +24,43 @@ pub fn cpu_time(processes: &[Pid]) -> Result<Duration, ProcessError> {
         used.map(Duration::from).map_err(|errno| ProcessError { pid: *pid, source: errno.into() })
     };
     processes.iter().map(one).sum()
+}
+
+/// Context switches of threads, since each began.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Switches(BTreeMap<Pid, u64>);
+
+impl Switches {
+    /// Of all threads that `processes` have now.
+    pub fn read(processes: &[Pid]) -> Result<Self, ProcessError> {
+        let mut switches = BTreeMap::new();
+        for pid in processes {
+            let fail = |source| ProcessError { pid: *pid, source };
+            for thread in fs::read_dir(format!("/proc/{pid}/task")).map_err(fail)? {
+                let thread = thread.map_err(fail)?;
+                // A thread may end between the listing and this; so does what it would have told.
+                let Ok(status) = fs::read_to_string(thread.path().join("status")) else { continue };
+                let number = thread.file_name().to_str().and_then(|name| name.parse().ok());
+                let malformed = || fail(io::Error::new(io::ErrorKind::InvalidData, "a thread without its switches"));
+                let (thread, count) = number.zip(switches_of(&status)).ok_or_else(malformed)?;
+                switches.insert(Pid::from_raw(thread), count);
+            }
+        }
+        Ok(Self(switches))
+    }
+
+    /// How many there were since `earlier`. What threads did that began and ended in between is not seen.
+    pub fn since(&self, earlier: &Self) -> u64 {
+        let before = |thread| earlier.0.get(thread).copied().unwrap_or(0);
+        self.0.iter().map(|(thread, count)| count.saturating_sub(before(thread))).sum()
+    }
+}
+
+/// Waits (voluntary) and preemptions (nonvoluntary) alike (proc_pid_status(5)).
+fn switches_of(status: &str) -> Option<u64> {
+    let count =
+        |name: &str| -> Option<u64> { status.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok() };
+    Some(count("voluntary_ctxt_switches:")? + count("nonvoluntary_ctxt_switches:")?)
 }
 
 /// Proportional set size of `processes`: memory they share among each other counts once.
@@ -56,6 +93,18 @@ mod tests {
         assert_eq!(pss_of(text), Some(1234 << 10));
         assert_eq!(pss_of("Rss: 1 kB\n"), None);
         assert!(pss_bytes(&[Pid::this()]).expect("we are here") > 100 << 10);
+    }
+
+    #[test]
+    fn a_thread_that_waits_switches() {
+        assert_eq!(switches_of("Name:\ta\nvoluntary_ctxt_switches:\t12\nnonvoluntary_ctxt_switches:\t3\n"), Some(15));
+        assert_eq!(switches_of("Name:\ta\n"), None);
+        let before = Switches::read(&[Pid::this()]).expect("we are here");
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let after = Switches::read(&[Pid::this()]).expect("we are here");
+        assert!(after.since(&before) >= 5, "{before:?} {after:?}");
     }
 
     #[test]

@@ -1,27 +1,19 @@
 //! `sherd-bench direct`: sherd's direct path against the same containers without any sherd and behind HAProxy, all in real
 //! containers; owns the order of things and leaves nothing running.
 
-use std::{
-    path::{Path, PathBuf},
-    time::SystemTime,
-};
+use std::{path::Path, time::SystemTime};
 
-pub use self::entrant::{Entrant, EntrantError};
-use self::field::Field;
-use super::{ComparisonError, Lineup, Run, Scenario};
+use super::{
+    ComparisonError, Lineup, Run, Scenario,
+    field::{Base, Entrant, Field, FieldOptions, calls, conditions},
+};
 use crate::{
     analysis::{Bound, Evidence, Target},
-    contestant::Server,
     interrupt::Interrupt,
     measure::raise_open_files,
     report::{Origin, Progress, Report, Settings},
     sample::{LoadKind, Measure, SystemCalls},
 };
-
-mod calls;
-mod conditions;
-mod entrant;
-mod field;
 
 const SCENARIO: Scenario = Scenario {
     name: "direct",
@@ -51,28 +43,21 @@ pub const TARGETS: [Target; 6] = [
     Target::Peers { measure: Measure::RequestsPerSecond, peers: &HAPROXY, bound: Bound::AtLeast(1.6) },
 ];
 
+/// Those whose shards have clients of their own; behind a balancer the figure is its choice of connections.
+const COUNTED: [Entrant; 2] = [Entrant::SherdDirect, Entrant::Bare];
+
 /// Connections that a balancer must be able to hold besides those of the load.
-const SLACK_CONNECTIONS: usize = 500;
+pub(super) const SLACK_CONNECTIONS: usize = 500;
 
 /// What a run is told.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// What the report repeats.
     pub settings: Settings,
-    /// Who is to take part.
-    pub contestants: Vec<Entrant>,
-    /// Who answers.
-    pub server: Server,
-    /// The engine's socket.
-    pub docker: PathBuf,
+    /// Who takes part.
+    pub field: FieldOptions,
     /// Requests, and connections, over which system calls are counted; 0 leaves it out.
     pub counted: u64,
-    /// Where installed peers are.
-    pub peers: PathBuf,
-    /// The `sherd` program, where there is one.
-    pub sherd: Option<PathBuf>,
-    /// HAProxy, where another than the installed one is wanted.
-    pub haproxy: Option<PathBuf>,
     /// What the report says of where it comes from.
     pub origin: Origin,
 }
@@ -86,11 +71,12 @@ pub fn run(
 ) -> Result<Report, ComparisonError> {
     let started = SystemTime::now();
     let settings = options.settings.clone();
-    let files = 2 * (settings.connections + SLACK_CONNECTIONS);
-    raise_open_files(files as u64).map_err(|errno| ComparisonError::Host(errno.into()))?;
-    let field = Field::start(options, scratch, progress, interrupt)?;
-    field.verify(settings.answer_bytes)?;
-    let mut remarks = vec![format!("the server is {}", options.server.name())];
+    let connections = settings.connections + SLACK_CONNECTIONS;
+    raise_open_files(2 * connections as u64).map_err(|errno| ComparisonError::Host(errno.into()))?;
+    let base = Base::make(&options.field, connections, scratch, progress)?;
+    let field = Field::start(&base, progress, interrupt)?;
+    field.verify(&[settings.answer_bytes, 0])?;
+    let mut remarks = vec![format!("the server is {}", options.field.server.name())];
     remarks.push(conditions::check(&field)?);
     let calls = count_calls(options, &field, scratch, progress, &mut remarks)?;
     let control = field.control();
@@ -120,10 +106,10 @@ fn count_calls(
     if options.counted == 0 {
         return Ok(Vec::new());
     }
-    if let Some(obstacle) = calls::obstacle(options.server) {
+    if let Some(obstacle) = calls::obstacle(options.field.server) {
         remarks.push(format!("system calls are not counted: {obstacle}"));
         return Ok(Vec::new());
     }
     progress.say("counting system calls");
-    calls::count(field, &options.settings, options.counted, scratch)
+    calls::count(field, &COUNTED, &options.settings, options.counted, scratch)
 }

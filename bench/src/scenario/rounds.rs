@@ -10,7 +10,7 @@ use crate::{
     contestant::Contestant,
     interrupt::Interrupt,
     load::{self, Load, LoadError, MAX_ECHO_BYTES, Outcome, Shape},
-    measure::{HostTime, cpu_time},
+    measure::{HostTime, Switches, cpu_time},
     report::{Progress, Settings},
     sample::{Latency, LoadKind, Sample},
     stats::Random,
@@ -42,6 +42,7 @@ pub(super) struct Rounds<'a> {
 struct Used {
     balancer: Duration,
     shards: Duration,
+    switches: Switches,
     host: HostTime,
 }
 
@@ -50,8 +51,10 @@ impl Used {
         let cpu = |processes: &[Pid]| {
             cpu_time(processes).map_err(|source| ComparisonError::Process { contestant: contestant.into(), source })
         };
+        let switches = Switches::read(&[balancer, shards].concat())
+            .map_err(|source| ComparisonError::Process { contestant: contestant.into(), source })?;
         let host = HostTime::read().map_err(ComparisonError::Host)?;
-        Ok(Self { balancer: cpu(balancer)?, shards: cpu(shards)?, host })
+        Ok(Self { balancer: cpu(balancer)?, shards: cpu(shards)?, switches, host })
     }
 }
 
@@ -122,6 +125,7 @@ impl<'a> Rounds<'a> {
             body_bytes: outcome.body_bytes,
             balancer_cpu_seconds: has_balancer.then(|| (after.balancer - before.balancer).as_secs_f64()),
             shard_cpu_seconds: (after.shards - before.shards).as_secs_f64(),
+            context_switches: Some(after.switches.since(&before.switches)),
             load_cpu_seconds: outcome.own_cpu.as_secs_f64(),
             host_cpu_seconds: host.busy.as_secs_f64(),
             stolen_seconds: host.stolen.as_secs_f64(),

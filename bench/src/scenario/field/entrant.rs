@@ -1,4 +1,4 @@
-//! Who can take part, by name.
+//! Who can take part with containers of its own, by name.
 
 use std::str::FromStr;
 
@@ -15,6 +15,16 @@ pub enum Entrant {
     Haproxy,
     /// HAProxy in front of containers on the host's network.
     HaproxyHost,
+    /// The same, told to splice always.
+    HaproxySplice,
+    /// nginx's stream module in front of containers on the host's network.
+    NginxHost,
+    /// Envoy in front of containers on the host's network.
+    EnvoyHost,
+    /// One container on the host's network, a thread on each CPU.
+    Unsharded,
+    /// The same on the engine's bridge, behind a published port.
+    DockerPort,
     /// sherd's relay path.
     SherdRelay,
 }
@@ -28,8 +38,19 @@ pub struct EntrantError {
 
 impl Entrant {
     /// All.
-    pub const ALL: [Self; 6] =
-        [Self::SherdDirect, Self::Bare, Self::BareAgain, Self::Haproxy, Self::HaproxyHost, Self::SherdRelay];
+    pub const ALL: [Self; 11] = [
+        Self::SherdDirect,
+        Self::Bare,
+        Self::BareAgain,
+        Self::Haproxy,
+        Self::HaproxyHost,
+        Self::HaproxySplice,
+        Self::NginxHost,
+        Self::EnvoyHost,
+        Self::Unsharded,
+        Self::DockerPort,
+        Self::SherdRelay,
+    ];
 
     /// Its name in tables and on the command line.
     pub const fn name(self) -> &'static str {
@@ -39,8 +60,23 @@ impl Entrant {
             Self::BareAgain => "bare-2",
             Self::Haproxy => "haproxy",
             Self::HaproxyHost => "haproxy-host",
+            Self::HaproxySplice => "haproxy-splice",
+            Self::NginxHost => "nginx-host",
+            Self::EnvoyHost => "envoy-host",
+            Self::Unsharded => "unsharded",
+            Self::DockerPort => "docker-port",
             Self::SherdRelay => "sherd-relay",
         }
+    }
+
+    /// Whether it is what the benchmark is about: without it there is nothing to tell.
+    pub(in crate::scenario) fn is_ours(self) -> bool {
+        matches!(self, Self::SherdDirect | Self::SherdRelay)
+    }
+
+    /// Whether it has a shard on each CPU.
+    pub(super) fn is_sharded(self) -> bool {
+        !matches!(self, Self::Unsharded | Self::DockerPort)
     }
 }
 
@@ -64,6 +100,6 @@ mod tests {
         for entrant in Entrant::ALL {
             assert_eq!(entrant.name().parse(), Ok(entrant));
         }
-        assert!("envoy".parse::<Entrant>().is_err());
+        assert!("traefik".parse::<Entrant>().is_err());
     }
 }

@@ -1,5 +1,7 @@
-//! How many system calls a request and a connection cost a shard: a short run under strace, apart from all timing; owns the
-//! tracer.
+//! How many system calls a request and a connection cost: a short run under strace, apart from all timing; owns the tracer.
+//!
+//! Shards are traced, and what stands before them in a connection's way. sherd's agent doesn't on the direct path, so it is
+//! left out there. Behind a balancer, what it does of its own accord (timers, health) is in the figure.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +21,7 @@ use nix::{
 };
 
 use self::rest::Rest;
-use super::{super::ComparisonError, Entrant, field::Field};
+use super::{super::ComparisonError, Entrant, Field};
 use crate::{
     contestant::{STAGE_COMMAND, Server},
     load::{FetchError, Moment, repeat_connections, repeat_requests},
@@ -32,14 +34,11 @@ mod rest;
 /// How long the tracer may take to come and to go.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Those whose shards have clients of their own; behind a balancer the figure is its choice of connections.
-const COUNTED: [Entrant; 2] = [Entrant::SherdDirect, Entrant::Bare];
-
 /// A load of single requests, one after the other.
 type Series = fn(SocketAddr, usize, u64, &mut dyn FnMut(Moment) -> io::Result<()>) -> Result<(), FetchError>;
 
 /// Why system calls are not counted, if so.
-pub(super) fn obstacle(server: Server) -> Option<&'static str> {
+pub(in crate::scenario) fn obstacle(server: Server) -> Option<&'static str> {
     if server != Server::Shard {
         return Some("the server has several threads, and what they call depends on timing");
     }
@@ -47,53 +46,58 @@ pub(super) fn obstacle(server: Server) -> Option<&'static str> {
     found.is_err().then_some("strace is missing; to install it: apt-get install strace")
 }
 
-/// Counts over `repetitions` requests and as many connections.
-pub(super) fn count(
+/// Counts for those of `counted` that take part, over `repetitions` requests and as many connections.
+pub(in crate::scenario) fn count(
     field: &Field,
+    counted: &[Entrant],
     settings: &Settings,
     repetitions: u64,
     scratch: &Path,
 ) -> Result<Vec<SystemCalls>, ComparisonError> {
-    let mut counted = Vec::new();
-    for (contestant, shards) in field.contestants.iter().zip(&field.shards) {
+    let mut found = Vec::new();
+    for (index, contestant) in field.contestants.iter().enumerate() {
         let name = &contestant.facts().name;
-        if !COUNTED.iter().any(|entrant| entrant.name() == name) {
+        if !counted.contains(&field.entrants[index]) {
             continue;
+        }
+        let mut traced_processes = field.shards[index].clone();
+        if field.entrants[index] != Entrant::SherdDirect {
+            traced_processes.extend(contestant.balancer());
         }
         let address = contestant.addresses()[0];
         let under = |series: Series| {
-            let calls = traced(shards, scratch, |rest| {
+            let calls = traced(&traced_processes, scratch, |rest| {
                 series(address, settings.answer_bytes, repetitions, &mut |moment| rest.wait(moment))
             });
             calls.map_err(|source| ComparisonError::Calls { contestant: name.clone(), source })
         };
-        counted.push(SystemCalls {
+        found.push(SystemCalls {
             contestant: name.clone(),
             repetitions,
             of_requests: under(repeat_requests)?,
             of_connections: under(repeat_connections)?,
         });
     }
-    Ok(counted)
+    Ok(found)
 }
 
-/// What `shards` call, by name, while `load` runs.
+/// What `processes` call, by name, while `load` runs.
 fn traced(
-    shards: &[Pid],
+    processes: &[Pid],
     scratch: &Path,
     load: impl FnOnce(&Rest) -> Result<(), FetchError>,
 ) -> io::Result<BTreeMap<String, u64>> {
-    let rest = Rest::of(shards)?;
+    let rest = Rest::of(processes)?;
     let (table, words) = (scratch.join("strace.table"), scratch.join("strace.words"));
     // Through the stage, because the signals that this process has blocked are to reach it.
     let mut strace = Command::new(env::current_exe()?);
     strace.args([STAGE_COMMAND, "--parent", &process::id().to_string(), "--cpus", "", "--"]);
     strace.args(["strace", "-f", "-c", "-o"]).arg(&table);
-    for shard in shards {
-        strace.args(["-p", &shard.to_string()]);
+    for process in processes {
+        strace.args(["-p", &process.to_string()]);
     }
     let mut tracer = Tracer(strace.stdin(Stdio::null()).stderr(File::create(&words)?).spawn()?);
-    tracer.wait_until_attached(shards.len(), &words)?;
+    tracer.wait_until_attached(processes.len(), &words)?;
     load(&rest).map_err(io::Error::other)?;
     tracer.detach()?;
     Ok(read_table(&fs::read_to_string(&table)?))
