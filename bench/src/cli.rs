@@ -15,6 +15,7 @@ use sherd_bench::{contestant, keeper, measure::cpus, shard::Announcement};
 mod comparison;
 mod direct;
 mod field;
+mod load;
 mod relay;
 mod trial;
 
@@ -36,6 +37,7 @@ enum Command {
     Direct(Box<direct::Direct>),
     Stall(Box<trial::Stall>),
     Failover(Box<trial::Failover>),
+    Load(load::Load),
     Install(Install),
     #[command(hide = true)]
     Shard(Shard),
@@ -104,6 +106,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Direct(direct) => direct.run(),
         Command::Stall(stall) => stall.run(),
         Command::Failover(failover) => failover.run(),
+        Command::Load(load) => load.run(),
         Command::Install(install) => install.run(),
         Command::Shard(shard) => shard.run(),
         Command::Keep(keep) => keeper::keep(&keep.arguments).context("the run cannot be kept"),

@@ -30,8 +30,10 @@ use crate::{interrupt::Interrupt, shard::body_byte, stats::Random};
 const TABLE_BYTES: usize = 1_048_573;
 /// How far apart streams begin; no multiple of it below the table's length is the table's length.
 const STRIDE: usize = 10_007;
-/// How much of a stream is on its way at most.
-const MOST_UNDERWAY_BYTES: u64 = 256 << 10;
+/// How much of a stream is on its way at most,
+const MOST_UNDERWAY_BYTES: usize = 256 << 10;
+/// and of all of them: tens of thousands would fill the host's memory with it.
+const ALL_UNDERWAY_BYTES: usize = 16 << 20;
 const PIECE_BYTES: usize = 64 << 10;
 const LONGEST_WAIT_MILLIS: u16 = 10;
 
@@ -48,6 +50,8 @@ pub(super) struct Streams<'a> {
     interrupt: &'a Interrupt,
     epoll: Epoll,
     streams: Vec<Option<Stream>>,
+    /// How much of each is on its way at most.
+    underway: u64,
     /// Those that could go on at once.
     ready: VecDeque<usize>,
     piece: Vec<u8>,
@@ -79,7 +83,8 @@ impl<'a> Streams<'a> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let piece = vec![0; PIECE_BYTES];
         let (streams, ready) = (Vec::new(), VecDeque::new());
-        let mut all = Self { load, interrupt, epoll, streams, ready, piece, tally: Tally::new() };
+        let underway = (ALL_UNDERWAY_BYTES / load.connections.max(1)).clamp(1, MOST_UNDERWAY_BYTES) as u64;
+        let mut all = Self { load, interrupt, epoll, streams, underway, ready, piece, tally: Tally::new() };
         for number in (index..load.connections).step_by(load.cpus.len()) {
             match all.connect(number) {
                 Ok(stream) => all.streams.push(Some(stream)),
@@ -137,7 +142,8 @@ impl<'a> Streams<'a> {
         let Some(stream) = &mut self.streams[token] else { return };
         stream.is_ready = false;
         let block = self.load.answer_bytes as u64;
-        let turn = match stream.advance(sends, &mut self.piece, block) {
+        let underway = if sends { self.underway } else { 0 };
+        let turn = match stream.advance(underway, &mut self.piece, block) {
             Ok(turn) => turn,
             Err(error) => {
                 self.streams[token] = None;
@@ -175,9 +181,9 @@ impl<'a> Streams<'a> {
 }
 
 impl Stream {
-    /// Sends and receives one piece each at most.
-    fn advance(&mut self, sends: bool, piece: &mut [u8], block: u64) -> io::Result<Turn> {
-        let sent = if sends { self.send(block)? } else { 0 };
+    /// Sends and receives one piece each at most, and sends only while less is on its way than `underway` bytes.
+    fn advance(&mut self, underway: u64, piece: &mut [u8], block: u64) -> io::Result<Turn> {
+        let sent = self.send(underway, block)?;
         let received = match self.socket.read(piece) {
             Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a stream ended before its time")),
             Ok(count) => count,
@@ -191,8 +197,8 @@ impl Stream {
         Ok(Turn { received, sent })
     }
 
-    fn send(&mut self, block: u64) -> io::Result<usize> {
-        let room = MOST_UNDERWAY_BYTES - (self.sent - self.received);
+    fn send(&mut self, underway: u64, block: u64) -> io::Result<usize> {
+        let room = underway.saturating_sub(self.sent - self.received);
         let bytes = bytes_at(self.number, self.sent);
         let most = bytes.len().min(PIECE_BYTES).min(room as usize);
         if most == 0 {
