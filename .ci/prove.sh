@@ -7,6 +7,8 @@ export SHERD_PROVE=1
 cargo test --workspace --locked --release --no-fail-fast -- --test-threads=1 --nocapture
 cargo test --package sherd --lib --features simulation --locked --release -- --nocapture simulation::
 cargo build --workspace --locked --release
+.ci/install.sh guest
+.ci/guest/sherd.sh "${CARGO_TARGET_DIR:-target}/release/sherd" "${CARGO_TARGET_DIR:-target}/release/sherd-bench"
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" relay
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" direct
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" stall

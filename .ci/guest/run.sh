@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # run.sh TEST [FILE...]: boots the guest (2 packages, 2 NUMA nodes, SMT, 8 CPUs, cgroup v2, systemd), runs the script TEST in it with the
-# FILEs and directories beside it, shows what it prints, and exits with its exit code. Bounded by GUEST_SECONDS (1800).
+# FILEs and directories beside it, shows what it prints, and exits with its exit code. Bounded by GUEST_SECONDS (1800); it has GUEST_MIB (1024).
 # A TEST that leaves a script `next` is followed by a reboot, and by that. The disk is thrown away: each run starts from the same image.
 set -euo pipefail
 
@@ -29,14 +29,15 @@ truncate -s %512 "$work/in.tar"
 truncate -s 64M "$work/out.tar"
 : >"$work/serial"
 
+mib=${GUEST_MIB:-1024}
 # An Intel model is what makes SMT siblings visible. With 2 cores below, 8 CPUs are slow but real to the guest's kernel.
 accel=(-accel "tcg,thread=multi" -cpu "Nehalem,+rdrand")
 disk() { echo "-drive file=$1,if=none,id=$2,format=raw,$3 -device nvme,drive=$2,serial=$2"; }
 # shellcheck disable=SC2046 # the words of disk() are arguments
-timeout --kill-after=5 "${GUEST_SECONDS:-1800}" qemu-system-x86_64 "${accel[@]}" -m 1024 \
+timeout --kill-after=5 "${GUEST_SECONDS:-1800}" qemu-system-x86_64 "${accel[@]}" -m "$mib" \
     -smp 8,sockets=2,cores=2,threads=2 \
-    -object memory-backend-ram,id=node0,size=512M -numa node,nodeid=0,cpus=0-3,memdev=node0 \
-    -object memory-backend-ram,id=node1,size=512M -numa node,nodeid=1,cpus=4-7,memdev=node1 \
+    -object memory-backend-ram,id=node0,size=$((mib / 2))M -numa node,nodeid=0,cpus=0-3,memdev=node0 \
+    -object memory-backend-ram,id=node1,size=$((mib / 2))M -numa node,nodeid=1,cpus=4-7,memdev=node1 \
     -nodefaults -display none -serial "file:$work/serial" \
     $(disk "$image/root.ext4" root snapshot=on) $(disk "$work/in.tar" in readonly=on) $(disk "$work/out.tar" out cache=unsafe) \
     -kernel "$image/vmlinuz" \
