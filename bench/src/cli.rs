@@ -17,6 +17,7 @@ mod direct;
 mod field;
 mod load;
 mod relay;
+mod sharding;
 mod trial;
 
 /// Measures sherd side by side with what else could stand in front of a service.
@@ -35,6 +36,7 @@ struct Cli {
 enum Command {
     Relay(Box<relay::Relay>),
     Direct(Box<direct::Direct>),
+    Sharding(Box<sharding::Sharding>),
     Stall(Box<trial::Stall>),
     Failover(Box<trial::Failover>),
     Load(load::Load),
@@ -104,6 +106,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Relay(relay) => relay.run(),
         Command::Direct(direct) => direct.run(),
+        Command::Sharding(sharding) => sharding.run(),
         Command::Stall(stall) => stall.run(),
         Command::Failover(failover) => failover.run(),
         Command::Load(load) => load.run(),

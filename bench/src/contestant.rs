@@ -11,18 +11,22 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    agent::GROUP,
     api::{AgentState, Api, ApiError, Event, Events, GroupState, RolloutState, SlotState},
     choice::{Choice, ChoiceError},
     confine::{CONFINE_COMMAND, run_confined},
-    containers::{Bare, Containers, Ground},
+    containers::{Bare, Containers, Ground, Unsharded},
     direct::Direct,
     engine::{Engine, Network, sweep},
     fronted::Fronted,
     group::{Change, Group, GroupLaunch, GroupPath, Order, Trial},
     image::{Image, Server, ServerError},
     install::{InstallError, default_peers, install},
+    layout::Slots,
     metrics::MetricsError,
     peer::Peer,
+    placed::{Placed, Placement},
+    program::{Program, ProgramError},
     shards::Shards,
     sherd::Sherd,
     stage::{STAGE_COMMAND, run_stage},
@@ -43,9 +47,12 @@ mod group;
 pub mod haproxy;
 mod image;
 mod install;
+mod layout;
 mod metrics;
 pub mod nginx;
 mod peer;
+mod placed;
+mod program;
 mod shards;
 pub mod sherd;
 mod stage;

@@ -22,6 +22,7 @@ pub mod failover;
 mod field;
 pub mod relay;
 mod rounds;
+pub mod sharding;
 pub mod stall;
 pub mod trial;
 

@@ -41,7 +41,8 @@ fn load(target: &str, options: &[&str]) -> (Output, String) {
 
 /// The figure of the line that begins so.
 fn figure(text: &str, line: &str) -> f64 {
-    let found = text.lines().find_map(|found| found.strip_prefix(line)).unwrap_or_else(|| panic!("no {line:?}: {text}"));
+    let found =
+        text.lines().find_map(|found| found.strip_prefix(line)).unwrap_or_else(|| panic!("no {line:?}: {text}"));
     found.split([' ', ',']).find_map(|word| word.parse().ok()).unwrap_or_else(|| panic!("no figure in {found:?}"))
 }
 

@@ -75,6 +75,34 @@ impl Comparison {
         run_kept(name, &self.output, compare)
     }
 
+    /// The same for a run of several reports, each published when it is there.
+    pub(super) fn run_each<T: Copy, E: std::error::Error + Send + Sync + 'static>(
+        &self,
+        parts: &[T],
+        name: impl Fn(T) -> &'static str,
+        mut compare: impl FnMut(T, &Path, &mut Progress, &Interrupt) -> Result<Report, E>,
+    ) -> anyhow::Result<ExitCode> {
+        run_kept_each(|scratch, progress, interrupt| {
+            for part in parts {
+                let started = SystemTime::now();
+                let report = compare(*part, scratch, progress, interrupt)?;
+                progress.clear();
+                publish(&report, name(*part), &self.output, started)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Whether few and short samples will do.
+    pub(super) fn is_quick(&self) -> bool {
+        self.quick
+    }
+
+    /// What somebody who wants another quick run than all others have must leave as it was asked for.
+    pub(super) fn asked(&self) -> (Option<usize>, Option<f64>) {
+        (self.pairs, self.duration)
+    }
+
     /// The checked options, without bulk load and idle connections.
     pub(super) fn settings(&self) -> anyhow::Result<Settings> {
         let (cpus, load_cpus) = choose_cpus(self.cpus.as_deref(), self.load_cpus.as_deref())?;
@@ -111,20 +139,35 @@ pub(super) fn run_kept<D: Document, E: std::error::Error + Send + Sync + 'static
     output: &Path,
     measure: impl FnOnce(&Path, &mut Progress, &Interrupt) -> Result<D, E>,
 ) -> anyhow::Result<ExitCode> {
+    run_kept_each(|scratch, progress, interrupt| {
+        let started = SystemTime::now();
+        let document = measure(scratch, progress, interrupt);
+        progress.clear();
+        publish(&document?, name, output, started)
+    })
+}
+
+/// Runs `measure`, which publishes each of its documents itself, under a keeper.
+pub(super) fn run_kept_each(
+    measure: impl FnOnce(&Path, &mut Progress, &Interrupt) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
     let Some(scratch) = keeper::become_worker().context("the run cannot be kept")? else {
         return keeper::guard(&super::own_arguments()).context("the run cannot be kept");
     };
     let interrupt = Interrupt::on_signals().context("signals cannot be taken")?;
-    let started = SystemTime::now();
     let mut progress = Progress::on_standard_error();
-    let document = measure(&scratch, &mut progress, &interrupt);
+    let measured = measure(&scratch, &mut progress, &interrupt);
     progress.clear();
-    let document = document?;
+    measured.map(|()| ExitCode::SUCCESS)
+}
+
+/// Prints a document and writes it into `output` as `NAME-DATE`.
+pub(super) fn publish(document: &impl Document, name: &str, output: &Path, started: SystemTime) -> anyhow::Result<()> {
     print!("{}", document.text());
     let name = format!("{name}-{}", utc(started).replace([':', '-'], ""));
     let path = document.write(output, &name)?;
     println!("\nevery sample: {}", path.display());
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// CPUs of contestants and shards, and of the load.

@@ -19,14 +19,14 @@ use super::{
 };
 
 /// The group of every agent here.
-pub(super) const GROUP: &str = "bench";
+pub const GROUP: &str = "bench";
 
 const API_DEADLINE: Duration = Duration::from_secs(15);
 
 /// A running agent; dropping it stops its group and ends it.
 #[derive(Debug)]
 pub(super) struct Agent {
-    name: &'static str,
+    name: String,
     version: String,
     directory: PathBuf,
     client: Client,
@@ -38,7 +38,7 @@ pub(super) struct Agent {
 #[derive(Debug)]
 pub(super) struct AgentLaunch<'a> {
     /// What errors call it; also the name of its log.
-    pub(super) name: &'static str,
+    pub(super) name: &'a str,
     pub(super) program: Option<&'a Path>,
     /// Its name among all agents of the host.
     pub(super) instance: &'a str,
@@ -62,7 +62,7 @@ impl Agent {
     pub(super) fn start(launch: AgentLaunch<'_>) -> Result<Self, StartError> {
         let name = launch.name;
         let program = launch.program.ok_or_else(|| StartError::Missing {
-            name,
+            name: "sherd",
             reason: "there is no `sherd` beside sherd-bench and none was given".into(),
             install: "cargo build --release -p sherd".into(),
         })?;
@@ -72,14 +72,14 @@ impl Agent {
         let client = Client { program: program.to_owned(), run_dir: launch.directory.join("run") };
         let arguments = arguments(&launch, &client.run_dir);
         let child = spawn(name, program, &arguments, &launch.directory)?;
-        let mut agent = Self { name, version, directory: launch.directory, client, arguments, child };
+        let mut agent = Self { name: name.into(), version, directory: launch.directory, client, arguments, child };
         agent.wait_for_api()?;
         Ok(agent)
     }
 
     /// Ends its process by `signal`, and nothing else of it; comes back when it has ended.
     pub(super) fn end_by(&mut self, signal: Signal) -> Result<(), StartError> {
-        let name = self.name.into();
+        let name = self.name.clone();
         self.child.end_by(signal).map_err(|source| StartError::Failed {
             name,
             action: format!("be ended by {signal}"),
@@ -89,7 +89,7 @@ impl Agent {
 
     /// Starts it again as it was; comes back at once.
     pub(super) fn begin_again(&mut self) -> Result<(), StartError> {
-        self.child = spawn(self.name, &self.client.program, &self.arguments, &self.directory)?;
+        self.child = spawn(&self.name, &self.client.program, &self.arguments, &self.directory)?;
         Ok(())
     }
 
@@ -120,7 +120,7 @@ impl Agent {
         fs::write(&path, specification)
             .and_then(|()| self.client.run(&words))
             .map(|_| ())
-            .map_err(|source| StartError::Failed { name: self.name.into(), action: action.into(), source })
+            .map_err(|source| StartError::Failed { name: self.name.clone(), action: action.into(), source })
     }
 
     /// Waits until `condition` gives something; fails when the agent ends first or the time is over.

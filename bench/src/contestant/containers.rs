@@ -2,7 +2,6 @@
 //! load nor balancer.
 
 use std::{
-    collections::BTreeSet,
     io,
     net::{Ipv4Addr, SocketAddr},
     thread,
@@ -15,9 +14,9 @@ use super::{
     Contestant, Facts, StartError,
     engine::{Engine, Network, Order},
     free_address,
-    image::Image,
+    image::{Image, confined},
 };
-use crate::{load::fetch, measure::cpus};
+use crate::{keeper::descendants, load::fetch, measure::cpus};
 
 /// How long a container may take from its start to its first answer.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -49,9 +48,9 @@ impl Containers {
     /// All listen at one address of the host (SO_REUSEPORT) and nothing is in front of them.
     pub fn at_one_address(name: &'static str, ground: Ground<'_>) -> Result<Self, StartError> {
         let address = free_address().map_err(failed(name, "be given a port"))?;
-        let mut containers = Self::none(name, ground);
+        let mut containers = Self::none(name, ground.engine);
         for cpu in ground.cpus {
-            containers.start_one(ground, &[*cpu], Network::Host, address, ground.image.confined_command(address))?;
+            containers.start_one(ground, *cpu, Network::Host, address)?;
         }
         containers.wait_until_all_answer()?;
         containers.addresses.truncate(1);
@@ -60,13 +59,13 @@ impl Containers {
 
     /// Each has an address of its own, for a balancer: on the engine's bridge, or a port of the host's.
     pub fn behind_a_balancer(name: &'static str, ground: Ground<'_>, network: Network) -> Result<Self, StartError> {
-        let mut containers = Self::none(name, ground);
+        let mut containers = Self::none(name, ground.engine);
         for cpu in ground.cpus {
             let address = match network {
                 Network::Bridge | Network::Published(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)),
                 Network::Host => free_address().map_err(failed(name, "be given a port"))?,
             };
-            containers.start_one(ground, &[*cpu], network, address, ground.image.confined_command(address))?;
+            containers.start_one(ground, *cpu, network, address)?;
             // Its port is not free any more when the next one looks for one.
             containers.wait_until_all_answer()?;
         }
@@ -81,8 +80,19 @@ impl Containers {
         listens: SocketAddr,
         command: Vec<String>,
     ) -> Result<Self, StartError> {
-        let mut containers = Self::none(name, ground);
-        containers.start_one(ground, ground.cpus, network, listens, command)?;
+        Self::alone(name, ground.engine, (ground.image.name(), command), ground.cpus, (network, listens))
+    }
+
+    /// The same of an image that isn't the ground's, with its command.
+    pub(super) fn alone(
+        name: &'static str,
+        engine: &Engine,
+        program: (&str, Vec<String>),
+        cpus: &[usize],
+        at: (Network, SocketAddr),
+    ) -> Result<Self, StartError> {
+        let mut containers = Self::none(name, engine);
+        containers.start(program, cpus, at)?;
         containers.wait_until_all_answer()?;
         Ok(containers)
     }
@@ -97,34 +107,36 @@ impl Containers {
         &self.processes
     }
 
-    fn none(name: &'static str, ground: Ground<'_>) -> Self {
-        let engine = ground.engine.clone();
+    fn none(name: &'static str, engine: &Engine) -> Self {
+        let engine = engine.clone();
         Self { name, engine, ids: Vec::new(), addresses: Vec::new(), processes: Vec::new() }
     }
 
+    /// A shard of the ground's on one CPU.
     fn start_one(
         &mut self,
         ground: Ground<'_>,
-        cpus: &[usize],
+        cpu: usize,
         network: Network,
-        listens: SocketAddr,
-        command: Vec<String>,
+        at: SocketAddr,
     ) -> Result<(), StartError> {
-        let nodes: io::Result<BTreeSet<usize>> = cpus.iter().map(|cpu| cpus::node_of(*cpu)).collect();
-        let nodes = nodes.map_err(failed(self.name, "be given memory near its CPUs"))?;
-        let order = Order {
-            image: ground.image.name(),
-            network,
-            cpus: cpus::list(cpus),
-            mems: cpus::list(&nodes.into_iter().collect::<Vec<_>>()),
-            command,
-        };
-        let id = self.engine.start(&order)?;
+        self.start((ground.image.name(), ground.image.confined_command(at)), &[cpu], (network, at))
+    }
+
+    fn start(
+        &mut self,
+        (image, command): (&str, Vec<String>),
+        cpus: &[usize],
+        (network, listens): (Network, SocketAddr),
+    ) -> Result<(), StartError> {
+        let mems = cpus::nodes_of(cpus).map_err(failed(self.name, "be given memory near its CPUs"))?;
+        let order = &Order { image, network, cpus: cpus::list(cpus), mems: cpus::list(&mems), command };
+        let id = self.engine.start(order)?;
         self.ids.push(id.clone());
         let ended = || io::Error::other(format!("it ended: {}", self.engine.logs(&id)));
         let (pid, address) = self.engine.inspect(&id).map_err(failed(self.name, "be asked for its process"))?;
         self.processes.push(pid.ok_or_else(ended).map_err(failed(self.name, "be started"))?);
-        self.addresses.push(match network {
+        self.addresses.push(match order.network {
             Network::Host => listens,
             Network::Published(at) => at,
             Network::Bridge => {
@@ -189,6 +201,56 @@ impl Bare {
 }
 
 impl Contestant for Bare {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn addresses(&self) -> &[SocketAddr] {
+        self.containers.addresses()
+    }
+
+    fn balancer(&self) -> Vec<Pid> {
+        Vec::new()
+    }
+}
+
+/// A container that is nobody's shard: the program alone on all CPUs, as it comes, on the host's network.
+#[derive(Debug)]
+pub struct Unsharded {
+    facts: Facts,
+    containers: Containers,
+}
+
+impl Unsharded {
+    /// Starts `command` of an image that was assembled here, confined as a shard; it listens at `address`.
+    pub fn start(
+        name: &'static str,
+        engine: &Engine,
+        engine_version: &str,
+        image: &str,
+        cpus: &[usize],
+        command: Vec<String>,
+        address: SocketAddr,
+    ) -> Result<Self, StartError> {
+        let facts = Facts {
+            name: name.into(),
+            version: format!("Docker {engine_version}"),
+            program: None,
+            configuration: format!("docker run --network host IMAGE {}", command.join(" ")),
+        };
+        let at = (Network::Host, address);
+        let containers = Containers::alone(name, engine, (image, confined(command)), cpus, at)?;
+        Ok(Self { facts, containers })
+    }
+
+    /// Its first process and what that has started.
+    pub fn processes(&self) -> Vec<Pid> {
+        let first = self.containers.processes();
+        first.iter().flat_map(|pid| [vec![*pid], descendants(*pid)].concat()).collect()
+    }
+}
+
+impl Contestant for Unsharded {
     fn facts(&self) -> &Facts {
         &self.facts
     }

@@ -93,13 +93,18 @@ impl Engine {
         &self.run
     }
 
-    /// Makes an image of the files below `root`; gives its name.
-    pub(super) fn import(&self, root: &Path) -> Result<String, StartError> {
+    /// The label that all bears which a run makes, and its value.
+    pub fn label(&self) -> (&'static str, &str) {
+        (LABEL, &self.run)
+    }
+
+    /// Makes an image with the tag `tag` of the files below `root`; gives its name.
+    pub(super) fn import(&self, root: &Path, tag: &str) -> Result<String, StartError> {
         let archive = root.with_extension("tar");
         let mut tar = Command::new("tar");
         tar.arg("-C").arg(root).arg("-cf").arg(&archive).arg(".");
         bounded(tar).map_err(failed("be given an image"))?;
-        let name = format!("{}:latest", self.run);
+        let name = format!("{}:{tag}", self.run);
         let label = format!("LABEL {LABEL}={}", self.run);
         let archive = archive.to_string_lossy();
         self.docker(&["import", "--change", &label, &archive, &name]).map_err(failed("be given an image"))?;
@@ -132,6 +137,11 @@ impl Engine {
         let mut words = text.split(' ');
         let pid = words.next().and_then(|pid| pid.parse().ok()).filter(|pid| *pid > 0).map(Pid::from_raw);
         Ok((pid, words.next().and_then(|address| address.parse().ok())))
+    }
+
+    /// Gives a running container other CPUs and memory nodes.
+    pub(super) fn confine_to(&self, container: &str, cpus: &str, mems: &str) -> io::Result<()> {
+        self.docker(&["update", "--cpuset-cpus", cpus, "--cpuset-mems", mems, container]).map(|_| ())
     }
 
     /// What a container has written.

@@ -17,7 +17,7 @@ use crate::{keeper::descendants, load::fetch, measure::cpus};
 
 mod change;
 
-const GROUP_DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const GROUP_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How bytes reach the containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub enum GroupPath {
 
 impl GroupPath {
     /// In specifications and in what `ps` tells.
-    const fn word(self) -> &'static str {
+    pub(super) const fn word(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Relay => "relay",
@@ -108,7 +108,7 @@ impl Group {
         let slots = agent.wait_until("its slots were ready", GROUP_DEADLINE, |client| {
             client.slots().ok().filter(|slots| slots.len() == ground.cpus.len() && slots.iter().all(is_ready))
         })?;
-        check_path(path, &slots)?;
+        check_path(path.name(), path, &slots)?;
         agent.wait_until("its published port answered", GROUP_DEADLINE, |_| fetch(address, 1).ok())?;
         let facts = Facts {
             name: name.into(),
@@ -174,7 +174,7 @@ impl Group {
             let slots = client.slots().ok().filter(|slots| slots.len() == count && slots.iter().all(is_ready))?;
             slots.iter().all(|slot| pid(slot) != former).then_some(slots)
         })?;
-        check_path(self.path, &slots)?;
+        check_path(self.path.name(), self.path, &slots)?;
         self.shards = slots.iter().filter_map(pid).collect();
         Ok(())
     }
@@ -197,20 +197,20 @@ impl Contestant for Group {
     }
 }
 
-fn is_ready(slot: &Value) -> bool {
+pub(super) fn is_ready(slot: &Value) -> bool {
     slot["ready"] == true && pid(slot).is_some()
 }
 
-fn pid(slot: &Value) -> Option<Pid> {
+pub(super) fn pid(slot: &Value) -> Option<Pid> {
     slot["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw)
 }
 
 /// A slot that fell back to its relay would be measured as what it is not.
-fn check_path(path: GroupPath, slots: &[Value]) -> Result<(), StartError> {
+pub(super) fn check_path(name: &str, path: GroupPath, slots: &[Value]) -> Result<(), StartError> {
     let Some(other) = slots.iter().find(|slot| slot["path"] != path.word()) else { return Ok(()) };
     let reason = other["path_reason"].as_str().unwrap_or("`sherd ps` tells no reason").to_owned();
     Err(StartError::Failed {
-        name: path.name().into(),
+        name: name.into(),
         action: format!("be on the {} path", path.word()),
         source: io::Error::other(reason),
     })

@@ -60,19 +60,11 @@ pub struct Image {
 impl Image {
     /// Makes it.
     pub fn make(engine: &Engine, server: Server, scratch: &Path) -> Result<Self, StartError> {
-        let root = scratch.join("image");
-        let fail = |source| StartError::Failed { name: "the image".into(), action: "be put together".into(), source };
-        fs::create_dir_all(&root).map_err(fail)?;
-        let bench = env::current_exe().map_err(fail)?;
-        fs::copy(&bench, root.join(&BENCH[1..])).map_err(fail)?;
-        // Not linked statically: the C library's own copy is what a container of Debian's would have.
-        for library in libraries(&bench).map_err(fail)? {
-            copy_into(&root, &library).map_err(fail)?;
-        }
-        if server == Server::Go {
-            build_go_server(scratch, &root.join(&GO_SERVER[1..]))?;
-        }
-        Ok(Self { name: engine.import(&root)?, server })
+        let name = assemble(engine, &scratch.join("image"), "latest", |root| match server {
+            Server::Shard => Ok(()),
+            Server::Go => build_go(scratch, include_str!("image/server.go"), &root.join(&GO_SERVER[1..])),
+        })?;
+        Ok(Self { name, server })
     }
 
     /// Its name in the engine.
@@ -104,9 +96,41 @@ impl Image {
     }
 }
 
-fn confined(command: Vec<String>) -> Vec<String> {
-    let before = [BENCH, CONFINE_COMMAND, "--"].map(str::to_owned);
-    before.into_iter().chain(command).collect()
+/// What confines itself, in an image that was assembled here, as sherd's shim would, and becomes `command`.
+pub(super) fn confined(command: Vec<String>) -> Vec<String> {
+    [BENCH, CONFINE_COMMAND, "--"].map(str::to_owned).into_iter().chain(command).collect()
+}
+
+/// Makes an image with the tag `tag` of this program and of what `fill` puts below `root`; gives its name.
+pub(super) fn assemble(
+    engine: &Engine,
+    root: &Path,
+    tag: &str,
+    fill: impl FnOnce(&Path) -> Result<(), StartError>,
+) -> Result<String, StartError> {
+    let copy = || -> io::Result<()> {
+        fs::create_dir_all(root)?;
+        let bench = env::current_exe()?;
+        // Not linked statically: the C library's own copy is what a container of Debian's would have.
+        copy_libraries(root, &bench)?;
+        fs::copy(&bench, root.join(&BENCH[1..])).map(|_| ())
+    };
+    let fail = |source| StartError::Failed { name: "the image".into(), action: "be put together".into(), source };
+    copy().map_err(fail)?;
+    fill(root)?;
+    engine.import(root, tag)
+}
+
+/// A program and the libraries that it needs, where they are on this machine; what is below `root` already stays.
+pub(super) fn copy_with_libraries(root: &Path, program: &Path) -> io::Result<()> {
+    if !program.starts_with(root) {
+        copy_into(root, program)?;
+    }
+    copy_libraries(root, program)
+}
+
+fn copy_libraries(root: &Path, program: &Path) -> io::Result<()> {
+    libraries(program)?.iter().filter(|library| !library.starts_with(root)).try_for_each(|file| copy_into(root, file))
 }
 
 /// Libraries and loader that a dynamic program needs, as ldd(1) finds them.
@@ -125,10 +149,11 @@ fn copy_into(root: &Path, file: &Path) -> io::Result<()> {
     fs::copy(file, target).map(|_| ())
 }
 
-fn build_go_server(scratch: &Path, target: &Path) -> Result<(), StartError> {
+/// Builds a Go program of one file.
+pub(super) fn build_go(scratch: &Path, text: &str, target: &Path) -> Result<(), StartError> {
     let fail = |source| StartError::Failed { name: "the Go server".into(), action: "be built".into(), source };
     let source = scratch.join("server.go");
-    fs::write(&source, include_str!("image/server.go")).map_err(fail)?;
+    fs::write(&source, text).map_err(fail)?;
     let output = Command::new("go")
         .current_dir(scratch)
         .env("GOCACHE", scratch.join("go-cache"))

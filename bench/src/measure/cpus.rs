@@ -45,6 +45,14 @@ pub fn node_of(cpu: usize) -> io::Result<usize> {
     Ok(0)
 }
 
+/// The NUMA nodes of several CPUs, ascending.
+pub fn nodes_of(cpus: &[usize]) -> io::Result<Vec<usize>> {
+    let mut nodes = cpus.iter().map(|cpu| node_of(*cpu)).collect::<io::Result<Vec<_>>>()?;
+    nodes.sort_unstable();
+    nodes.dedup();
+    Ok(nodes)
+}
+
 /// Reads Linux' list format.
 pub fn parse_list(text: &str) -> Result<Vec<usize>, CpuError> {
     let bad = || CpuError { text: text.to_owned() };
