@@ -15,5 +15,5 @@ if (($# == 1)); then
     "$here/run.sh" "$here/inside.sh" "$here/checks.sh" "$here/rebooted.sh" "$tree/tree"
 else
     strip --strip-debug -o "$tree/tree/usr/local/bin/sherd-bench" "$2"
-    GUEST_MIB=4096 "$here/run.sh" "$here/streams.sh" "$here/checks.sh" "$tree/tree"
+    GUEST_MIB=4096 GUEST_SECONDS=2700 "$here/run.sh" "$here/streams.sh" "$here/checks.sh" "$tree/tree"
 fi

@@ -48,9 +48,9 @@ handed() {
 }
 stop_and_start() { timeout 180 systemctl stop sherd && timeout 120 systemctl start sherd; }
 
-sherd-bench load "127.0.0.1:$port" --shape streams --connections "$streams" --bytes 256 --warm-up 1 --duration 240 >load.txt 2>&1 &
+sherd-bench load "127.0.0.1:$port" --shape streams --connections "$streams" --bytes 256 --warm-up 1 --duration 400 >load.txt 2>&1 &
 load=$!
-until_ 180 all_open || fail "$(metric sherd_slot_connections_open) streams are open: $(cat load.txt)"
+until_ 900 all_open || fail "$(metric sherd_slot_connections_open) streams are open: $(cat load.txt)"
 ok "$streams streams are open"
 handed "systemctl restart" timeout 240 systemctl restart sherd
 handed "systemctl stop, then start" stop_and_start
