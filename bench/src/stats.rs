@@ -69,12 +69,14 @@ pub fn ratio(pairs: &[(f64, f64)], seed: u64) -> Option<Estimate> {
 /// The percentile interval of the median: resample with replacement, take the median, cut both tails.
 fn bootstrap(sorted: &[f64], seed: u64) -> (f64, f64) {
     let mut random = Random::new(seed);
-    let mut sample = vec![0.0; sorted.len()];
+    let mut drawn = vec![0_usize; sorted.len()];
     let mut medians: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
-            sample.fill_with(|| sorted[random.below(sorted.len())]);
-            sample.sort_by(f64::total_cmp);
-            median_of_sorted(&sample).expect("a resample of something is not empty")
+            drawn.fill(0);
+            for _ in 0..sorted.len() {
+                drawn[random.below(sorted.len())] += 1;
+            }
+            median_of_drawn(sorted, &drawn).expect("as many are drawn as there are")
         })
         .collect();
     medians.sort_by(f64::total_cmp);
@@ -82,6 +84,24 @@ fn bootstrap(sorted: &[f64], seed: u64) -> (f64, f64) {
     let last = medians.len() - 1;
     let cut = (last as f64 * tail).floor() as usize;
     (medians[cut], medians[last - cut])
+}
+
+/// The median of a resample in which each of `sorted` is so many times as `drawn` says, and which is as long as `sorted`.
+fn median_of_drawn(sorted: &[f64], drawn: &[usize]) -> Option<f64> {
+    let middle = sorted.len() / 2;
+    let mut seen = 0;
+    let mut lower = None;
+    for (value, times) in sorted.iter().zip(drawn) {
+        seen += times;
+        // Of an even number, the lower one of the two in the middle may be another's.
+        if lower.is_none() && seen >= middle && sorted.len().is_multiple_of(2) {
+            lower = Some(*value);
+        }
+        if seen > middle {
+            return Some(lower.map_or(*value, |lower| f64::midpoint(lower, *value)));
+        }
+    }
+    None
 }
 
 fn median_of_sorted(sorted: &[f64]) -> Option<f64> {
@@ -121,6 +141,21 @@ mod tests {
     fn pairs_without_a_ratio_are_left_out() {
         assert_eq!(ratio(&[(0.0, 1.0), (1.0, 0.0), (f64::NAN, 1.0)], 1), None);
         assert_eq!(ratio(&[(0.0, 1.0), (2.0, 1.0)], 1).map(|found| found.pairs), Some(1));
+    }
+
+    #[test]
+    fn a_resample_has_the_median_of_what_was_drawn() {
+        let check = |sorted: &[f64], drawn: &[usize]| {
+            let whole: Vec<f64> =
+                sorted.iter().zip(drawn).flat_map(|(value, times)| std::iter::repeat_n(*value, *times)).collect();
+            assert_eq!(median_of_drawn(sorted, drawn), median(&whole), "{drawn:?}");
+        };
+        check(&[1.0], &[1]);
+        check(&[1.0, 2.0, 4.0], &[0, 1, 2]);
+        check(&[1.0, 2.0, 4.0, 8.0], &[2, 0, 1, 1]);
+        check(&[1.0, 2.0, 4.0, 8.0], &[0, 0, 0, 4]);
+        check(&[1.0, 2.0, 4.0, 8.0], &[1, 2, 0, 1]);
+        check(&[1.0, 2.0, 4.0, 8.0], &[3, 0, 0, 1]);
     }
 
     /// Pairs whose true ratio is `truth`, each with its own common factor and ±`noise` on either side.
