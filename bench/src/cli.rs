@@ -19,6 +19,7 @@ mod load;
 mod relay;
 mod sharding;
 mod trial;
+mod verify;
 
 /// Measures sherd side by side with what else could stand in front of a service.
 ///
@@ -39,6 +40,7 @@ enum Command {
     Sharding(Box<sharding::Sharding>),
     Stall(Box<trial::Stall>),
     Failover(Box<trial::Failover>),
+    Verify(Box<verify::Verify>),
     Load(load::Load),
     Install(Install),
     #[command(hide = true)]
@@ -68,6 +70,9 @@ struct Shard {
     /// Where to write a file that says where it listens.
     #[arg(long, value_name = "DIR", required_unless_present = "listen")]
     announce: Option<PathBuf>,
+    /// Rounds of work for nothing before each answer.
+    #[arg(long, value_name = "ROUNDS", default_value_t = 0)]
+    burn: u64,
     /// An address that others may have as well, instead of a port of its own.
     #[arg(long, value_name = "ADDRESS", conflicts_with = "announce")]
     listen: Option<SocketAddr>,
@@ -109,6 +114,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Sharding(sharding) => sharding.run(),
         Command::Stall(stall) => stall.run(),
         Command::Failover(failover) => failover.run(),
+        Command::Verify(verify) => verify.run(),
         Command::Load(load) => load.run(),
         Command::Install(install) => install.run(),
         Command::Shard(shard) => shard.run(),
@@ -133,7 +139,8 @@ impl Shard {
             Some(_) => sherd_bench::shard::Shard::bind_beside_others(address),
             None => sherd_bench::shard::Shard::bind(address),
         };
-        let mut shard = bound.with_context(|| format!("the shard cannot listen at {address}"))?;
+        let shard = bound.with_context(|| format!("the shard cannot listen at {address}"))?;
+        let mut shard = shard.burning(self.burn);
         if let Some(directory) = &self.announce {
             let announcement = Announcement { pid: std::process::id() as i32, address: shard.address()? };
             announcement.write(directory)?;

@@ -19,6 +19,7 @@ pub use self::{
     direct::Direct,
     engine::{Engine, Network, sweep},
     fronted::Fronted,
+    generator::{Generator, Installed as InstalledGenerator, Order as GeneratorOrder},
     group::{Change, Group, GroupLaunch, GroupPath, Order, Trial},
     image::{Image, Server, ServerError},
     install::{InstallError, default_peers, install},
@@ -43,6 +44,7 @@ mod direct;
 mod engine;
 pub mod envoy;
 mod fronted;
+mod generator;
 mod group;
 pub mod haproxy;
 mod image;

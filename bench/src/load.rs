@@ -41,6 +41,7 @@ mod fetch;
 mod http;
 mod idle;
 mod kept;
+pub mod planted;
 mod request;
 mod series;
 mod streams;

@@ -24,7 +24,9 @@ pub mod relay;
 mod rounds;
 pub mod sharding;
 pub mod stall;
+mod told;
 pub mod trial;
+pub mod verify;
 
 /// What makes one scenario another.
 struct Scenario<'a> {

@@ -23,6 +23,7 @@ pub use self::announcement::{Announcement, AnnouncementError};
 use self::echo::{ECHO_BYTE, Echo};
 
 mod announcement;
+pub mod burn;
 mod echo;
 
 /// The largest answer, in bytes.
@@ -64,6 +65,8 @@ enum Accepts {
 struct Tools {
     answers: Answers,
     piece: Vec<u8>,
+    /// Of work for nothing, before each answer.
+    burn_rounds: u64,
 }
 
 /// Answers that were made once.
@@ -128,8 +131,15 @@ impl Shard {
         };
         epoll.add(&listener, EpollEvent::new(interest, LISTENER))?;
         let answers = Answers { ready: HashMap::new(), slot: env::var("SHERD_SLOT").unwrap_or_default() };
-        let tools = Tools { answers, piece: vec![0; ECHO_PIECE_BYTES] };
+        let tools = Tools { answers, piece: vec![0; ECHO_PIECE_BYTES], burn_rounds: 0 };
         Ok(Self { listener, epoll, connections: Vec::new(), free: Vec::new(), tools, accepts })
+    }
+
+    /// Has each answer cost more: a slowness that is known.
+    #[must_use]
+    pub fn burning(mut self, rounds: u64) -> Self {
+        self.tools.burn_rounds = rounds;
+        self
     }
 
     /// Where it listens.
@@ -235,6 +245,7 @@ impl Connection {
             match take_request(&mut self.request)? {
                 Some(request) => {
                     self.closes = request.closes;
+                    burn::burn(tools.burn_rounds);
                     self.answer = Some((tools.answers.get(request.wanted), 0));
                 }
                 None => match self.read()? {

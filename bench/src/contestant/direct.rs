@@ -19,8 +19,13 @@ pub struct Direct {
 impl Direct {
     /// Stands for `shards`.
     pub fn new(shards: &[SocketAddr]) -> Self {
+        Self::named(NAME, shards)
+    }
+
+    /// The same under another name.
+    pub fn named(name: &str, shards: &[SocketAddr]) -> Self {
         let facts = Facts {
-            name: NAME.into(),
+            name: name.into(),
             version: env!("CARGO_PKG_VERSION").into(),
             program: None,
             configuration: format!("{shards:?}"),

@@ -208,7 +208,7 @@ fn lines(text: &str) -> Vec<String> {
 }
 
 /// What a short command writes; an error is what it says on standard error, or that it took too long.
-fn bounded(mut command: Command) -> io::Result<String> {
+pub(super) fn bounded(mut command: Command) -> io::Result<String> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let outputs = (read_aside(child.stdout.take()), read_aside(child.stderr.take()));
     let status = wait_bounded(&mut child)?;

@@ -24,16 +24,28 @@ pub struct Shards {
 impl Shards {
     /// Starts one on each of `cpus`.
     pub fn start(scratch: &Path, cpus: &[usize]) -> Result<Self, StartError> {
-        let fail = |source| StartError::Failed { name: "shards".into(), action: "be started".into(), source };
-        let directory = scratch.join("shards");
-        fs::create_dir(&directory).map_err(fail)?;
+        Self::start_burning("shard", 0, scratch, cpus)
+    }
+
+    /// Starts one on each of `cpus` each of whose answers costs so many rounds of work for nothing more. No others that are
+    /// up have this name.
+    pub fn start_burning(name: &str, rounds: u64, scratch: &Path, cpus: &[usize]) -> Result<Self, StartError> {
+        let fail = |source| StartError::Failed { name: name.into(), action: "be started".into(), source };
+        let directory = scratch.join(format!("{name}s"));
+        fs::create_dir_all(&directory).map_err(fail)?;
         let program = std::env::current_exe().map_err(fail)?;
         let mut children = Vec::new();
         for cpu in cpus {
             children.push(Child::spawn(Launch {
-                name: &format!("shard-{cpu}"),
+                name: &format!("{name}-{cpu}"),
                 program: program.as_os_str(),
-                arguments: vec!["shard".into(), "--announce".into(), directory.clone().into()],
+                arguments: vec![
+                    "shard".into(),
+                    "--announce".into(),
+                    directory.clone().into(),
+                    "--burn".into(),
+                    rounds.to_string().into(),
+                ],
                 environment: Vec::new(),
                 cpus: &[*cpu],
                 scratch,

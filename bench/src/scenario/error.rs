@@ -79,6 +79,14 @@ pub enum ComparisonError {
         /// Why.
         source: IdleError,
     },
+    /// Another load generator doesn't do its work.
+    #[error("{name} cannot be run")]
+    Generator {
+        /// Which.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
     /// A process that is measured is gone.
     #[error("{contestant} cannot be measured")]
     Process {
