@@ -109,9 +109,14 @@ impl Rollout {
         !self.given_up.is_empty()
     }
 
-    /// Whether nothing of it is left to do.
+    /// Whether nothing of it is left to do. The last slot that serves is left as it is where all others were given up.
     pub fn is_over(&self, slots: &[SlotFacts]) -> bool {
-        let is_done = |slot: &SlotFacts| slot.shard == Shard::Present || self.given_up.contains(&slot.id);
+        let is_lost = |slot: &SlotFacts| self.given_up.contains(&slot.id);
+        let is_spared = |slot: &SlotFacts| {
+            let mut others = slots.iter().filter(|other| other.id != slot.id);
+            slots.len() > 1 && slot.serving && others.all(|other| is_lost(other) && !other.serving)
+        };
+        let is_done = |slot: &SlotFacts| slot.shard == Shard::Present || is_lost(slot) || is_spared(slot);
         self.turns.is_empty() && !slots.is_empty() && slots.iter().all(is_done)
     }
 

@@ -154,7 +154,11 @@ fn with_continue_a_failed_slot_does_not_hold_up_the_others_but_the_last_one_stay
     slots[1].failure = Some("it ended".into());
     rollout.step(&policy, Pace::Running, &slots, start + 2 * SECOND);
     assert_eq!(turns_of(&rollout), [] as [u32; 0]);
-    assert!(!rollout.is_over(&facts("nnO")));
+    // As long as they don't serve, that is its end.
+    assert!(rollout.is_over(&facts("nnO")) && rollout.has_given_up());
+    assert!(!rollout.is_over(&facts("nNO")) && !rollout.is_over(&facts("nno")));
+    rollout.step(&policy, Pace::Idle, &facts("NNO"), start + 3 * SECOND);
+    assert_eq!(turns_of(&rollout), [2]);
 }
 
 #[test]

@@ -33,6 +33,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     with(|world| {
         if world.faults.strike(&mut world.chance, 20) {
             world.tell(|| format!("the disk is full: {}", path.display()));
+            world.seen.note_unwritten(path);
             return Err(io::ErrorKind::StorageFull.into());
         }
         if !world.forgets_files() {

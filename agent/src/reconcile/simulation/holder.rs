@@ -70,6 +70,7 @@ impl HolderClient {
                 return Err(HolderError::Io(io::ErrorKind::TimedOut.into()));
             }
             let answer = answer(&mut world.holder.names);
+            world.kernel.sweep(&world.holder.names);
             if lost { Err(HolderError::Io(io::ErrorKind::TimedOut.into())) } else { Ok(answer) }
         })
     }
@@ -106,17 +107,13 @@ impl HolderClient {
     }
 
     pub(in crate::reconcile) fn remove(&mut self, name: &str) -> Result<(), HolderError> {
-        let was_there = self.ask(|names| names.remove(name))?;
-        with(|world| world.kernel.sweep(&world.holder.names));
-        match was_there {
+        match self.ask(|names| names.remove(name))? {
             true => Ok(()),
             false => Err(HolderError::NotFound { name: name.to_owned() }),
         }
     }
 
     pub(in crate::reconcile) fn remove_prefix(&mut self, prefix: &str) -> Result<(), HolderError> {
-        self.ask(|names| names.retain(|name| !name.starts_with(prefix)))?;
-        with(|world| world.kernel.sweep(&world.holder.names));
-        Ok(())
+        self.ask(|names| names.retain(|name| !name.starts_with(prefix)))
     }
 }

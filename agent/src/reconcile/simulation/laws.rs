@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
+    path::Path,
     time::Duration,
 };
 
@@ -57,6 +58,8 @@ pub(super) struct Seen {
     asked: BTreeSet<(String, String)>,
     /// The agent was killed when it may have gone back to a specification and not noted yet that it did.
     may_have_gone_back: bool,
+    /// This agent could not note something of a rollout.
+    is_unnoted: bool,
     /// Orders and parallelism that its specifications had.
     orders: BTreeMap<String, (bool, u32)>,
 }
@@ -82,7 +85,14 @@ impl Seen {
 
     /// A rollback writes the specification first, and then what it is.
     pub(super) fn note_death(&mut self, point: &str) {
-        self.may_have_gone_back = ["store.put.after", "apply.stored", "rollout.put.before"].contains(&point);
+        const BETWEEN: [&str; 4] = ["store.put.written", "store.put.after", "apply.stored", "rollout.put.before"];
+        self.may_have_gone_back = BETWEEN.contains(&point) || self.is_unnoted;
+        self.is_unnoted = false;
+    }
+
+    /// The disk had no room for it.
+    pub(super) fn note_unwritten(&mut self, path: &Path) {
+        self.is_unnoted |= path.parent().is_some_and(|directory| directory.ends_with("rollouts"));
     }
 
     /// It was told that it is so.
@@ -280,11 +290,14 @@ fn few_are_given_up(
     let runs = matches!(group.intent, Intent::Run);
     let mut found = None;
     for slot in before.difference(&named).filter(|slot| runs && !excused(slot)) {
-        let served = |shard: &Simulated| {
+        // A former one that is drained doesn't count: the slot's connections go to its successor.
+        let went_to = group.slots.get(&SlotId(u32::from(*slot))).and_then(|run| run.backend.as_ref());
+        let served = |id: &ShardId, shard: &Simulated| {
             let known = shard.shown_since.is_some_and(|since| since + KNOWN_READY <= now);
-            shard.key.slot.0 == u32::from(*slot) && shard.is_ready(now) && known
+            let is_of_slot = shard.key.slot.0 == u32::from(*slot) && went_to.is_none_or(|to| to == id);
+            is_of_slot && shard.is_ready(now) && known
         };
-        if !world.shards.living(name.as_str()).any(|(_, shard)| served(shard)) {
+        if !world.shards.living(name.as_str()).any(|(id, shard)| served(id, shard)) {
             world.seen.left_otherwise.insert(address, now);
             continue;
         }
@@ -348,8 +361,12 @@ fn group_settled(world: &World, name: &str, group: &Group) -> Result<(), String>
             Some((id, _)) => Err(format!("{name} is stopped, and {id} runs")),
             None => Ok(()),
         },
+        Intent::Run if is_paused(group) => Ok(()),
+        Intent::Run if !works(&group.text) && is_under_way(group) => {
+            Err(format!("{name} is on its way to what can't serve"))
+        }
         // Nobody can serve it; that it is kept from harm the other laws say.
-        Intent::Run if !works(&group.text) || is_paused(group) => Ok(()),
+        Intent::Run if !works(&group.text) => Ok(()),
         Intent::Run => {
             if let Some(fault) = &group.fault {
                 return Err(format!("{name}: {fault}"));
@@ -375,6 +392,11 @@ fn group_settled(world: &World, name: &str, group: &Group) -> Result<(), String>
 fn is_paused(group: &Group) -> bool {
     use crate::status::RolloutPhase::{Failed, Paused};
     group.rollout.record.as_ref().is_some_and(|record| matches!(record.phase, Paused | Failed))
+}
+
+/// A rollout ends in what is new, in what was before, or paused. Where what was before fails too, it is tried for ever.
+fn is_under_way(group: &Group) -> bool {
+    group.rollout.record.as_ref().is_some_and(|record| !record.phase.is_over() && !record.is_rollback)
 }
 
 fn slot_settled(world: &World, name: &str, group: &Group, slot: &sherd_topology::plan::Slot) -> Result<(), String> {
