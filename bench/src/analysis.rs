@@ -1,11 +1,13 @@
 //! From samples to what may be said: medians, ratios with intervals, the control, the noise, and whether targets hold;
 //! pure, and the only place that concludes anything.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 pub use self::{
     noise::Noise,
-    target::{Bound, Target, Verdict, VerdictWord},
+    target::{Bound, Sought, Target, Verdict, VerdictWord},
 };
 use crate::{
     sample::{IdleMemory, Measure, Sample, SystemCalls},
@@ -27,6 +29,9 @@ pub struct Analysis {
     pub ratios: Vec<Ratio>,
     /// Something against itself: what this run cannot tell apart.
     pub control: Vec<Ratio>,
+    /// What ratios were to reach.
+    #[serde(default)]
+    pub sought: Vec<Sought>,
     /// How much else the host did.
     pub noise: Noise,
     /// Whether the targets hold.
@@ -103,7 +108,15 @@ pub fn analyse(
     let noise = Noise::of(samples, host_cpus);
     let verdicts =
         targets.iter().map(|target| target.judge(cast.subject, &ratios, &control, evidence, &noise)).collect();
-    Analysis { measures: cast.measures.to_vec(), medians: medians(cast, samples), ratios, control, noise, verdicts }
+    Analysis {
+        measures: cast.measures.to_vec(),
+        medians: medians(cast, samples),
+        ratios,
+        control,
+        sought: targets.iter().filter_map(Target::sought).collect(),
+        noise,
+        verdicts,
+    }
 }
 
 fn medians(cast: Cast<'_>, samples: &[Sample]) -> Vec<Median> {
@@ -121,14 +134,21 @@ fn medians(cast: Cast<'_>, samples: &[Sample]) -> Vec<Median> {
 
 /// One pair for each block: the means of `of` and of `to` there. A block runs A B B A, so that a drift that is even over
 /// the block falls out of the means.
-fn pairs(samples: &[Sample], measure: Measure, of: &str, to: &str) -> Vec<(f64, f64)> {
-    let blocks = samples.iter().map(|sample| sample.block + 1).max().unwrap_or(0);
-    let mean = |block: usize, contestant: &str| {
-        let of_it = samples.iter().filter(|sample| sample.block == block && sample.contestant == contestant);
-        let values: Vec<f64> = of_it.filter_map(|sample| measure.of(sample)).collect();
-        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-    };
-    (0..blocks).filter_map(|block| Some((mean(block, of)?, mean(block, to)?))).collect()
+pub fn pairs(samples: &[Sample], measure: Measure, of: &str, to: &str) -> Vec<(f64, f64)> {
+    let (of, to) = (block_means(samples, measure, of), block_means(samples, measure, to));
+    of.into_iter().filter_map(|(block, mean)| Some((mean, *to.get(&block)?))).collect()
+}
+
+/// A contestant's mean in each block where it has one.
+pub fn block_means(samples: &[Sample], measure: Measure, contestant: &str) -> BTreeMap<usize, f64> {
+    let mut sums: BTreeMap<usize, (f64, usize)> = BTreeMap::new();
+    for sample in samples.iter().filter(|sample| sample.contestant == contestant) {
+        if let Some(value) = measure.of(sample) {
+            let (sum, count) = sums.entry(sample.block).or_default();
+            (*sum, *count) = (*sum + value, *count + 1);
+        }
+    }
+    sums.into_iter().map(|(block, (sum, count))| (block, sum / count as f64)).collect()
 }
 
 #[cfg(test)]

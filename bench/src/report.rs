@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     date::utc,
     findings::{Bins, Findings, Series, Timeline},
+    page::Page,
     progress::Progress,
-    stored::{AnyReport, FORMAT, ReadError},
+    stored::{AnyReport, FORMAT, Found, ReadError},
     table::Table,
 };
 use crate::{
@@ -25,6 +26,10 @@ use crate::{
 
 mod date;
 mod findings;
+mod html;
+mod markdown;
+pub(crate) mod page;
+pub(crate) mod plot;
 mod progress;
 mod stored;
 mod table;
@@ -148,16 +153,30 @@ pub trait Document: Serialize {
     /// To be read in a terminal.
     fn text(&self) -> String;
 
-    /// Writes `NAME.json` and `NAME.txt` into `directory`, each whole or not at all; gives the JSON's path.
+    /// To be looked at; what has nothing but a text shows that.
+    fn page(&self) -> Page {
+        Page::of_text(self.text())
+    }
+
+    /// Writes `NAME.json`, `NAME.txt`, `NAME.md` and `NAME.html` into `directory`, each whole or not at all; gives the JSON's path.
     fn write(&self, directory: &Path, name: &str) -> Result<PathBuf, WriteError> {
         let json = directory.join(format!("{name}.json"));
-        let text = directory.join(format!("{name}.txt"));
         fs::create_dir_all(directory).map_err(|source| WriteError { path: directory.to_owned(), source })?;
         let values = serde_json::to_string_pretty(&Stored { format: FORMAT, kind: Self::KIND, document: self })
             .map_err(|error| WriteError { path: json.clone(), source: error.into() })?;
         write_whole(&json, &portable(&values))?;
-        write_whole(&text, &portable(&self.text()))?;
+        self.write_shown(directory, name)?;
         Ok(json)
+    }
+
+    /// What people read of it alone: `NAME.txt`, `NAME.md` and `NAME.html`.
+    fn write_shown(&self, directory: &Path, name: &str) -> Result<(), WriteError> {
+        let page = self.page();
+        let forms = [("txt", self.text()), ("md", markdown::markdown(&page)), ("html", html::html(&page))];
+        for (form, text) in forms {
+            write_whole(&directory.join(format!("{name}.{form}")), &portable(&text))?;
+        }
+        Ok(())
     }
 }
 
@@ -167,6 +186,10 @@ impl Document for Report {
     fn text(&self) -> String {
         Table(self).to_string()
     }
+
+    fn page(&self) -> Page {
+        page::comparison::page(self)
+    }
 }
 
 impl Document for Findings {
@@ -174,6 +197,10 @@ impl Document for Findings {
 
     fn text(&self) -> String {
         self.to_string()
+    }
+
+    fn page(&self) -> Page {
+        page::trial::page(self)
     }
 }
 
@@ -200,7 +227,9 @@ fn portable(text: &str) -> String {
 }
 
 fn write_whole(path: &Path, text: &str) -> Result<(), WriteError> {
-    let partial = path.with_extension("partial");
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
     fs::write(&partial, text)
         .and_then(|()| fs::rename(&partial, path))
         .map_err(|source| WriteError { path: path.to_owned(), source })

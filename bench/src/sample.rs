@@ -213,6 +213,15 @@ pub enum Measure {
     LatencyP99,
 }
 
+/// Which side of 1 is the better one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Better {
+    /// As with costs and times.
+    Less,
+    /// As with rates.
+    More,
+}
+
 impl Measure {
     /// The load it is measured under.
     pub fn load(self) -> LoadKind {
@@ -260,6 +269,23 @@ impl Measure {
             Self::StreamGigabytesPerSecond => "GB/s of streams",
             Self::LatencyP50 => "p50 µs at rate",
             Self::LatencyP99 => "p99 µs at rate",
+        }
+    }
+
+    /// Which way it is to go.
+    pub fn better(self) -> Better {
+        match self {
+            Self::RequestsPerSecond | Self::ConnectionsPerSecond | Self::GigabytesPerSecond => Better::More,
+            Self::CpuPerRequest
+            | Self::CpuPerConnection
+            | Self::CpuPerGigabyte
+            | Self::CpuPerRequestAtRate
+            | Self::WholeCpuPerRequest
+            | Self::WholeCpuPerConnection
+            | Self::BalancerShare
+            | Self::BalancerShareOfConnections
+            | Self::LatencyP50
+            | Self::LatencyP99 => Better::Less,
         }
     }
 

@@ -41,8 +41,20 @@ pub enum Target {
     },
 }
 
+/// What ratios of one measure are to reach, as a report has it.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+pub struct Sought {
+    /// Of what.
+    pub measure: Measure,
+    /// Against the best of these.
+    pub peers: Vec<String>,
+    /// The limit.
+    pub bound: Bound,
+}
+
 /// A limit for a ratio.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Bound {
     /// Less is better.
     AtMost(f64),
@@ -76,6 +88,21 @@ pub enum VerdictWord {
 }
 
 impl Target {
+    /// With what a verdict on it begins, whoever took part: the target in words, without its peers.
+    pub fn title(&self) -> String {
+        match self {
+            Self::Peers { measure, bound, .. } => format!("{} {bound} × the best", measure.title()),
+            Self::NoMoreCalls { than } => format!("no more system calls per request and connection than {than}"),
+            Self::IdleBytes { at_most } => format!("memory per idle connection ≤ {at_most} bytes"),
+        }
+    }
+
+    pub(super) fn sought(&self) -> Option<Sought> {
+        let Self::Peers { measure, peers, bound } = self else { return None };
+        let peers = peers.iter().map(|peer| (*peer).to_owned()).collect();
+        Some(Sought { measure: *measure, peers, bound: *bound })
+    }
+
     pub(super) fn judge(
         &self,
         subject: &str,

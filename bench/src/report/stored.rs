@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::error::Category;
 
-use super::{Findings, Origin, Report};
+use super::{Document, Findings, Origin, Report, WriteError, page::comparison::main_figure, plot::timeline};
 use crate::{analysis::Verdict, measure::HostFacts};
 
 mod unnumbered;
@@ -29,6 +29,15 @@ pub enum AnyReport {
     Comparison(Box<Report>),
     /// One behaviour, tried.
     Trial(Box<Findings>),
+}
+
+/// What was found in files and directories.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Reports, with their files.
+    pub reports: Vec<(PathBuf, AnyReport)>,
+    /// What is wrong with JSON files in directories that are none.
+    pub others: Vec<ReadError>,
 }
 
 /// A file holds no report that can be read.
@@ -126,6 +135,41 @@ impl AnyReport {
         }
     }
 
+    /// The reports at `paths`: each path a file, or a directory whose `.json` files are
+    /// meant, in the order of their names. A path that is a file has to be a report.
+    pub fn read_all(paths: &[PathBuf]) -> Result<Found, ReadError> {
+        let mut found = Found::default();
+        for path in paths {
+            if !path.is_dir() {
+                found.reports.push((path.clone(), Self::read(path)?));
+                continue;
+            }
+            for file in json_files(path).map_err(|source| ReadError::File { path: path.clone(), source })? {
+                match Self::read(&file) {
+                    Ok(report) => found.reports.push((file, report)),
+                    Err(error) => found.others.push(error),
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Writes what people read of it, as [`Document::write`] does: `NAME.txt`, `NAME.md` and `NAME.html`.
+    pub fn write_shown(&self, directory: &Path, name: &str) -> Result<(), WriteError> {
+        match self {
+            Self::Comparison(report) => report.write_shown(directory, name),
+            Self::Trial(findings) => findings.write_shown(directory, name),
+        }
+    }
+
+    /// The picture that tells most, as an SVG file; none of a trial without time lines.
+    pub fn figure(&self) -> Option<String> {
+        match self {
+            Self::Comparison(report) => Some(main_figure(report).standalone()),
+            Self::Trial(findings) => findings.timelines.first().map(|line| timeline(line).standalone()),
+        }
+    }
+
     /// The scenario's name.
     pub fn scenario(&self) -> &str {
         match self {
@@ -165,6 +209,18 @@ impl AnyReport {
             Self::Trial(findings) => &findings.verdicts,
         }
     }
+}
+
+fn json_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 fn content<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<Box<T>, ReadError> {

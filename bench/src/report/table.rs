@@ -146,7 +146,7 @@ impl Table<'_> {
     }
 
     /// What was compared with itself.
-    fn control(&self) -> String {
+    pub(super) fn control(&self) -> String {
         let Some(ratio) = self.0.analysis.control.first() else { return "control".into() };
         if ratio.to.starts_with(&format!("{} ", ratio.of)) {
             "control".into()
@@ -173,7 +173,7 @@ impl Table<'_> {
     }
 }
 
-fn interval(ratio: &Ratio) -> String {
+pub(super) fn interval(ratio: &Ratio) -> String {
     let estimate = ratio.estimate;
     format!("{:.3} ({:.2}–{:.2})", estimate.ratio, estimate.low, estimate.high)
 }
