@@ -18,6 +18,7 @@ mod field;
 mod load;
 mod relay;
 mod sharding;
+mod reports;
 mod trial;
 mod verify;
 
@@ -42,6 +43,8 @@ enum Command {
     Failover(Box<trial::Failover>),
     Verify(Box<verify::Verify>),
     Load(load::Load),
+    Render(reports::Render),
+    Figure(reports::Figure),
     Install(Install),
     #[command(hide = true)]
     Shard(Shard),
@@ -116,6 +119,8 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Failover(failover) => failover.run(),
         Command::Verify(verify) => verify.run(),
         Command::Load(load) => load.run(),
+        Command::Render(render) => render.run(),
+        Command::Figure(figure) => figure.run(),
         Command::Install(install) => install.run(),
         Command::Shard(shard) => shard.run(),
         Command::Keep(keep) => keeper::keep(&keep.arguments).context("the run cannot be kept"),
