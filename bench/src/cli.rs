@@ -45,6 +45,8 @@ enum Command {
     Load(load::Load),
     Render(reports::Render),
     Figure(reports::Figure),
+    Compare(reports::Compare),
+    Targets(reports::Targets),
     Install(Install),
     #[command(hide = true)]
     Shard(Shard),
@@ -121,6 +123,8 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Load(load) => load.run(),
         Command::Render(render) => render.run(),
         Command::Figure(figure) => figure.run(),
+        Command::Compare(compare) => Ok(compare.run()),
+        Command::Targets(targets) => targets.run(),
         Command::Install(install) => install.run(),
         Command::Shard(shard) => shard.run(),
         Command::Keep(keep) => keeper::keep(&keep.arguments).context("the run cannot be kept"),

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod analysis;
+pub mod compare;
 pub mod contestant;
 pub mod interrupt;
 pub mod keeper;
@@ -12,3 +13,4 @@ pub mod sample;
 pub mod scenario;
 pub mod shard;
 pub mod stats;
+pub mod targets;

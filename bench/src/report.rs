@@ -9,9 +9,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::table::number;
 pub use self::{
     date::utc,
-    findings::{Bins, Findings, Series, Timeline},
+    findings::{Bins, FOREIGN, Findings, Series, Timeline},
     page::Page,
     progress::Progress,
     stored::{AnyReport, FORMAT, Found, ReadError},
@@ -35,6 +36,7 @@ mod stored;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;
+mod text;
 
 /// All of a run.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -161,7 +163,7 @@ pub trait Document: Serialize {
     /// Writes `NAME.json`, `NAME.txt`, `NAME.md` and `NAME.html` into `directory`, each whole or not at all; gives the JSON's path.
     fn write(&self, directory: &Path, name: &str) -> Result<PathBuf, WriteError> {
         let json = directory.join(format!("{name}.json"));
-        fs::create_dir_all(directory).map_err(|source| WriteError { path: directory.to_owned(), source })?;
+        make_directory(directory)?;
         let values = serde_json::to_string_pretty(&Stored { format: FORMAT, kind: Self::KIND, document: self })
             .map_err(|error| WriteError { path: json.clone(), source: error.into() })?;
         write_whole(&json, &portable(&values))?;
@@ -172,7 +174,7 @@ pub trait Document: Serialize {
     /// What people read of it alone: `NAME.txt`, `NAME.md` and `NAME.html`.
     fn write_shown(&self, directory: &Path, name: &str) -> Result<(), WriteError> {
         let page = self.page();
-        let forms = [("txt", self.text()), ("md", markdown::markdown(&page)), ("html", html::html(&page))];
+        let forms = [("txt", self.text()), ("md", page.markdown()), ("html", page.html())];
         for (form, text) in forms {
             write_whole(&directory.join(format!("{name}.{form}")), &portable(&text))?;
         }
@@ -224,6 +226,10 @@ fn portable(text: &str) -> String {
     };
     let text = without(text.to_owned(), env::current_dir().ok(), "", "/");
     without(text, env::var_os("HOME").map(PathBuf::from), "~", "")
+}
+
+fn make_directory(directory: &Path) -> Result<(), WriteError> {
+    fs::create_dir_all(directory).map_err(|source| WriteError { path: directory.to_owned(), source })
 }
 
 fn write_whole(path: &Path, text: &str) -> Result<(), WriteError> {

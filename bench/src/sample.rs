@@ -214,7 +214,8 @@ pub enum Measure {
 }
 
 /// Which side of 1 is the better one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Better {
     /// As with costs and times.
     Less,

@@ -66,24 +66,55 @@ pub fn ratio(pairs: &[(f64, f64)], seed: u64) -> Option<Estimate> {
     Some(Estimate { ratio: middle.exp(), low: low.exp(), high: high.exp(), pairs: logs.len() })
 }
 
+/// The ratio of the medians of two sets that make no pairs, each resampled for itself; `pairs` is the smaller set's size. Takes
+/// logarithms, as those of positive values; None when a set is empty. The same `seed` gives the same interval.
+pub fn unpaired(logs_of: &[f64], logs_to: &[f64], seed: u64) -> Option<Estimate> {
+    let difference = median(logs_of)? - median(logs_to)?;
+    let mut random = Random::new(seed);
+    let mut median_of =
+        |set: &[f64]| median(&resample(set, &mut random)).expect("a resample of something is not empty");
+    let (low, high) = percentile_interval((0..RESAMPLES).map(|_| median_of(logs_of) - median_of(logs_to)));
+    let pairs = logs_of.len().min(logs_to.len());
+    Some(Estimate { ratio: difference.exp(), low: low.exp(), high: high.exp(), pairs })
+}
+
+/// The difference of the means of two sets, and the interval that holds it; for counts, whose medians are often 0. None when a set
+/// is empty. The same `seed` gives the same interval.
+pub fn difference_of_means(of: &[f64], to: &[f64], seed: u64) -> Option<(f64, f64, f64)> {
+    if of.is_empty() || to.is_empty() {
+        return None;
+    }
+    let mean = |set: &[f64]| set.iter().sum::<f64>() / set.len() as f64;
+    let mut random = Random::new(seed);
+    let mut once = || mean(&resample(of, &mut random)) - mean(&resample(to, &mut random));
+    let (low, high) = percentile_interval((0..RESAMPLES).map(|_| once()));
+    Some((mean(of) - mean(to), low, high))
+}
+
 /// The percentile interval of the median: resample with replacement, take the median, cut both tails.
 fn bootstrap(sorted: &[f64], seed: u64) -> (f64, f64) {
     let mut random = Random::new(seed);
     let mut drawn = vec![0_usize; sorted.len()];
-    let mut medians: Vec<f64> = (0..RESAMPLES)
-        .map(|_| {
-            drawn.fill(0);
-            for _ in 0..sorted.len() {
-                drawn[random.below(sorted.len())] += 1;
-            }
-            median_of_drawn(sorted, &drawn).expect("as many are drawn as there are")
-        })
-        .collect();
-    medians.sort_by(f64::total_cmp);
+    percentile_interval((0..RESAMPLES).map(|_| {
+        drawn.fill(0);
+        for _ in 0..sorted.len() {
+            drawn[random.below(sorted.len())] += 1;
+        }
+        median_of_drawn(sorted, &drawn).expect("as many are drawn as there are")
+    }))
+}
+
+fn resample(set: &[f64], random: &mut Random) -> Vec<f64> {
+    (0..set.len()).map(|_| set[random.below(set.len())]).collect()
+}
+
+fn percentile_interval(found: impl Iterator<Item = f64>) -> (f64, f64) {
+    let mut found: Vec<f64> = found.collect();
+    found.sort_by(f64::total_cmp);
     let tail = (1.0 - CONFIDENCE) / 2.0;
-    let last = medians.len() - 1;
+    let last = found.len() - 1;
     let cut = (last as f64 * tail).floor() as usize;
-    (medians[cut], medians[last - cut])
+    (found[cut], found[last - cut])
 }
 
 /// The median of a resample in which each of `sorted` is so many times as `drawn` says, and which is as long as `sorted`.
@@ -179,6 +210,27 @@ mod tests {
             covered += usize::from(ratio(&planted(1.0, 0.02, 12, seed), seed).expect("there are pairs").includes(1.0));
         }
         assert!(covered >= 85, "the interval holds the truth about 95 times of 100, here {covered} of 100");
+    }
+
+    #[test]
+    fn sets_without_pairs_are_compared_too() {
+        let set = |middle: f64, noise: f64, seed| -> Vec<f64> {
+            let mut random = Random::new(seed);
+            (0..12).map(|_| middle + noise * (2.0 * random.unit() - 1.0)).collect()
+        };
+        let logs = |set: Vec<f64>| -> Vec<f64> { set.into_iter().map(f64::ln).collect() };
+        let mut covered = 0;
+        for seed in 0..100 {
+            let (old, new) = (logs(set(100.0, 2.0, seed)), logs(set(105.0, 2.0, seed + 1000)));
+            assert!(unpaired(&new, &old, seed).expect("there are some").low > 1.0, "5 % under 2 % noise, seed {seed}");
+            let same = logs(set(100.0, 2.0, seed + 2000));
+            covered += usize::from(unpaired(&same, &old, seed).expect("there are some").includes(1.0));
+        }
+        assert!(covered >= 85, "the interval holds the truth about 95 times of 100, here {covered} of 100");
+        assert_eq!(unpaired(&[], &[1.0], 1), None);
+        let (difference, low, high) = difference_of_means(&[3.0, 4.0, 5.0, 4.0], &[0.0; 4], 1).expect("there are some");
+        assert!(difference == 4.0 && low > 0.0 && high <= 5.0);
+        assert_eq!(difference_of_means(&[1.0], &[], 1), None);
     }
 
     proptest! {

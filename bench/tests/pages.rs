@@ -79,3 +79,66 @@ fn what_is_no_report_is_named() {
     assert!(!output.status.success() && says(&output).contains("left out: "), "{}", says(&output));
     assert!(says(&output).contains("there is no report"), "{}", says(&output));
 }
+
+#[test]
+fn reports_are_compared_and_a_regression_is_an_exit_code() {
+    let directory = tempfile::tempdir().expect("a directory for the test");
+    let report = committed().into_iter().next().expect("there are committed reports");
+    let old = directory.path().join("old.json");
+    let new = directory.path().join("new.json");
+    let mut whole: serde_json::Value = serde_json::from_slice(&fs::read(&report).expect("readable")).expect("JSON");
+    // Two are enough, and intervals of all would take a while in a build for tests.
+    let is_one_of_two =
+        |sample: &serde_json::Value| sample["contestant"] == "sherd" || sample["contestant"] == "haproxy";
+    whole["samples"].as_array_mut().expect("a list").retain(is_one_of_two);
+    fs::write(&old, whole.to_string()).expect("writable");
+    let compare = |change: &dyn Fn(&mut serde_json::Value), arguments: &[&str]| {
+        let mut value = whole.clone();
+        change(&mut value);
+        fs::write(&new, value.to_string()).expect("writable");
+        let paths = [old.to_str().expect("UTF-8"), new.to_str().expect("UTF-8")];
+        let output = bench(&[&["compare"], arguments, &paths].concat());
+        (output.status.code(), says(&output))
+    };
+    let (code, text) = compare(&|_| {}, &[]);
+    assert!(code == Some(0) && text.contains("no difference") && !text.contains("REGRESSED"), "{text}");
+    let slower = |report: &mut serde_json::Value| {
+        for sample in report["samples"].as_array_mut().expect("a list") {
+            if sample["contestant"] == "sherd" {
+                sample["requests"] = (sample["requests"].as_u64().expect("a count") * 7 / 10).into();
+            }
+        }
+    };
+    let (code, text) = compare(&slower, &[]);
+    assert!(code == Some(1) && text.contains("REGRESSED"), "{text}");
+    let elsewhere = |report: &mut serde_json::Value| report["host"]["kernel"] = "Linux 99".into();
+    let (code, text) = compare(&elsewhere, &[]);
+    assert!(code == Some(2) && text.contains("Linux 99 now") && text.contains("--force"), "{text}");
+    let output = directory.path().join("out");
+    let (code, text) = compare(&elsewhere, &["--force", "--output", output.to_str().expect("UTF-8")]);
+    assert!(code == Some(0) && text.contains("DIFFERENT kernel"), "{text}");
+    for name in ["compare.txt", "compare.md", "compare.html"] {
+        assert!(output.join(name).is_file(), "{name}");
+    }
+}
+
+#[test]
+fn all_targets_are_listed_and_lead_to_their_reports() {
+    let directory = tempfile::tempdir().expect("a directory for the test");
+    for report in committed() {
+        fs::copy(&report, directory.path().join(report.file_name().expect("a file"))).expect("it can be copied");
+    }
+    let path = directory.path().to_str().expect("UTF-8");
+    let output = bench(&["targets", path, "--output", path]);
+    assert!(output.status.success(), "{}", says(&output));
+    let text = says(&output);
+    for wanted in
+        ["CPU µs/request ≤ 0.9 × the best of", "not measured", "no shard is found hung in 600 s at the maximum"]
+    {
+        assert!(text.contains(wanted), "{wanted} in {text}");
+    }
+    let index = fs::read_to_string(directory.path().join("index.html")).expect("it was written");
+    assert!(index.contains("<a href=\"relay-"), "{index}");
+    let markdown = fs::read_to_string(directory.path().join("targets.md")).expect("it was written");
+    assert!(markdown.contains("| scenario | target |"), "{markdown}");
+}

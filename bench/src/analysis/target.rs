@@ -97,6 +97,14 @@ impl Target {
         }
     }
 
+    /// The target in words, with all peers that count.
+    pub fn in_words(&self) -> String {
+        match self {
+            Self::Peers { peers, .. } => format!("{} of {}", self.title(), peers.join(", ")),
+            Self::NoMoreCalls { .. } | Self::IdleBytes { .. } => self.title(),
+        }
+    }
+
     pub(super) fn sought(&self) -> Option<Sought> {
         let Self::Peers { measure, peers, bound } = self else { return None };
         let peers = peers.iter().map(|peer| (*peer).to_owned()).collect();

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{Origin, show_verdicts, table::number};
-use crate::{analysis::Verdict, contestant::Facts, measure::HostFacts, stats::quantile};
+use crate::{analysis::Verdict, contestant::Facts, measure::HostFacts, sample::Better, stats::quantile};
 
 /// All of a trial.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -42,12 +42,24 @@ pub struct Series {
     pub title: String,
     /// In the order in which they were found.
     pub samples: Vec<f64>,
+    /// Which way they are to go; none of those that only say how things were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub better: Option<Better>,
 }
+
+/// The title of the series that says how much of the host was not the trial's, before each part of it.
+pub const FOREIGN: &str = "% of the CPU time used by others before";
 
 impl Series {
     /// Those figures.
     pub fn new(title: impl Into<String>, samples: Vec<f64>) -> Self {
-        Self { title: title.into(), samples }
+        Self { title: title.into(), samples, better: None }
+    }
+
+    /// Those that are the better the smaller they are: costs, losses, times.
+    #[must_use]
+    pub fn less_is_better(self) -> Self {
+        Self { better: Some(Better::Less), ..self }
     }
 
     /// The largest; none without any.

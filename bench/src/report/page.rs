@@ -1,7 +1,12 @@
 //! What a person is shown of a report, before it is HTML or Markdown: sentences, tables and pictures in their order; owns no form and
 //! concludes nothing that its report doesn't.
 
-use super::plot::{Drawing, Tone};
+use std::path::Path;
+
+use super::{
+    WriteError,
+    plot::{Drawing, Tone},
+};
 use crate::analysis::{Verdict, VerdictWord};
 
 pub(super) mod comparison;
@@ -100,6 +105,31 @@ impl Column {
 }
 
 impl Page {
+    /// For a terminal.
+    pub fn text(&self) -> String {
+        super::text::text(self)
+    }
+
+    /// For a pull request.
+    pub fn markdown(&self) -> String {
+        super::markdown::markdown(self)
+    }
+
+    /// For a browser: one file that needs no other.
+    pub fn html(&self) -> String {
+        super::html::html(self)
+    }
+
+    /// Writes those into `directory`, each whole or not at all: `NAME.txt`, `NAME.md` and `PAGE.html`.
+    pub fn write(&self, directory: &Path, name: &str, page: &str) -> Result<(), WriteError> {
+        super::make_directory(directory)?;
+        let forms = [(name, "txt", self.text()), (name, "md", self.markdown()), (page, "html", self.html())];
+        for (name, form, text) in forms {
+            super::write_whole(&directory.join(format!("{name}.{form}")), &super::portable(&text))?;
+        }
+        Ok(())
+    }
+
     /// Of something that only has a text.
     pub(crate) fn of_text(text: String) -> Self {
         let title = text.lines().next().unwrap_or_default().to_owned();

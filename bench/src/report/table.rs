@@ -179,7 +179,7 @@ pub(super) fn interval(ratio: &Ratio) -> String {
 }
 
 /// Three or more significant digits.
-pub(super) fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         100.0.. => format!("{value:.0}"),
         10.0.. => format!("{value:.1}"),

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     interrupt::Interrupt,
     load::{Outcome, Visit, Visits},
-    report::{Bins, Findings, Progress, Series, Timeline},
+    report::{Bins, FOREIGN, Findings, Progress, Series, Timeline},
 };
 
 const BEFORE: Duration = Duration::from_millis(500);
@@ -55,6 +55,8 @@ struct Seen {
     failed: bool,
 }
 
+const AGENTS: [(Agent, &str); 2] = [(Agent::Alive, "agent alive"), (Agent::Stopped, "agent stopped")];
+
 /// What one death did.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Death {
@@ -65,6 +67,15 @@ struct Death {
     failed_after: usize,
     /// The longest that began after the kill and was answered.
     slowest: Duration,
+}
+
+/// What it is to reach, as its verdicts say it.
+pub fn targets() -> Vec<String> {
+    AGENTS.map(|(_, words)| format!("{} ≤ {OVER_WITHIN_MILLIS}", target(words))).into()
+}
+
+fn target(words: &str) -> String {
+    format!("ms to the last connection that fails, {words}, all of them")
 }
 
 /// Runs it and reports.
@@ -79,7 +90,7 @@ pub fn run(
     let mut remarks = vec![format!("half load is {:.0} connections/s", maximum.requests_per_second() / 2.0)];
     remarks.push("times count from the call of kill(2), not from the death that it brings about".into());
     let (mut series, mut timelines, mut verdicts, mut foreign) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for (agent, words) in [(Agent::Alive, "agent alive"), (Agent::Stopped, "agent stopped")] {
+    for (agent, words) in AGENTS {
         progress.restart();
         let (mut deaths, mut seen) = (Vec::new(), Vec::new());
         for kill in 0..options.kills {
@@ -89,11 +100,10 @@ pub fn run(
             foreign.push(used);
         }
         let of = |title: &str, value: fn(&Death) -> f64| {
-            Series::new(format!("{title}, {words}"), deaths.iter().map(value).collect())
+            Series::new(format!("{title}, {words}"), deaths.iter().map(value).collect()).less_is_better()
         };
         let over = of("ms from the kill to the last connection that failed", |death| millis(death.over));
-        let target = format!("ms to the last connection that fails, {words}, all of them");
-        verdicts.push(at_most(&target, &over, 1.0, OVER_WITHIN_MILLIS, &foreign));
+        verdicts.push(at_most(&target(words), &over, 1.0, OVER_WITHIN_MILLIS, &foreign));
         series.extend([
             over,
             of("connections that failed", |death| death.failed as f64),
@@ -102,7 +112,7 @@ pub fn run(
         ]);
         timelines.extend(draw(&seen, words));
     }
-    series.push(Series::new("% of the CPU time used by others before", foreign));
+    series.push(Series::new(FOREIGN, foreign));
     Ok(Findings { timelines, ..field.report("failover", series, remarks, verdicts)? })
 }
 

@@ -18,7 +18,7 @@ use crate::{
     analysis::{Verdict, VerdictWord},
     interrupt::Interrupt,
     load::Visits,
-    report::{Bins, Findings, Progress, Series, Timeline},
+    report::{Bins, FOREIGN, Findings, Progress, Series, Timeline},
 };
 
 mod round;
@@ -26,6 +26,11 @@ mod round;
 /// How long a shard is stopped: long enough for its queue to be moved, which is due after 2 s.
 const STOPPED: Duration = Duration::from_secs(3);
 const BEFORE: Duration = Duration::from_millis(500);
+/// How long all is asked of shards that nobody stops, if the target is to be shown.
+const SATURATED: Duration = Duration::from_secs(600);
+const OUT: &str = "ms until a hung slot is out, all of them";
+const LATE: &str = "queued connections that others don't serve";
+const FAILED: &str = "connections that fail";
 /// Around a stop, in the time line.
 const AROUND: Bins = Bins { from: -0.5, width: 0.02, count: 200 };
 const BACK_DEADLINE: Duration = Duration::from_secs(10);
@@ -43,6 +48,15 @@ pub struct Options {
     pub saturate: Duration,
     /// How long the maximum is looked for.
     pub calibrate: Duration,
+}
+
+/// What it is to reach, as its verdicts say it; a shorter time at the maximum is another target.
+pub fn targets() -> Vec<String> {
+    vec![no_alarm(SATURATED), format!("{OUT} ≤ {OUT_WITHIN_MILLIS}"), format!("{LATE} ≤ 0"), format!("{FAILED} ≤ 0")]
+}
+
+fn no_alarm(duration: Duration) -> String {
+    format!("no shard is found hung in {} s at the maximum", duration.as_secs())
 }
 
 /// Runs it and reports.
@@ -87,8 +101,9 @@ fn draw(waits: &[(f64, f64)]) -> Timeline {
 }
 
 fn conclude(rounds: &[Round], foreign: Vec<f64>) -> (Vec<Series>, Vec<Verdict>) {
-    let of =
-        |title: &str, value: fn(&Round) -> Option<f64>| Series::new(title, rounds.iter().filter_map(value).collect());
+    let of = |title: &str, value: fn(&Round) -> Option<f64>| {
+        Series::new(title, rounds.iter().filter_map(value).collect()).less_is_better()
+    };
     let out = of("ms from the first connection queued to the last steered there", |round| round.out.map(millis));
     let served = of("ms from the first connection queued to the last of them served", |round| round.served.map(millis));
     let queued = of("connections queued there", |round| Some(round.queued as f64));
@@ -96,12 +111,12 @@ fn conclude(rounds: &[Round], foreign: Vec<f64>) -> (Vec<Series>, Vec<Verdict>) 
     let caught = of("connections that the shard had when it was stopped", |round| Some(round.caught as f64));
     let failed = of("connections that failed", |round| Some(round.failed as f64));
     let verdicts = vec![
-        at_most("ms until a hung slot is out, all of them", &out, 1.0, OUT_WITHIN_MILLIS, &foreign),
+        at_most(OUT, &out, 1.0, OUT_WITHIN_MILLIS, &foreign),
         // These don't depend on how fast anything is.
-        at_most("queued connections that others don't serve", &late, 1.0, 0.0, &[]),
-        at_most("connections that fail", &failed, 1.0, 0.0, &[]),
+        at_most(LATE, &late, 1.0, 0.0, &[]),
+        at_most(FAILED, &failed, 1.0, 0.0, &[]),
     ];
-    let others = Series::new("% of the CPU time used by others before", foreign);
+    let others = Series::new(FOREIGN, foreign);
     (vec![out, served, queued, late, caught, failed, others], verdicts)
 }
 
@@ -133,7 +148,7 @@ fn saturate(field: &Field<'_>, duration: Duration) -> Result<(f64, Verdict), Com
     let outcome = field.saturate(duration)?;
     let (foreign, found) = (others.percent()?, alarms()? - before);
     let verdict = Verdict {
-        target: format!("no shard is found hung in {} s at the maximum", duration.as_secs()),
+        target: no_alarm(duration),
         found: format!(
             "{found} found, {:.0} connections/s, {} failed",
             outcome.requests_per_second(),
