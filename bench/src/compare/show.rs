@@ -1,4 +1,4 @@
-//! Changes as a page: what got worse first, then every figure.
+//! Changes as a page: what got worse first, then every figure, those of others last.
 
 use super::{Change, Changes, Word};
 use crate::{
@@ -81,7 +81,9 @@ fn section(changes: &Changes) -> Section {
     let order = |change: &&Change| match change.word {
         Word::Regressed => 0,
         Word::Improved => 1,
-        _ => 2,
+        Word::Undecided => 2,
+        Word::Same => 3,
+        Word::Told => 4,
     };
     let mut sorted: Vec<&Change> = changes.changes.iter().collect();
     sorted.sort_by_key(order);

@@ -165,9 +165,23 @@ impl AnyReport {
     /// The picture that tells most, as an SVG file; none of a trial without time lines.
     pub fn figure(&self) -> Option<String> {
         match self {
-            Self::Comparison(report) => Some(main_figure(report).standalone()),
-            Self::Trial(findings) => findings.timelines.first().map(|line| timeline(line).standalone()),
+            Self::Comparison(report) => {
+                let caption = format!("{}. Points are samples, lines their medians.", self.provenance());
+                Some(main_figure(report).standalone(&caption))
+            }
+            Self::Trial(findings) => {
+                let line = findings.timelines.first()?;
+                Some(timeline(line).standalone(&format!("{}.", self.provenance())))
+            }
         }
+    }
+
+    /// Of which run, in a line that fits below a picture.
+    fn provenance(&self) -> String {
+        let (host, commit) = (self.host(), self.origin().commit.as_deref().unwrap_or("unknown"));
+        let day = self.started().split('T').next().unwrap_or_default();
+        let cpus = host.cpus.len();
+        format!("sherd-bench {} on {cpus} × {}, {}, commit {commit}, {day}", self.scenario(), host.cpu, host.kernel)
     }
 
     /// The scenario's name.

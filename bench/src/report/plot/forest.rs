@@ -142,7 +142,7 @@ mod tests {
         let control = Some(Estimate { ratio: 1.0, low: 0.98, high: 1.03, pairs: 3 });
         let group = ForestGroup { title: "CPU".into(), control, rows: vec![row] };
         let forest = Forest { says: "s".into(), sides: ("less", "more"), groups: vec![group] };
-        let text = forest.draw().standalone();
+        let text = forest.draw().standalone("");
         let document = roxmltree::Document::parse(&text).expect("well-formed");
         assert!(text.contains("0.802 (0.75–0.84)") && text.contains("&lt;haproxy&gt;") && text.contains("\"bound\""));
         for dot in document.descendants().filter(|node| node.has_tag_name("circle")) {

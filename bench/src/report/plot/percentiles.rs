@@ -106,12 +106,12 @@ mod tests {
             colour: 0,
             points: vec![(0.5, vec![100.0; 3]), (0.99, vec![300.0, 400.0, 900.0]), (0.999, vec![most; 3])],
         };
-        let text = percentiles(&[curve("a<b>", 2000.0), curve("none", f64::NAN)], "made up").standalone();
+        let text = percentiles(&[curve("a<b>", 2000.0), curve("none", f64::NAN)], "made up").standalone("");
         roxmltree::Document::parse(&text).expect("well-formed");
         assert!(
             text.contains(">a&lt;b&gt;  2000<") && text.contains(">p99.9<") && text.contains("p99: 400 µs"),
             "{text}"
         );
-        roxmltree::Document::parse(&percentiles(&[], "").standalone()).expect("well-formed without anybody");
+        roxmltree::Document::parse(&percentiles(&[], "").standalone("")).expect("well-formed without anybody");
     }
 }

@@ -75,7 +75,7 @@ mod tests {
     fn every_sample_is_a_point_and_every_cloud_has_a_name() {
         let cloud = |name: &str, points: &[(f64, f64)]| Cloud { name: name.into(), colour: 3, points: points.into() };
         let clouds = [cloud("a<b>", &[(1.0, 2.0), (3.0, 4.0), (5.0, 6.0)]), cloud("nothing", &[])];
-        let text = scatter(&clouds, "requests/s", "µs", "made up").standalone();
+        let text = scatter(&clouds, "requests/s", "µs", "made up").standalone("");
         let document = roxmltree::Document::parse(&text).expect("well-formed");
         assert_eq!(document.descendants().filter(|node| node.has_tag_name("circle")).count(), 4);
         assert!(text.contains("a&lt;b&gt;") && !text.contains("nothing"));

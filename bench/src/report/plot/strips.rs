@@ -139,7 +139,7 @@ mod tests {
             log: title == "two",
             strips: vec![strip("a", &[10.0, 12.0, 17.0]), strip("<b>", &[])],
         };
-        let text = strips(&[panel("one"), panel("two"), panel("three")], 2, "made up").standalone();
+        let text = strips(&[panel("one"), panel("two"), panel("three")], 2, "made up").standalone("");
         let document = roxmltree::Document::parse(&text).expect("well-formed");
         let texts: Vec<&str> =
             document.descendants().filter(|node| node.is_text()).filter_map(|node| node.text()).collect();
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn a_sparkline_of_anything_is_a_picture() {
         for values in [vec![], vec![0.0; 3], (0..10_000).map(f64::from).collect()] {
-            let text = sparkline(&values, "").standalone();
+            let text = sparkline(&values, "").standalone("");
             let document = roxmltree::Document::parse(&text).expect("well-formed");
             let dots = document.descendants().filter(|node| node.has_tag_name("circle")).count();
             assert!(dots <= MOST_DOTS && (dots == 0) == values.is_empty(), "{dots}");

@@ -7,6 +7,8 @@ pub(crate) const STYLE: &str = include_str!("style.css");
 
 /// Pictures that stand alone are seen on anything.
 const PAPER_MARGIN: f64 = 12.0;
+/// What the line below takes.
+const CAPTION: f64 = 22.0;
 
 /// A picture, in pixels that scale.
 #[derive(Debug)]
@@ -83,15 +85,17 @@ impl Drawing {
         )
     }
 
-    /// A file of its own.
-    pub(crate) fn standalone(&self) -> String {
-        let [width, height] = [self.width + 2.0 * PAPER_MARGIN, self.height + 2.0 * PAPER_MARGIN].map(pixels);
+    /// A file of its own, with a line below that says where it comes from.
+    pub(crate) fn standalone(&self, caption: &str) -> String {
+        let [width, height] = [self.width + 2.0 * PAPER_MARGIN, self.height + CAPTION + 2.0 * PAPER_MARGIN].map(pixels);
         let (says, margin) = (escape(&self.says), pixels(-PAPER_MARGIN));
         let view = format!("{margin} {margin} {width} {height}");
+        let (caption, below) = (escape(caption), pixels(self.height + CAPTION - 4.0));
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" aria-label=\"{says}\" width=\"{width}\" height=\"{height}\" \
              viewBox=\"{view}\">\n<style>{STYLE}</style>\n\
-             <rect class=\"paper\" x=\"{margin}\" y=\"{margin}\" width=\"{width}\" height=\"{height}\"/>\n{}</svg>\n",
+             <rect class=\"paper\" x=\"{margin}\" y=\"{margin}\" width=\"{width}\" height=\"{height}\"/>\n{}\
+             <text class=\"note\" x=\"0\" y=\"{below}\">{caption}</text>\n</svg>\n",
             self.body
         )
     }
@@ -135,7 +139,7 @@ mod tests {
         let mut drawing = Drawing::new(10.0, 10.0, "\"<>&");
         drawing.text("t", (1.0, 2.0), Anchor::Middle, "</text>");
         drawing.dot("d", (0.123_456, 2.0), 1.0, "<title>");
-        for text in [drawing.standalone(), format!("<p>{}</p>", drawing.inline())] {
+        for text in [drawing.standalone("<&>"), format!("<p>{}</p>", drawing.inline())] {
             roxmltree::Document::parse(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
             assert!(text.contains(r#"cx="0.12""#), "{text}");
         }

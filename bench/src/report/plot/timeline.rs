@@ -63,11 +63,11 @@ mod tests {
     #[test]
     fn every_point_and_mark_is_there() {
         let line = &testing::findings().timelines[0];
-        let text = timeline(line).standalone();
+        let text = timeline(line).standalone("");
         let document = roxmltree::Document::parse(&text).expect("well-formed");
         assert_eq!(document.descendants().filter(|node| node.has_tag_name("circle")).count(), line.points.len());
         assert!(text.contains("kill(2) &amp; co") && text.contains(">ms<"), "{text}");
         let empty = Timeline { title: String::new(), unit: String::new(), points: vec![], marks: vec![] };
-        roxmltree::Document::parse(&timeline(&empty).standalone()).expect("well-formed");
+        roxmltree::Document::parse(&timeline(&empty).standalone("")).expect("well-formed");
     }
 }
