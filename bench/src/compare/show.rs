@@ -5,7 +5,7 @@ use crate::{
     report::{
         Page,
         page::{Cell, Column, Conclusion, Grid, Part, Section},
-        plot::Tone,
+        plot::{Forest, ForestGroup, ForestRow, Tone},
     },
     stats::Estimate,
 };
@@ -90,7 +90,29 @@ fn section(changes: &Changes) -> Section {
     let grid = Grid { columns, rows: sorted.into_iter().map(row).collect() };
     let mut says = vec![format!("old: {}", changes.old), format!("new: {}", changes.new)];
     says.extend(changes.differences.iter().map(|difference| format!("DIFFERENT {difference}")));
-    Section { title: changes.scenario.clone(), says: String::new(), parts: vec![Part::List(says), Part::Grid(grid)] }
+    let mut parts = vec![Part::List(says)];
+    parts.extend(figure(changes));
+    parts.push(Part::Grid(grid));
+    Section { title: changes.scenario.clone(), says: String::new(), parts }
+}
+
+/// What is judged, as intervals around no change; none where nothing has an interval.
+fn figure(changes: &Changes) -> Option<Part> {
+    let mut groups: Vec<ForestGroup> = Vec::new();
+    for change in changes.changes.iter().filter(|change| change.word != Word::Told) {
+        let Some(estimate) = change.relative.or(change.absolute) else { continue };
+        let row =
+            ForestRow { name: change.what.clone(), estimate, pairs: Vec::new(), tone: change.word.tone(), bound: None };
+        match groups.iter_mut().find(|group| group.title == change.who) {
+            Some(group) => group.rows.push(row),
+            None => groups.push(ForestGroup { title: change.who.clone(), control: None, rows: vec![row] }),
+        }
+    }
+    let says = format!("what changed in {}, new by old", changes.scenario);
+    let caption =
+        "New ÷ old of what is judged, with 95 % intervals; green is better, red worse, whichever side that is.".into();
+    let forest = Forest { says, sides: ("less than before", "more than before"), groups };
+    (!forest.groups.is_empty()).then(|| Part::Figure { drawings: vec![forest.draw()], caption })
 }
 
 fn row(change: &Change) -> Vec<Cell> {

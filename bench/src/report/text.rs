@@ -10,6 +10,9 @@ pub(crate) fn text(page: &Page) -> String {
     for line in [&page.about, &page.provenance].into_iter().filter(|line| !line.is_empty()) {
         let _ = writeln!(text, "{line}");
     }
+    if let Some(warning) = &page.warning {
+        let _ = writeln!(text, "{warning}");
+    }
     for section in &page.sections {
         let parts: String = section.parts.iter().map(part).collect();
         if !parts.is_empty() {

@@ -1,26 +1,21 @@
 //! What is shown of a comparison: what it says first, then the ratios, every sample, and what it stands on.
 
-use super::{Cell, Column, Conclusion, Grid, Page, Part, Section, about, count, list, verdicts};
+pub(in crate::report) use self::pictures::main_figure;
+use super::{Cell, Column, Grid, Page, Part, Section, about, count, list, verdicts};
 use crate::{
-    analysis::{Bound, Median, Ratio, pairs},
+    analysis::{Median, Ratio, pairs},
     contestant::Facts,
     report::{
         Report,
-        plot::{
-            Cloud, Curve, Drawing, Forest, ForestGroup, ForestRow, Panel, Strip, Tone, percentiles, scatter, strips,
-        },
+        plot::{Forest, ForestGroup, ForestRow, Tone},
         table::{Table, interval, number},
     },
-    sample::{Better, IdleMemory, Latency, LoadKind, Measure, Sample, SystemCalls},
+    sample::{Better, IdleMemory, Measure, Sample, SystemCalls},
 };
 
 pub(super) mod header;
-
-/// At which shares samples have latencies.
-type Percentile = (f64, fn(&Latency) -> f64);
-const PERCENTILES: [Percentile; 4] =
-    [(0.5, |found| found.p50), (0.9, |found| found.p90), (0.99, |found| found.p99), (0.999, |found| found.p999)];
-const COLUMNS: usize = 3;
+mod pictures;
+mod sentences;
 
 /// All of it.
 pub(in crate::report) fn page(report: &Report) -> Page {
@@ -43,24 +38,6 @@ pub(in crate::report) fn page(report: &Report) -> Page {
         conclusions: count(&report.analysis.verdicts).into_iter().chain(view.against_each()).collect(),
         sections,
     }
-}
-
-/// The picture that tells most: every sample of rates, costs and the tail, by contestant.
-pub(in crate::report) fn main_figure(report: &Report) -> Drawing {
-    let wanted = [
-        Measure::RequestsPerSecond,
-        Measure::ConnectionsPerSecond,
-        Measure::GigabytesPerSecond,
-        Measure::CpuPerRequest,
-        Measure::WholeCpuPerRequest,
-        Measure::CpuPerConnection,
-        Measure::WholeCpuPerConnection,
-        Measure::LatencyP99,
-    ];
-    let view = View(report);
-    let there = wanted.into_iter().filter(|measure| report.analysis.measures.contains(measure));
-    let panels: Vec<Panel> = there.take(2 * COLUMNS).map(|measure| view.panel(measure)).collect();
-    strips(&panels, COLUMNS, &view.title())
 }
 
 struct View<'a>(&'a Report);
@@ -119,70 +96,6 @@ impl View<'_> {
         }
     }
 
-    fn against_each(&self) -> impl Iterator<Item = Conclusion> + '_ {
-        self.others().into_iter().map(|other| self.against(other))
-    }
-
-    /// One sentence.
-    fn against(&self, other: &str) -> Conclusion {
-        let ratios: Vec<&Ratio> = self.0.analysis.ratios.iter().filter(|ratio| ratio.to == other).collect();
-        let of = |tone: Tone| -> Vec<String> {
-            let words = |ratio: &&&Ratio| match tone {
-                Tone::Good | Tone::Bad => format!("{} {}", ratio.measure.title(), percent(ratio.estimate.ratio)),
-                _ => ratio.measure.title().to_owned(),
-            };
-            ratios.iter().filter(|ratio| self.tone(ratio) == tone).map(|ratio| words(&ratio)).collect()
-        };
-        let parts: Vec<String> = [
-            (Tone::Good, "better in"),
-            (Tone::Bad, "worse in"),
-            (Tone::Plain, "no measurable difference in"),
-            (Tone::Doubtful, "not concluded:"),
-        ]
-        .into_iter()
-        .filter_map(|(tone, words)| {
-            let found = of(tone);
-            (!found.is_empty()).then(|| format!("{words} {}", list(&found)))
-        })
-        .collect();
-        let (good, bad) = (!of(Tone::Good).is_empty(), !of(Tone::Bad).is_empty());
-        let (tone, word) = match (good, bad) {
-            (true, false) => (Tone::Good, "better"),
-            (false, true) => (Tone::Bad, "worse"),
-            (true, true) => (Tone::Plain, "mixed"),
-            (false, false) => (Tone::Doubtful, "open"),
-        };
-        let subject = self.subject().unwrap_or_default();
-        Conclusion { tone, word: word.into(), text: format!("{subject} against {other}: {}.", parts.join("; ")) }
-    }
-
-    fn glance(&self) -> Section {
-        let panels: Vec<Panel> = self.compared().map(|measure| self.panel(measure)).collect();
-        let drawing = strips(&panels, COLUMNS, "every sample of every contestant, by measure");
-        let caption =
-            "Each point is one sample, the line is their median. Samples of all contestants were taken in turn.";
-        Section {
-            title: "Every sample".into(),
-            says: String::new(),
-            parts: vec![Part::Figure { drawings: vec![drawing], caption: caption.into() }],
-        }
-    }
-
-    fn panel(&self, measure: Measure) -> Panel {
-        let strip = |(colour, facts): (usize, &Facts)| {
-            let values = self.samples_of(&facts.name).filter_map(|sample| measure.of(sample)).collect();
-            Strip { name: facts.name.clone(), colour, values }
-        };
-        let log = matches!(measure, Measure::LatencyP50 | Measure::LatencyP99);
-        let scale = if log { ", log scale" } else { "" };
-        Panel {
-            title: measure.title().trim().into(),
-            note: format!("{}{scale}", side(measure.better())),
-            log,
-            strips: self.contestants().iter().enumerate().map(strip).collect(),
-        }
-    }
-
     fn samples_of<'s>(&'s self, contestant: &'s str) -> impl Iterator<Item = &'s Sample> {
         self.0.samples.iter().filter(move |sample| sample.contestant == contestant)
     }
@@ -215,27 +128,6 @@ impl View<'_> {
         }
     }
 
-    fn group(&self, measure: Measure) -> Option<ForestGroup> {
-        let row = |ratio: &Ratio| ForestRow {
-            name: ratio.to.clone(),
-            estimate: ratio.estimate,
-            pairs: pairs(&self.0.samples, measure, &ratio.of, &ratio.to).iter().map(|(of, to)| of / to).collect(),
-            tone: self.tone(ratio),
-            bound: self.bound(ratio),
-        };
-        let ratios = self.0.analysis.ratios.iter().filter(|ratio| ratio.measure == measure);
-        let rows: Vec<ForestRow> = ratios.map(row).collect();
-        let control = self.control(measure).map(|control| control.estimate);
-        (!rows.is_empty()).then(|| ForestGroup { title: measure.title().trim().into(), control, rows })
-    }
-
-    fn bound(&self, ratio: &Ratio) -> Option<f64> {
-        let is_it =
-            |sought: &&crate::analysis::Sought| sought.measure == ratio.measure && sought.peers.contains(&ratio.to);
-        let (Bound::AtMost(limit) | Bound::AtLeast(limit)) = self.0.analysis.sought.iter().find(is_it)?.bound;
-        Some(limit)
-    }
-
     fn ratio_grid(&self) -> Grid {
         let others = self.others();
         let columns = others.iter().map(|other| Column::Figures((*other).to_owned()));
@@ -265,60 +157,6 @@ impl View<'_> {
             columns: [first].into_iter().chain(columns).chain([control]).collect(),
             rows: self.compared().map(row).collect(),
         }
-    }
-
-    fn latencies(&self) -> Option<Section> {
-        let curve = |(colour, facts): (usize, &Facts)| {
-            let samples: Vec<&Sample> =
-                self.samples_of(&facts.name).filter(|sample| sample.load == LoadKind::Open).collect();
-            let at =
-                |(share, of): Percentile| (share, samples.iter().map(|sample| of(&sample.latency_micros)).collect());
-            (!samples.is_empty()).then(|| Curve {
-                name: facts.name.clone(),
-                colour,
-                points: PERCENTILES.map(at).into(),
-            })
-        };
-        let curves: Vec<Curve> = self.contestants().iter().enumerate().filter_map(curve).collect();
-        if curves.is_empty() {
-            return None;
-        }
-        let drawing = percentiles(&curves, "latency in microseconds by percentile, for each contestant");
-        let caption = "Medians over all samples; the thin lines go from quartile to quartile of them.";
-        Some(Section {
-            title: "Latency".into(),
-            says: "An open loop at one rate for all: requests are sent when they are due, whatever became of those before, and their \
-                   latency counts from when they were due."
-                .into(),
-            parts: vec![Part::Figure { drawings: vec![drawing], caption: caption.into() }],
-        })
-    }
-
-    fn throughput(&self) -> Option<Section> {
-        let loads = [
-            (LoadKind::KeepAlive, "requests/s", Measure::RequestsPerSecond, Measure::WholeCpuPerRequest),
-            (LoadKind::Connections, "connections/s", Measure::ConnectionsPerSecond, Measure::WholeCpuPerConnection),
-        ];
-        let mut drawings = Vec::new();
-        for (load, title, across, up) in loads {
-            let cloud = |(colour, facts): (usize, &Facts)| {
-                let point = |sample: &Sample| Some((across.of(sample)?, up.of(sample)?));
-                let points: Vec<(f64, f64)> = self.samples_of(&facts.name).filter_map(point).collect();
-                (!points.is_empty()).then(|| Cloud { name: facts.name.clone(), colour, points })
-            };
-            let clouds: Vec<Cloud> = self.contestants().iter().enumerate().filter_map(cloud).collect();
-            if !clouds.is_empty() {
-                let unit = if load == LoadKind::Connections { "CPU µs per connection" } else { "CPU µs per request" };
-                drawings.push(scatter(&clouds, title, unit, &format!("{title} against {unit}, for each contestant")));
-            }
-        }
-        let caption = "To the right and down is better. Small points are samples, large ones their medians.";
-        (!drawings.is_empty()).then(|| Section {
-            title: "Throughput against CPU".into(),
-            says: "CPU time is that of contestant and shards together, so that those without a balancer can be shown beside the others."
-                .into(),
-            parts: vec![Part::Figure { drawings, caption: caption.into() }],
-        })
     }
 
     /// The medians, what was measured once, and how many samples there are.
@@ -410,39 +248,10 @@ fn side(better: Better) -> &'static str {
     }
 }
 
-/// `−20 %`, or from twice on `× 2.1`.
-fn percent(ratio: f64) -> String {
-    if !(0.5..2.0).contains(&ratio) {
-        return format!("× {ratio:.2}");
-    }
-    format!("{:+.0} %", (ratio - 1.0) * 100.0).replace('-', "−")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::testing::{self, AWKWARD, Plan};
-
-    #[test]
-    fn percents_are_signed() {
-        for (ratio, expected) in [(0.8, "−20 %"), (1.22, "+22 %"), (2.5, "× 2.50"), (0.4, "× 0.40")] {
-            assert_eq!(percent(ratio), expected);
-        }
-    }
-
-    #[test]
-    fn what_is_better_is_said_and_what_is_not_told_apart_is_not() {
-        let report = testing::report();
-        let sentence = View(&report).against(AWKWARD);
-        assert!(sentence.tone == Tone::Good && sentence.text.contains("CPU µs/request −20 %"), "{}", sentence.text);
-        let mut off = report.clone();
-        for control in &mut off.analysis.control {
-            control.estimate.low = 1.01;
-            control.estimate.high = 1.02;
-        }
-        let sentence = View(&off).against(AWKWARD);
-        assert!(sentence.tone == Tone::Doubtful && sentence.text.contains("not concluded"), "{}", sentence.text);
-    }
+    use crate::report::testing::{self, Plan};
 
     #[test]
     fn a_noisy_run_warns_and_concludes_nothing() {

@@ -9,8 +9,8 @@ use super::{
 };
 use crate::stats::Estimate;
 
-const NAME: f64 = 150.0;
-const PLOT: f64 = 530.0;
+const NAME: f64 = 170.0;
+const PLOT: f64 = 510.0;
 const FIGURE: f64 = 150.0;
 const ROW: f64 = 21.0;
 const TITLE: f64 = 25.0;

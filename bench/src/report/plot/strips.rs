@@ -11,8 +11,8 @@ use crate::{
     stats::{median, quantile},
 };
 
-const NAME: f64 = 118.0;
-const PANEL: f64 = 206.0;
+const NAME: f64 = 128.0;
+const PANEL: f64 = 204.0;
 const BETWEEN: f64 = 24.0;
 const ROW: f64 = 27.0;
 const HEAD: f64 = 40.0;
