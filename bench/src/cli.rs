@@ -17,8 +17,8 @@ mod direct;
 mod field;
 mod load;
 mod relay;
-mod sharding;
 mod reports;
+mod sharding;
 mod trial;
 mod verify;
 

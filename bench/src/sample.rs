@@ -276,13 +276,23 @@ impl Measure {
     /// Which way it is to go.
     pub fn better(self) -> Better {
         match self {
-            Self::RequestsPerSecond | Self::ConnectionsPerSecond | Self::GigabytesPerSecond => Better::More,
+            Self::RequestsPerSecond
+            | Self::ConnectionsPerSecond
+            | Self::GigabytesPerSecond
+            | Self::EchoesPerSecond
+            | Self::StreamGigabytesPerSecond => Better::More,
             Self::CpuPerRequest
             | Self::CpuPerConnection
             | Self::CpuPerGigabyte
             | Self::CpuPerRequestAtRate
+            | Self::CpuPerEcho
+            | Self::CpuPerStreamGigabyte
             | Self::WholeCpuPerRequest
             | Self::WholeCpuPerConnection
+            | Self::WholeCpuPerGigabyte
+            | Self::WholeCpuPerRequestAtRate
+            | Self::SwitchesPerRequest
+            | Self::SwitchesPerConnection
             | Self::BalancerShare
             | Self::BalancerShareOfConnections
             | Self::LatencyP50
