@@ -10,7 +10,7 @@ pub use self::{
     target::{Bound, Sought, Target, Verdict, VerdictWord},
 };
 use crate::{
-    sample::{IdleMemory, Measure, Sample, SystemCalls},
+    sample::{BpfRuns, IdleMemory, Measure, Sample, SystemCalls},
     stats::{Estimate, median, ratio},
 };
 
@@ -25,9 +25,9 @@ pub struct Analysis {
     pub measures: Vec<Measure>,
     /// Each contestant's median of each measure.
     pub medians: Vec<Median>,
-    /// The subject against the others.
+    /// The subject against the others; of several subjects, one after the other.
     pub ratios: Vec<Ratio>,
-    /// Something against itself: what this run cannot tell apart.
+    /// Something against itself: what this run cannot tell apart. One for each measure.
     pub control: Vec<Ratio>,
     /// What ratios were to reach.
     #[serde(default)]
@@ -82,8 +82,10 @@ pub struct Cast<'a> {
 pub struct Evidence {
     /// Memory of idle connections.
     pub idle: Vec<IdleMemory>,
-    /// System calls of shards.
+    /// System calls of shards, and of what stands before them.
     pub calls: Vec<SystemCalls>,
+    /// Run times of eBPF programs.
+    pub bpf: Vec<BpfRuns>,
 }
 
 /// Concludes from `samples` and `evidence`. The same `seed` gives the same intervals.
@@ -95,16 +97,9 @@ pub fn analyse(
     host_cpus: usize,
     seed: u64,
 ) -> Analysis {
-    let pair = |measure, of: &str, to: &str| {
-        let estimate = ratio(&pairs(samples, measure, of, to), seed)?;
-        Some(Ratio { measure, of: of.into(), to: to.into(), estimate })
-    };
-    let measures = || cast.measures.iter().copied().filter(|measure| measure.is_compared());
-    let others = || cast.contestants.iter().filter(|name| *name != cast.subject);
-    let ratios: Vec<Ratio> =
-        measures().flat_map(|measure| others().filter_map(move |to| pair(measure, cast.subject, to))).collect();
+    let ratios = ratios(cast, samples, seed);
     let (of, to) = cast.control;
-    let control: Vec<Ratio> = measures().filter_map(|measure| pair(measure, of, to)).collect();
+    let control: Vec<Ratio> = compared(cast).filter_map(|measure| ratio_of(samples, measure, of, to, seed)).collect();
     let noise = Noise::of(samples, host_cpus);
     let verdicts =
         targets.iter().map(|target| target.judge(cast.subject, &ratios, &control, evidence, &noise)).collect();
@@ -117,6 +112,46 @@ pub fn analyse(
         noise,
         verdicts,
     }
+}
+
+impl Analysis {
+    /// Tells ratios and verdicts of another subject in the same samples, beside those that are there. Its control counts
+    /// where the first has none: what has no balancer controls no balancer's CPU time.
+    pub fn tell_also(
+        &mut self,
+        cast: Cast<'_>,
+        samples: &[Sample],
+        evidence: &Evidence,
+        targets: &[Target],
+        seed: u64,
+    ) {
+        let ratios = ratios(cast, samples, seed);
+        let (of, to) = cast.control;
+        for measure in compared(cast) {
+            if !self.control.iter().any(|control| control.measure == measure) {
+                self.control.extend(ratio_of(samples, measure, of, to, seed));
+            }
+        }
+        let judge = |target: &Target| target.judge(cast.subject, &ratios, &self.control, evidence, &self.noise);
+        self.verdicts.extend(targets.iter().map(judge));
+        self.ratios.extend(ratios);
+    }
+}
+
+/// The subject's to all others.
+fn ratios(cast: Cast<'_>, samples: &[Sample], seed: u64) -> Vec<Ratio> {
+    let others = || cast.contestants.iter().filter(|name| *name != cast.subject);
+    let to_others = |measure| others().filter_map(move |to| ratio_of(samples, measure, cast.subject, to, seed));
+    compared(cast).flat_map(to_others).collect()
+}
+
+fn compared(cast: Cast<'_>) -> impl Iterator<Item = Measure> {
+    cast.measures.iter().copied().filter(|measure| measure.is_compared())
+}
+
+fn ratio_of(samples: &[Sample], measure: Measure, of: &str, to: &str, seed: u64) -> Option<Ratio> {
+    let estimate = ratio(&pairs(samples, measure, of, to), seed)?;
+    Some(Ratio { measure, of: of.into(), to: to.into(), estimate })
 }
 
 fn medians(cast: Cast<'_>, samples: &[Sample]) -> Vec<Median> {
@@ -204,6 +239,26 @@ mod tests {
             outside += usize::from(!cpu(&analysis.ratios).includes(1.0));
         }
         assert!(outside <= 12, "about 5 of 100 intervals may miss, {outside} did");
+    }
+
+    #[test]
+    fn another_subject_is_told_beside_the_first() {
+        let samples = run(2.0, 6, 3);
+        let mut analysis = analysis(&samples);
+        let before = analysis.ratios.len();
+        let contestants = ["a".to_owned(), "b".to_owned()];
+        let cast = Cast {
+            subject: "b",
+            control: ("a", "a again"),
+            contestants: &contestants,
+            measures: &[Measure::CpuPerRequest],
+        };
+        let target = Target::Peers { measure: Measure::CpuPerRequest, peers: &["a"], bound: Bound::AtMost(1.5) };
+        analysis.tell_also(cast, &samples, &Evidence::default(), &[target], 1);
+        let [told] = &analysis.ratios[before..] else { panic!("one more: {:?}", analysis.ratios) };
+        assert!(told.of == "b" && told.to == "a" && told.estimate.includes(2.0), "{told:?}");
+        let [verdict] = &*analysis.verdicts else { panic!("one: {:?}", analysis.verdicts) };
+        assert!(verdict.target.starts_with("b: ") && verdict.found.ends_with("× a"), "{verdict:?}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod comparison;
 mod direct;
 mod field;
 mod load;
+mod peers;
 mod relay;
 mod reports;
 mod sharding;
@@ -39,6 +40,7 @@ enum Command {
     Relay(Box<relay::Relay>),
     Direct(Box<direct::Direct>),
     Sharding(Box<sharding::Sharding>),
+    Peers(Box<peers::Peers>),
     Stall(Box<trial::Stall>),
     Failover(Box<trial::Failover>),
     Verify(Box<verify::Verify>),
@@ -117,6 +119,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Relay(relay) => relay.run(),
         Command::Direct(direct) => direct.run(),
         Command::Sharding(sharding) => sharding.run(),
+        Command::Peers(peers) => peers.run(),
         Command::Stall(stall) => stall.run(),
         Command::Failover(failover) => failover.run(),
         Command::Verify(verify) => verify.run(),

@@ -68,6 +68,10 @@ pub trait Contestant {
     fn addresses(&self) -> &[SocketAddr];
     /// The processes whose CPU time and memory are the balancer's; none where there is no balancer.
     fn balancer(&self) -> Vec<Pid>;
+    /// The cgroup whose eBPF programs are its own, where it has one.
+    fn cgroup(&self) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// What a report says of a contestant.

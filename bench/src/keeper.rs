@@ -7,7 +7,8 @@
 //!
 //! The keeper holds the reading end of a pipe whose writing end only the guard has. When the guard ends, by whatever
 //! signal, the pipe says so; the keeper then asks the worker to end, and after it (or after 20 s) kills every
-//! descendant that is left, has removed what the run made in a container engine, and removes the scratch directory. A killed keeper takes the worker with it (PDEATHSIG).
+//! descendant that is left, has removed what the run made in a container engine, puts back what it turned in the kernel, and
+//! removes the scratch directory. A killed keeper takes the worker with it (PDEATHSIG).
 
 use std::{
     env,
@@ -36,7 +37,7 @@ use nix::{
 };
 
 pub use self::descendants::descendants;
-use crate::{contestant, interrupt::ending_signals};
+use crate::{contestant, interrupt::ending_signals, measure};
 
 mod descendants;
 
@@ -88,6 +89,11 @@ pub fn keep(arguments: &[OsString]) -> io::Result<ExitCode> {
     // After the processes, which could make more of it; before the directory, which says what there is.
     if let Err(error) = contestant::sweep(&scratch) {
         eprintln!("sherd-bench: something of the run is left: {error}");
+    }
+    if let Err(error) = measure::bpf::restore(&scratch) {
+        eprintln!(
+            "sherd-bench: kernel.bpf_stats_enabled is not as it was, `sysctl kernel.bpf_stats_enabled=0`: {error}"
+        );
     }
     fs::remove_dir_all(&scratch)?;
     if remaining > 0 {

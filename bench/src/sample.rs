@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::measure::BpfTime;
+
 /// The loads of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -162,6 +164,34 @@ impl SystemCalls {
     /// For one connection with one request.
     pub fn per_connection(&self) -> f64 {
         self.of_connections.values().sum::<u64>() as f64 / self.repetitions as f64
+    }
+}
+
+/// What a contestant's eBPF programs ran for, counted while nothing else was measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BpfRuns {
+    /// Whose.
+    pub contestant: String,
+    /// Under kept connections.
+    pub of_requests: BpfLoad,
+    /// Under a connection for each request.
+    pub of_connections: BpfLoad,
+}
+
+/// What programs ran for under one load.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BpfLoad {
+    /// Answered requests.
+    pub requests: u64,
+    /// By the program's name.
+    pub programs: BTreeMap<String, BpfTime>,
+}
+
+impl BpfLoad {
+    /// Of all programs for one request; none where nothing was answered.
+    pub fn nanos_per_request(&self) -> Option<f64> {
+        let nanos: u64 = self.programs.values().map(|time| time.nanos).sum();
+        (self.requests > 0).then(|| nanos as f64 / self.requests as f64)
     }
 }
 

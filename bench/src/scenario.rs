@@ -20,6 +20,7 @@ pub mod direct;
 mod error;
 pub mod failover;
 mod field;
+pub mod peers;
 pub mod relay;
 mod rounds;
 pub mod sharding;
@@ -90,5 +91,13 @@ impl Scenario<'_> {
             remarks: run.remarks,
         };
         Ok(Report { scenario: self.name.into(), header, analysis, evidence, samples })
+    }
+
+    /// Tells ratios and verdicts of another subject, too.
+    fn tell_also(&self, report: &mut Report, subject: &str, control: (&str, &str), targets: &[Target]) {
+        let names: Vec<String> = report.header.contestants.iter().map(|facts| facts.name.clone()).collect();
+        let cast = Cast { subject, control, contestants: &names, measures: self.measures };
+        let seed = report.header.settings.seed;
+        report.analysis.tell_also(cast, &report.samples, &report.evidence, targets, seed);
     }
 }

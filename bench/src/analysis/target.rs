@@ -111,6 +111,7 @@ impl Target {
         Some(Sought { measure: *measure, peers, bound: *bound })
     }
 
+    /// Begins with the subject's name: a run may have several.
     pub(super) fn judge(
         &self,
         subject: &str,
@@ -119,7 +120,7 @@ impl Target {
         evidence: &Evidence,
         noise: &Noise,
     ) -> Verdict {
-        match self {
+        let mut verdict = match self {
             Self::Peers { measure, peers, bound } => {
                 let is_peer = |ratio: &&Ratio| ratio.measure == *measure && peers.contains(&ratio.to.as_str());
                 let found: Vec<&Ratio> = ratios.iter().filter(is_peer).collect();
@@ -134,7 +135,9 @@ impl Target {
                 let of_subject = evidence.idle.iter().find(|memory| memory.contestant == subject);
                 judge_idle(*at_most, of_subject.and_then(IdleMemory::bytes_per_connection))
             }
-        }
+        };
+        verdict.target = format!("{subject}: {}", verdict.target);
+        verdict
     }
 }
 

@@ -105,8 +105,13 @@ impl Comparison {
 
     /// The checked options, without bulk load and idle connections.
     pub(super) fn settings(&self) -> anyhow::Result<Settings> {
+        self.settings_of((5, 0.25, 0.08))
+    }
+
+    /// The same with other pairs, seconds of each sample and of warming up for `--quick`: many contestants take long.
+    pub(super) fn settings_of(&self, quick: (usize, f64, f64)) -> anyhow::Result<Settings> {
         let (cpus, load_cpus) = choose_cpus(self.cpus.as_deref(), self.load_cpus.as_deref())?;
-        let (pairs, duration, warm_up) = if self.quick { (5, 0.25, 0.08) } else { (12, 1.5, 0.3) };
+        let (pairs, duration, warm_up) = if self.quick { quick } else { (12, 1.5, 0.3) };
         let settings = Settings {
             pairs: self.pairs.unwrap_or(pairs),
             duration_seconds: self.duration.unwrap_or(duration),
@@ -126,6 +131,10 @@ impl Comparison {
         check_connections("--connections", self.connections, &settings.load_cpus)?;
         check_answer("--answer", self.answer)?;
         Ok(settings)
+    }
+
+    pub(super) fn is_quick(&self) -> bool {
+        self.quick
     }
 
     pub(super) fn sherd(&self) -> Option<PathBuf> {

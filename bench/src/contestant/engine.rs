@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{StartError, containers::PORT};
 
-mod guard;
+pub(super) mod guard;
 
 /// The label of all that a run makes. Containers inherit their image's, so sherd's have it as well.
 const LABEL: &str = "sherd-bench.run";

@@ -1,6 +1,11 @@
 //! A group of containers of sherd's, on either of its paths, with an agent of its own; by its public interfaces alone.
 
-use std::{io, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::Value;
@@ -10,6 +15,7 @@ use super::{
     Api, Contestant, Facts, StartError,
     agent::{Agent, AgentLaunch, GROUP},
     containers::Ground,
+    engine::guard,
     free_address,
     metrics::{Metrics, MetricsError},
 };
@@ -82,6 +88,7 @@ pub struct Group {
     /// How many shards it was started with.
     planned: usize,
     metrics: Option<Metrics>,
+    instance: String,
     agent: Agent,
 }
 
@@ -118,7 +125,7 @@ impl Group {
         };
         let shards: Vec<Pid> = slots.iter().filter_map(pid).collect();
         let (planned, metrics) = (shards.len(), metrics.map(Metrics::at));
-        Ok(Self { path, facts, addresses: [address], shards, planned, metrics, agent })
+        Ok(Self { path, facts, addresses: [address], shards, planned, metrics, instance, agent })
     }
 
     /// The containers' first processes, by slot.
@@ -194,6 +201,10 @@ impl Contestant for Group {
         let mut processes = vec![self.agent.pid()];
         processes.extend(descendants(self.agent.pid()));
         processes
+    }
+
+    fn cgroup(&self) -> Option<PathBuf> {
+        guard::of_instance(&self.instance)
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use super::Report;
 use crate::{
     analysis::Ratio,
-    sample::{IdleMemory, SystemCalls},
+    sample::{BpfLoad, BpfRuns, IdleMemory, SystemCalls},
 };
 
 /// Shows a report as text.
@@ -76,6 +76,7 @@ impl Table<'_> {
             writeln!(f)?;
         }
         self.calls(f)?;
+        self.bpf(f)?;
         self.idle(f)
     }
 
@@ -92,6 +93,26 @@ impl Table<'_> {
             for facts in &self.0.header.contestants {
                 let of_it = calls.iter().find(|calls| calls.contestant == facts.name);
                 write!(f, "{:>CELL$}", of_it.map_or_else(|| "–".into(), |calls| format!("{:.3}", value(calls))))?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+
+    fn bpf(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bpf = &self.0.evidence.bpf;
+        if bpf.is_empty() {
+            return Ok(());
+        }
+        for (title, load) in [
+            ("eBPF ns/request", (|runs| &runs.of_requests) as fn(&BpfRuns) -> &BpfLoad),
+            ("eBPF ns/connection", |runs| &runs.of_connections),
+        ] {
+            write!(f, "{title:<TITLE$}")?;
+            for facts in &self.0.header.contestants {
+                let of_it = bpf.iter().find(|runs| runs.contestant == facts.name);
+                let nanos = of_it.and_then(|runs| load(runs).nanos_per_request());
+                write!(f, "{:>CELL$}", nanos.map_or_else(|| "–".into(), number))?;
             }
             writeln!(f)?;
         }
@@ -119,14 +140,16 @@ impl Table<'_> {
     }
 
     fn ratios(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let analysis = &self.0.analysis;
-        let Some(subject) = analysis.ratios.first().map(|ratio| &ratio.of) else { return Ok(()) };
-        let mut others: Vec<&str> = Vec::new();
-        for ratio in &analysis.ratios {
-            if !others.contains(&ratio.to.as_str()) {
-                others.push(&ratio.to);
-            }
+        for subject in distinct(self.0.analysis.ratios.iter().map(|ratio| &*ratio.of)) {
+            self.ratios_of(f, subject)?;
         }
+        Ok(())
+    }
+
+    fn ratios_of(&self, f: &mut fmt::Formatter<'_>, subject: &str) -> fmt::Result {
+        let analysis = &self.0.analysis;
+        let of_it = || analysis.ratios.iter().filter(|ratio| ratio.of == subject);
+        let others = distinct(of_it().map(|ratio| &*ratio.to));
         let title = format!("{subject} ÷");
         write!(f, "\n{title:<TITLE$}")?;
         for other in &others {
@@ -134,7 +157,7 @@ impl Table<'_> {
         }
         writeln!(f, "{:>RATIO$}", format!("({})", self.control()))?;
         for &measure in analysis.measures.iter().filter(|measure| measure.is_compared()) {
-            let to = |other: &str| analysis.ratios.iter().find(|ratio| ratio.measure == measure && ratio.to == other);
+            let to = |other: &str| of_it().find(|ratio| ratio.measure == measure && ratio.to == other);
             let itself = analysis.control.iter().find(|ratio| ratio.measure == measure);
             write!(f, "{:<TITLE$}", measure.title())?;
             for found in others.iter().map(|other| to(other)).chain([itself]) {
@@ -147,8 +170,10 @@ impl Table<'_> {
 
     /// What was compared with itself.
     pub(super) fn control(&self) -> String {
-        let Some(ratio) = self.0.analysis.control.first() else { return "control".into() };
-        if ratio.to.starts_with(&format!("{} ", ratio.of)) {
+        let control = &self.0.analysis.control;
+        let Some(ratio) = control.first() else { return "control".into() };
+        let is_another = |other: &Ratio| other.of != ratio.of;
+        if ratio.to.starts_with(&format!("{} ", ratio.of)) || control.iter().any(is_another) {
             "control".into()
         } else {
             format!("{} ÷ {}", ratio.of, ratio.to)
@@ -173,8 +198,23 @@ impl Table<'_> {
     }
 }
 
+/// Each once, in the order in which they come first.
+fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut found = Vec::new();
+    for name in names {
+        if !found.contains(&name) {
+            found.push(name);
+        }
+    }
+    found
+}
+
 pub(super) fn interval(ratio: &Ratio) -> String {
     let estimate = ratio.estimate;
+    if estimate.high >= 10.0 {
+        // As wide as the others.
+        return format!("{} ({}–{})", number(estimate.ratio), number(estimate.low), number(estimate.high));
+    }
     format!("{:.3} ({:.2}–{:.2})", estimate.ratio, estimate.low, estimate.high)
 }
 

@@ -12,7 +12,7 @@ use crate::{
     interrupt::Interrupt,
     measure::raise_open_files,
     report::{Origin, Progress, Report, Settings},
-    sample::{LoadKind, Measure, SystemCalls},
+    sample::{LoadKind, Measure},
 };
 
 const SCENARIO: Scenario = Scenario {
@@ -78,7 +78,9 @@ pub fn run(
     field.verify(&[settings.answer_bytes, 0])?;
     let mut remarks = vec![format!("the server is {}", options.field.server.name())];
     remarks.push(conditions::check(&field)?);
-    let calls = count_calls(options, &field, scratch, progress, &mut remarks)?;
+    let count =
+        calls::Count { of: &COUNTED, server: options.field.server, settings: &settings, times: options.counted };
+    let calls = calls::count_if_possible(&field, count, scratch, progress, &mut remarks)?;
     let control = field.control();
     let subject = field.subject();
     let targets: &[Target] = if subject == Entrant::SherdDirect.name() { &TARGETS } else { &[] };
@@ -94,22 +96,4 @@ pub fn run(
     // What was restarted or fell back meanwhile was not measured as what the report calls it.
     conditions::check(&field)?;
     Ok(report)
-}
-
-fn count_calls(
-    options: &Options,
-    field: &Field,
-    scratch: &Path,
-    progress: &mut Progress,
-    remarks: &mut Vec<String>,
-) -> Result<Vec<SystemCalls>, ComparisonError> {
-    if options.counted == 0 {
-        return Ok(Vec::new());
-    }
-    if let Some(obstacle) = calls::obstacle(options.field.server) {
-        remarks.push(format!("system calls are not counted: {obstacle}"));
-        return Ok(Vec::new());
-    }
-    progress.say("counting system calls");
-    calls::count(field, &COUNTED, &options.settings, options.counted, scratch)
 }

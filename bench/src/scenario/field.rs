@@ -123,11 +123,11 @@ impl Field {
 
     /// Bare containers against others of their kind; without both, the subject against itself.
     pub(super) fn control(&self) -> Control {
-        let (bare, again) = (Entrant::Bare.name(), Entrant::BareAgain.name());
-        if self.takes_part(bare) && self.takes_part(again) {
-            return Control { of: bare.into(), to: again.into() };
+        let (bare, bare_2) = (Entrant::Bare.name(), Entrant::BareAgain.name());
+        if self.takes_part(bare) && self.takes_part(bare_2) {
+            return Control { of: bare.into(), to: bare_2.into() };
         }
-        Control { of: self.subject().into(), to: format!("{} again", self.subject()) }
+        Control { of: self.subject().into(), to: again(self.subject()) }
     }
 
     /// All contestants, and the control's second name where it is none of them.
@@ -146,9 +146,27 @@ impl Field {
         entries
     }
 
+    /// The same, and `name` under a second name, if it takes part.
+    pub(super) fn entries_with_again(&self, name: &str) -> Vec<Entry<'_>> {
+        let mut entries = self.entries();
+        let second = again(name);
+        if !entries.iter().any(|entry| entry.name == second)
+            && let Some(entry) = entries.iter().find(|entry| entry.name == name)
+        {
+            let entry = Entry { name: second, ..entry.clone() };
+            entries.push(entry);
+        }
+        entries
+    }
+
     pub(super) fn takes_part(&self, name: &str) -> bool {
         self.contestants.iter().any(|contestant| contestant.facts().name == name)
     }
+}
+
+/// A contestant's second name.
+pub(super) fn again(name: &str) -> String {
+    format!("{name} again")
 }
 
 impl<'a> Base<'a> {

@@ -38,15 +38,24 @@ const MEASURES: [Measure; 13] = [
 ];
 
 /// What the relay path is to reach.
-pub const TARGETS: [Target; 5] = [
-    Target::Peers { measure: Measure::CpuPerRequest, peers: &PEERS, bound: Bound::AtMost(0.9) },
-    Target::Peers { measure: Measure::RequestsPerSecond, peers: &PEERS, bound: Bound::AtLeast(1.0) },
-    Target::Peers { measure: Measure::ConnectionsPerSecond, peers: &PEERS, bound: Bound::AtLeast(1.0) },
-    Target::Peers { measure: Measure::CpuPerGigabyte, peers: &HAPROXY, bound: Bound::AtMost(0.95) },
-    Target::IdleBytes { at_most: 2048.0 },
-];
+pub const TARGETS: [Target; 5] = {
+    let [requests, rate, connections, bulk] = targets(&PEERS, &HAPROXY);
+    [requests, rate, connections, bulk, Target::IdleBytes { at_most: IDLE_BYTES }]
+};
+/// Of the relay's own memory, for an idle connection.
+pub(super) const IDLE_BYTES: f64 = 2048.0;
 const HAPROXY: [&str; 3] = [Variant::Auto.name(), Variant::Splice.name(), Variant::PerCore.name()];
 const PEERS: [&str; 4] = [Variant::Auto.name(), Variant::Splice.name(), Variant::PerCore.name(), nginx::NAME];
+
+/// What it is to reach under load, against balancers of these names.
+pub(super) const fn targets(balancers: &'static [&'static str], haproxy: &'static [&'static str]) -> [Target; 4] {
+    [
+        Target::Peers { measure: Measure::CpuPerRequest, peers: balancers, bound: Bound::AtMost(0.9) },
+        Target::Peers { measure: Measure::RequestsPerSecond, peers: balancers, bound: Bound::AtLeast(1.0) },
+        Target::Peers { measure: Measure::ConnectionsPerSecond, peers: balancers, bound: Bound::AtLeast(1.0) },
+        Target::Peers { measure: Measure::CpuPerGigabyte, peers: haproxy, bound: Bound::AtMost(0.95) },
+    ]
+}
 
 /// Connections that a balancer must be able to hold besides those of the largest load.
 const SLACK_CONNECTIONS: usize = 500;
@@ -127,6 +136,6 @@ fn capacity(settings: &Settings) -> usize {
 }
 
 /// The large answers; without any, they are as the small ones.
-fn bulk(settings: &Settings) -> Bulk {
+pub(super) fn bulk(settings: &Settings) -> Bulk {
     settings.bulk.unwrap_or(Bulk { connections: settings.connections, answer_bytes: settings.answer_bytes })
 }

@@ -8,9 +8,19 @@ use std::{
 
 /// Those of all instances whose names begin with `run`.
 pub(super) fn remove_all(run: &str) -> io::Result<()> {
-    let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
-    let Some(top) = cgroup2_mount(&mountinfo).map(|mount| mount.join("sherd")) else { return Ok(()) };
+    let Some(top) = top()? else { return Ok(()) };
     remove_below(&top, run)
+}
+
+/// That of the agent called `instance`, where it has one.
+pub(in crate::contestant) fn of_instance(instance: &str) -> Option<PathBuf> {
+    top().ok().flatten().map(|top| top.join(instance)).filter(|cgroup| cgroup.is_dir())
+}
+
+/// None where cgroup v2 isn't mounted.
+fn top() -> io::Result<Option<PathBuf>> {
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(cgroup2_mount(&mountinfo).map(|mount| mount.join("sherd")))
 }
 
 fn remove_below(top: &Path, run: &str) -> io::Result<()> {

@@ -25,7 +25,7 @@ use super::{super::ComparisonError, Entrant, Field};
 use crate::{
     contestant::{STAGE_COMMAND, Server},
     load::{FetchError, Moment, repeat_connections, repeat_requests},
-    report::Settings,
+    report::{Progress, Settings},
     sample::SystemCalls,
 };
 
@@ -37,8 +37,39 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// A load of single requests, one after the other.
 type Series = fn(SocketAddr, usize, u64, &mut dyn FnMut(Moment) -> io::Result<()>) -> Result<(), FetchError>;
 
+/// Whose calls are counted, and over what.
+#[derive(Clone, Copy)]
+pub(in crate::scenario) struct Count<'a> {
+    /// Those of them that take part.
+    pub(in crate::scenario) of: &'a [Entrant],
+    /// Who answers.
+    pub(in crate::scenario) server: Server,
+    pub(in crate::scenario) settings: &'a Settings,
+    /// Requests, and as many connections; 0 leaves it out.
+    pub(in crate::scenario) times: u64,
+}
+
+/// Counts; where that cannot be, a remark says why.
+pub(in crate::scenario) fn count_if_possible(
+    field: &Field,
+    count: Count<'_>,
+    scratch: &Path,
+    progress: &mut Progress,
+    remarks: &mut Vec<String>,
+) -> Result<Vec<SystemCalls>, ComparisonError> {
+    if count.times == 0 {
+        return Ok(Vec::new());
+    }
+    if let Some(obstacle) = obstacle(count.server) {
+        remarks.push(format!("system calls are not counted: {obstacle}"));
+        return Ok(Vec::new());
+    }
+    progress.say("counting system calls");
+    counted(field, count, scratch)
+}
+
 /// Why system calls are not counted, if so.
-pub(in crate::scenario) fn obstacle(server: Server) -> Option<&'static str> {
+fn obstacle(server: Server) -> Option<&'static str> {
     if server != Server::Shard {
         return Some("the server has several threads, and what they call depends on timing");
     }
@@ -46,18 +77,12 @@ pub(in crate::scenario) fn obstacle(server: Server) -> Option<&'static str> {
     found.is_err().then_some("strace is missing; to install it: apt-get install strace")
 }
 
-/// Counts for those of `counted` that take part, over `repetitions` requests and as many connections.
-pub(in crate::scenario) fn count(
-    field: &Field,
-    counted: &[Entrant],
-    settings: &Settings,
-    repetitions: u64,
-    scratch: &Path,
-) -> Result<Vec<SystemCalls>, ComparisonError> {
+fn counted(field: &Field, count: Count<'_>, scratch: &Path) -> Result<Vec<SystemCalls>, ComparisonError> {
+    let Count { settings, times, .. } = count;
     let mut found = Vec::new();
     for (index, contestant) in field.contestants.iter().enumerate() {
         let name = &contestant.facts().name;
-        if !counted.contains(&field.entrants[index]) {
+        if !count.of.contains(&field.entrants[index]) {
             continue;
         }
         let mut traced_processes = field.shards[index].clone();
@@ -67,13 +92,13 @@ pub(in crate::scenario) fn count(
         let address = contestant.addresses()[0];
         let under = |series: Series| {
             let calls = traced(&traced_processes, scratch, |rest| {
-                series(address, settings.answer_bytes, repetitions, &mut |moment| rest.wait(moment))
+                series(address, settings.answer_bytes, times, &mut |moment| rest.wait(moment))
             });
             calls.map_err(|source| ComparisonError::Calls { contestant: name.clone(), source })
         };
         found.push(SystemCalls {
             contestant: name.clone(),
-            repetitions,
+            repetitions: times,
             of_requests: under(repeat_requests)?,
             of_connections: under(repeat_connections)?,
         });
