@@ -5,7 +5,7 @@ set -euo pipefail
 
 run=(clang libbpf-dev libhwloc-dev libudev-dev pkg-config gcc libc6-dev make curl iproute2 ca-certificates)
 test=(docker.io runc podman catatonit containernetworking-plugins golang-go busybox-static prometheus haproxy nginx libnginx-mod-stream wrk
-    g++ strace tmux python3 systemd shellcheck iptables procps util-linux gunicorn nodejs redis-server openjdk-17-jdk-headless libnetty-java)
+    g++ strace bpftool tmux python3 systemd shellcheck iptables procps util-linux gunicorn nodejs redis-server openjdk-17-jdk-headless libnetty-java)
 guest=(qemu-system-x86 mmdebstrap e2fsprogs dpkg-dev)
 
 wanted=()

@@ -11,6 +11,8 @@ cargo build --workspace --locked --release
 .ci/guest/sherd.sh "${CARGO_TARGET_DIR:-target}/release/sherd" "${CARGO_TARGET_DIR:-target}/release/sherd-bench"
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" relay
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" direct
+"${CARGO_TARGET_DIR:-target}/release/sherd-bench" peers
+"${CARGO_TARGET_DIR:-target}/release/sherd-bench" memory
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" stall
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" failover
 cargo run --locked --release --package sherd-lb --example steer_cost

@@ -16,6 +16,7 @@ mod comparison;
 mod direct;
 mod field;
 mod load;
+mod memory;
 mod peers;
 mod relay;
 mod reports;
@@ -41,6 +42,7 @@ enum Command {
     Direct(Box<direct::Direct>),
     Sharding(Box<sharding::Sharding>),
     Peers(Box<peers::Peers>),
+    Memory(Box<memory::Memory>),
     Stall(Box<trial::Stall>),
     Failover(Box<trial::Failover>),
     Verify(Box<verify::Verify>),
@@ -120,6 +122,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Direct(direct) => direct.run(),
         Command::Sharding(sharding) => sharding.run(),
         Command::Peers(peers) => peers.run(),
+        Command::Memory(memory) => memory.run(),
         Command::Stall(stall) => stall.run(),
         Command::Failover(failover) => failover.run(),
         Command::Verify(verify) => verify.run(),

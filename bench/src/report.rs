@@ -13,6 +13,7 @@ pub(crate) use self::table::number;
 pub use self::{
     date::utc,
     findings::{Bins, FOREIGN, Findings, Series, Timeline},
+    idle::{IdlePoint, IdleReport, IdleSlope, WhoseMemory},
     page::Page,
     progress::Progress,
     stored::{AnyReport, FORMAT, Found, ReadError},
@@ -31,6 +32,7 @@ mod html;
 mod markdown;
 pub(crate) mod page;
 pub(crate) mod plot;
+mod idle;
 mod progress;
 mod stored;
 mod table;

@@ -20,6 +20,8 @@ pub mod direct;
 mod error;
 pub mod failover;
 mod field;
+mod idle;
+pub mod memory;
 pub mod peers;
 pub mod relay;
 mod rounds;

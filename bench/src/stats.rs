@@ -6,11 +6,15 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use self::random::Random;
 pub(crate) use self::student::critical_value;
+pub use self::{
+    random::Random,
+    slope::{Slope, slope},
+};
 
 mod random;
 mod student;
+mod slope;
 
 /// How often the pairs are resampled for an interval.
 const RESAMPLES: usize = 2000;

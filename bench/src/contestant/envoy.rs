@@ -64,6 +64,11 @@ pub fn start_as(name: &'static str, site: &Site<'_>, program: Option<&Path>) -> 
     Ok(peer)
 }
 
+/// Whether there is one that runs, in `peers` or on the PATH.
+pub fn is_installed(peers: &Path) -> bool {
+    find(NAME, peers, None).is_ok()
+}
+
 fn find(name: &'static str, peers: &Path, given: Option<&Path>) -> Result<(PathBuf, String), StartError> {
     let candidates = given.map_or_else(|| envoy_candidates(peers), |given| vec![given.to_owned()]);
     let found = candidates.iter().find_map(|program| Some((program.clone(), version(program)?)));

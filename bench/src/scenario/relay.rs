@@ -7,12 +7,14 @@ use std::{
 };
 
 use self::field::Field;
-use super::{ComparisonError, Lineup, Run, Scenario};
+use super::{
+    ComparisonError, Lineup, Run, Scenario,
+    idle::{SLACK_CONNECTIONS, fit},
+};
 use crate::{
     analysis::{Bound, Evidence, Target},
     contestant::{Choice, haproxy::Variant, nginx, sherd},
     interrupt::Interrupt,
-    measure::raise_open_files,
     report::{Bulk, Origin, Progress, Report, Settings},
     sample::{LoadKind, Measure},
 };
@@ -57,11 +59,6 @@ pub(super) const fn targets(balancers: &'static [&'static str], haproxy: &'stati
     ]
 }
 
-/// Connections that a balancer must be able to hold besides those of the largest load.
-const SLACK_CONNECTIONS: usize = 500;
-/// Files that a balancer may have open besides two for each connection: HAProxy's pipes, listeners, logs.
-const OTHER_FILES: usize = 2000;
-
 /// What a run is told.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -95,7 +92,7 @@ pub fn run(
     let started = SystemTime::now();
     let mut settings = options.settings.clone();
     let mut remarks = Vec::new();
-    fit_idle_connections(&mut settings, &mut remarks)?;
+    settings.idle_connections = fit(settings.idle_connections, &mut remarks)?;
     let field = Field::start(options, &settings, scratch, progress, &mut remarks)?;
     field.verify(settings.answer_bytes, bulk(&settings).answer_bytes)?;
     let idle = idle::measure(&field, &settings, progress, interrupt)?;
@@ -113,21 +110,6 @@ pub fn run(
     let measures: Vec<Measure> = MEASURES.into_iter().filter(told).collect();
     let scenario = Scenario { name: "relay", loads: &options.loads, measures: &measures };
     scenario.run(lineup, Evidence { idle, ..Evidence::default() }, targets, run)
-}
-
-/// A balancer needs two files for each connection; where the limit can't be raised that far there are fewer of them.
-fn fit_idle_connections(settings: &mut Settings, remarks: &mut Vec<String>) -> Result<(), ComparisonError> {
-    let wanted = 2 * (settings.idle_connections + SLACK_CONNECTIONS) + OTHER_FILES;
-    let limit = raise_open_files(wanted as u64).map_err(|errno| ComparisonError::Host(errno.into()))?;
-    let affordable = ((limit as usize).saturating_sub(OTHER_FILES) / 2).saturating_sub(SLACK_CONNECTIONS);
-    if affordable < settings.idle_connections {
-        remarks.push(format!(
-            "{affordable} idle connections instead of {}: the limit of open files is {limit} and cannot be raised",
-            settings.idle_connections
-        ));
-        settings.idle_connections = affordable;
-    }
-    Ok(())
 }
 
 /// How many connections each contestant must be able to hold.
