@@ -62,7 +62,8 @@ enum Command {
     Confine(Confine),
 }
 
-/// Installs the peers into a directory of this user's own: HAProxy, nginx and Envoy. Needs python3, and apt-get for Debian's nginx.
+/// Installs the peers into a directory of this user's own: HAProxy, nginx and Envoy. Needs python3, and apt-get for
+/// Debian's nginx.
 #[derive(Args)]
 struct Install {
     /// The directory.
@@ -85,7 +86,7 @@ struct Shard {
     /// An address that others may have as well, instead of a port of its own.
     #[arg(long, value_name = "ADDRESS", conflicts_with = "announce")]
     listen: Option<SocketAddr>,
-    /// Threads that share the listener; with 1, the whole process is one.
+    /// Threads that serve, beside one that accepts for them; with 1, the whole process is one.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
 }

@@ -29,10 +29,10 @@ use crate::{
 mod date;
 mod findings;
 mod html;
+mod idle;
 mod markdown;
 pub(crate) mod page;
 pub(crate) mod plot;
-mod idle;
 mod progress;
 mod stored;
 mod table;

@@ -168,7 +168,7 @@ impl SystemCalls {
 }
 
 /// What a contestant's eBPF programs ran for, counted while nothing else was measured.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct BpfRuns {
     /// Whose.
     pub contestant: String,
@@ -179,7 +179,7 @@ pub struct BpfRuns {
 }
 
 /// What programs ran for under one load.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct BpfLoad {
     /// Answered requests.
     pub requests: u64,

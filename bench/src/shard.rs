@@ -1,7 +1,7 @@
 //! The service that all contestants stand in front of: a small HTTP/1.1 server on one thread (or, where it isn't sharded, on
-//! several that share a listener), which answers `GET /N` with N bytes, and `GET /N?slot` with the slot that it is told to be
-//! as well; echoes connections that begin with a zero byte; owns its listener and connections, and knows nothing of who
-//! connects.
+//! several, to which another hands connections), which answers `GET /N` with N bytes, and `GET /N?slot` with the slot that it
+//! is told to be as well; echoes connections that begin with a zero byte; owns its listener and connections, and knows
+//! nothing of who connects.
 //!
 //! It is the least a server can be (one epoll, one buffer, answers made once), so that what is measured is what stands
 //! in front of it. `Connection: close` is honoured by closing first, as servers do: TIME_WAIT then stays on this side
@@ -12,11 +12,17 @@ use std::{
     env,
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver},
+    },
     thread,
 };
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::{
+    epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+    eventfd::{EfdFlags, EventFd},
+};
 use socket2::{Domain, Socket, Type};
 
 pub use self::announcement::{Announcement, AnnouncementError};
@@ -38,26 +44,27 @@ const MAX_REQUEST_BYTES: usize = 4096;
 const MAX_READY_ANSWERS: usize = 16;
 /// How much of an echoed connection is read at a time.
 const ECHO_PIECE_BYTES: usize = 64 << 10;
-const LISTENER: u64 = u64::MAX;
+const DOOR: u64 = u64::MAX;
 
 /// A listening shard.
 #[derive(Debug)]
 pub struct Shard {
-    listener: TcpListener,
+    door: Door,
     epoll: Epoll,
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
     tools: Tools,
-    accepts: Accepts,
 }
 
-/// How much is taken from the listener each time it is readable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Accepts {
-    /// All there is: nobody else does.
-    All,
-    /// One connection: the next is for whichever thread is free.
-    One,
+/// Where connections come from.
+#[derive(Debug)]
+enum Door {
+    Listener(TcpListener),
+    /// From the thread that accepts; it rings after each.
+    Handed {
+        streams: Receiver<TcpStream>,
+        bell: Arc<EventFd>,
+    },
 }
 
 /// What connections of a shard share.
@@ -119,20 +126,21 @@ impl Shard {
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        Self::accepting(TcpListener::from(socket), Accepts::All)
+        Self::behind(Door::Listener(TcpListener::from(socket)))
     }
 
-    fn accepting(listener: TcpListener, accepts: Accepts) -> io::Result<Self> {
+    fn behind(door: Door) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let interest = match accepts {
-            Accepts::All => EpollFlags::EPOLLIN,
-            // Else every thread is woken for each connection (epoll_ctl(2)).
-            Accepts::One => EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE,
-        };
-        epoll.add(&listener, EpollEvent::new(interest, LISTENER))?;
+        match &door {
+            Door::Listener(listener) => epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, DOOR))?,
+            // Edge-triggered: each ring is told, and nobody has to read it.
+            Door::Handed { bell, .. } => {
+                epoll.add(bell, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, DOOR))?;
+            }
+        }
         let answers = Answers { ready: HashMap::new(), slot: env::var("SHERD_SLOT").unwrap_or_default() };
         let tools = Tools { answers, piece: vec![0; ECHO_PIECE_BYTES], burn_rounds: 0 };
-        Ok(Self { listener, epoll, connections: Vec::new(), free: Vec::new(), tools, accepts })
+        Ok(Self { door, epoll, connections: Vec::new(), free: Vec::new(), tools })
     }
 
     /// Has each answer cost more: a slowness that is known.
@@ -144,7 +152,10 @@ impl Shard {
 
     /// Where it listens.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        match &self.door {
+            Door::Listener(listener) => listener.local_addr(),
+            Door::Handed { .. } => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 
     /// Serves until something is wrong with the listener or epoll; one connection's trouble ends that connection only.
@@ -157,45 +168,42 @@ impl Shard {
             };
             for event in &events[..count] {
                 match event.data() {
-                    LISTENER => self.accept()?,
+                    DOOR => self.accept()?,
                     token => self.advance(token as usize),
                 }
             }
         }
     }
 
-    /// The same on `threads` threads that share the listener, as one process that isn't sharded: ends when one of them does.
+    /// The same with `threads` threads that serve and this one, which accepts and hands each the next: one process that isn't
+    /// sharded. Threads that all accept for themselves would be no fair rival: the one that is awake takes everything.
     pub fn serve_on_threads(self, threads: usize) -> io::Result<()> {
-        let listener = self.listener;
-        // Each connection would be told to it, too.
-        drop(self.epoll);
-        let (ends, ended) = mpsc::channel();
+        let Door::Listener(listener) = self.door else { return Err(io::ErrorKind::NotConnected.into()) };
+        listener.set_nonblocking(false)?;
+        let mut workers = Vec::new();
         for _ in 0..threads {
-            let mut one = Self::accepting(listener.try_clone()?, Accepts::One)?;
-            let ends = ends.clone();
-            thread::spawn(move || ends.send(one.serve()));
+            let (sender, streams) = mpsc::sync_channel(BACKLOG as usize);
+            let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+            let worker = Self::behind(Door::Handed { streams, bell: Arc::clone(&bell) })?;
+            let mut worker = worker.burning(self.tools.burn_rounds);
+            thread::spawn(move || worker.serve());
+            workers.push((sender, bell));
         }
-        // So that the channel ends when they all panicked.
-        drop(ends);
-        ended.recv().map_err(io::Error::other)?
+        for (sender, bell) in workers.iter().cycle() {
+            let stream = accept_one(&listener)?;
+            // One whose thread has ended is nobody's any more: the process ends as one.
+            sender.send(stream).map_err(io::Error::other)?;
+            bell.write(1)?;
+        }
+        Ok(())
     }
 
     fn accept(&mut self) -> io::Result<()> {
-        loop {
-            match self.listener.accept() {
-                Ok((stream, _)) => {
-                    let token = self.admit(stream)?;
-                    self.advance(token);
-                    if self.accepts == Accepts::One {
-                        return Ok(());
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                // The peer went before we came; the next one is not concerned.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => return Err(error),
-            }
+        while let Some(stream) = self.door.next()? {
+            let token = self.admit(stream)?;
+            self.advance(token);
         }
+        Ok(())
     }
 
     fn admit(&mut self, stream: TcpStream) -> io::Result<usize> {
@@ -229,6 +237,28 @@ fn interest(token: usize) -> EpollEvent {
     EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET, token as u64)
 }
 
+impl Door {
+    /// None when nobody waits.
+    fn next(&self) -> io::Result<Option<TcpStream>> {
+        match self {
+            Self::Listener(listener) => match accept_one(listener) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+                other => other.map(Some),
+            },
+            Self::Handed { streams, .. } => Ok(streams.try_recv().ok()),
+        }
+    }
+}
+
+fn accept_one(listener: &TcpListener) -> io::Result<TcpStream> {
+    loop {
+        match listener.accept() {
+            // The peer went before we came; the next one is not concerned.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            other => return other.map(|(stream, _)| stream),
+        }
+    }
+}
 impl Connection {
     /// Goes on as far as it can without waiting.
     fn advance(&mut self, tools: &mut Tools) -> io::Result<Fate> {
@@ -342,6 +372,8 @@ impl Answers {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn check(bytes: &str, expected: Option<&Request>, left: &str) {
@@ -352,6 +384,23 @@ mod tests {
 
     fn wants(bytes: usize, closes: bool) -> Request {
         Request { wanted: Wanted { bytes, slot: false }, closes }
+    }
+
+    #[test]
+    fn threads_share_what_comes() {
+        let shard = Shard::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
+        let address = shard.address().expect("it listens");
+        thread::spawn(move || shard.serve_on_threads(2));
+        // Held all at a time, and each thread answers those it was handed.
+        let streams: Vec<TcpStream> = (0..6).map(|_| crate::load::fetch(address, 1000).expect("it answers")).collect();
+        let of_threads: Vec<usize> = fs::read_dir("/proc/self/fdinfo")
+            .expect("readable")
+            .flatten()
+            .filter_map(|entry| fs::read_to_string(entry.path()).ok())
+            .map(|text| text.lines().filter(|line| line.starts_with("tfd:")).count())
+            .filter(|watched| *watched == 1 + streams.len() / 2)
+            .collect();
+        assert!(of_threads.len() >= 2, "two epolls with the bell and a half of the connections each: {of_threads:?}");
     }
 
     #[test]

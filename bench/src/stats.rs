@@ -13,8 +13,8 @@ pub use self::{
 };
 
 mod random;
-mod student;
 mod slope;
+mod student;
 
 /// How often the pairs are resampled for an interval.
 const RESAMPLES: usize = 2000;

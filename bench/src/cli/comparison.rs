@@ -133,10 +133,6 @@ impl Comparison {
         Ok(settings)
     }
 
-    pub(super) fn is_quick(&self) -> bool {
-        self.quick
-    }
-
     pub(super) fn sherd(&self) -> Option<PathBuf> {
         self.sherd.clone().or_else(sherd_beside_us)
     }

@@ -80,13 +80,6 @@ impl IdleConnections {
     }
 }
 
-/// Where the connection to a target that has `others` already comes from: between two addresses there are as many as ports
-/// (28,231 by default, ip_local_port_range), so each of these gets fewer.
-fn source(others: usize) -> IpAddr {
-    const EACH: usize = 20_000;
-    IpAddr::from(Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + (others / EACH) as u32))
-}
-
 impl Drop for IdleConnections {
     fn drop(&mut self) {
         for stream in &self.0 {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use nix::unistd::Pid;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
@@ -78,7 +78,7 @@ fn put_back(switch: &Path, record: &Path) -> io::Result<()> {
 }
 
 /// What a program ran since it was loaded, while it was counted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct BpfTime {
     /// How long, on all CPUs together.
     pub nanos: u64,

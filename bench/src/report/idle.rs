@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::{Document, Findings, Missing, table::number};
+use super::{Document, Findings, Missing, Page, stored, table::number};
 use crate::stats::Slope;
 
 /// All of a run.
@@ -112,8 +112,15 @@ impl IdleReport {
 }
 
 impl Document for IdleReport {
+    // Who reads it back has its findings.
+    const KIND: &'static str = stored::TRIAL;
+
     fn text(&self) -> String {
         format!("{}\n{}", self.findings.text(), self.table())
+    }
+
+    fn page(&self) -> Page {
+        self.findings.page()
     }
 }
 

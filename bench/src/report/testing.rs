@@ -57,6 +57,7 @@ pub(crate) fn planned(plan: &Plan) -> Report {
                 of_connections: [("accept4".to_owned(), count)].into(),
             })
             .into(),
+        bpf: Vec::new(),
     };
     let analysis = analyse(cast, &samples, &evidence, &targets, 2, 1);
     Report { scenario: "relay".into(), header: header(&names, plan), analysis, evidence, samples }

@@ -162,13 +162,14 @@ fn report(options: &Options, started: SystemTime, found: Found) -> Result<IdleRe
     remarks.push(control(&points, options.seed));
     let verdicts = verdicts(&slopes);
     let findings = Findings {
-        scenario: "memory",
+        scenario: "memory".into(),
         origin: options.origin.clone(),
         started: utc(started),
         took_seconds: started.elapsed().map_or(0.0, |took| took.as_secs_f64()),
         host: HostFacts::read().map_err(ComparisonError::Host)?,
         contestants,
         series,
+        timelines: Vec::new(),
         remarks,
         verdicts,
     };
