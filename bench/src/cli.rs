@@ -23,6 +23,7 @@ mod reports;
 mod sharding;
 mod trial;
 mod verify;
+mod tune;
 
 /// Measures sherd side by side with what else could stand in front of a service.
 ///
@@ -51,6 +52,7 @@ enum Command {
     Figure(reports::Figure),
     Compare(reports::Compare),
     Targets(reports::Targets),
+    Tune(Box<tune::Tune>),
     Install(Install),
     #[command(hide = true)]
     Shard(Shard),
@@ -132,6 +134,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Figure(figure) => figure.run(),
         Command::Compare(compare) => Ok(compare.run()),
         Command::Targets(targets) => targets.run(),
+        Command::Tune(tune) => tune.run(),
         Command::Install(install) => install.run(),
         Command::Shard(shard) => shard.run(),
         Command::Keep(keep) => keeper::keep(&keep.arguments).context("the run cannot be kept"),

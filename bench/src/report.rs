@@ -17,6 +17,7 @@ pub use self::{
     page::Page,
     progress::Progress,
     stored::{AnyReport, FORMAT, Found, ReadError},
+    ranking::Tuning,
     table::Table,
 };
 use crate::{
@@ -35,6 +36,7 @@ pub(crate) mod page;
 pub(crate) mod plot;
 mod progress;
 mod stored;
+mod ranking;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -22,6 +22,8 @@ pub enum LoadKind {
     Echo,
     /// Connections with bytes both ways without a pause, each byte checked.
     Streams,
+    /// A command of somebody's, which tells a number.
+    Command,
 }
 
 /// A word is no load's.
@@ -60,6 +62,7 @@ impl LoadKind {
             Self::Open => "open loop",
             Self::Echo => "echo",
             Self::Streams => "streams",
+            Self::Command => "command",
         }
     }
 }
@@ -95,6 +98,9 @@ pub struct Sample {
     pub stolen_seconds: f64,
     /// Latencies in microseconds, by percentile.
     pub latency_micros: Latency,
+    /// What a command told; none under a load of ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
 }
 
 /// Latencies in microseconds. From when a request was due, in an open loop; from when it was sent, in a closed one.
@@ -241,6 +247,8 @@ pub enum Measure {
     LatencyP50,
     /// Microseconds, at that rate.
     LatencyP99,
+    /// What somebody's command tells.
+    Score,
 }
 
 /// Which side of 1 is the better one.
@@ -273,6 +281,7 @@ impl Measure {
             }
             Self::CpuPerEcho | Self::EchoesPerSecond => LoadKind::Echo,
             Self::CpuPerStreamGigabyte | Self::StreamGigabytesPerSecond => LoadKind::Streams,
+            Self::Score => LoadKind::Command,
         }
     }
 
@@ -300,6 +309,7 @@ impl Measure {
             Self::StreamGigabytesPerSecond => "GB/s of streams",
             Self::LatencyP50 => "p50 µs at rate",
             Self::LatencyP99 => "p99 µs at rate",
+            Self::Score => "score",
         }
     }
 
@@ -338,6 +348,9 @@ impl Measure {
     /// Its value in `sample`; None when the sample is of another load, or has no balancer, or nothing was answered.
     pub fn of(self, sample: &Sample) -> Option<f64> {
         const GIGABYTE: f64 = 1e9;
+        if self == Self::Score {
+            return sample.score;
+        }
         if sample.load != self.load() || sample.requests == 0 {
             return None;
         }
@@ -364,6 +377,7 @@ impl Measure {
             Self::GigabytesPerSecond | Self::StreamGigabytesPerSecond => Some(gigabytes / sample.seconds),
             Self::LatencyP50 => Some(sample.latency_micros.p50),
             Self::LatencyP99 => Some(sample.latency_micros.p99),
+            Self::Score => None,
         }
     }
 }
@@ -402,6 +416,7 @@ pub(crate) mod tests {
             host_cpu_seconds: 2.2,
             stolen_seconds: 0.04,
             latency_micros: Latency { p50: 10.0, p90: 20.0, p99: 30.0, p999: 40.0, max: 50.0 },
+            score: None,
         }
     }
 

@@ -30,6 +30,7 @@ pub mod stall;
 mod told;
 pub mod trial;
 pub mod verify;
+pub mod tune;
 
 /// What makes one scenario another.
 struct Scenario<'a> {

@@ -139,10 +139,13 @@ impl Elimination {
         self.remaining().into_iter().reduce(|best, one| if mean(one) > mean(best) { one } else { best })
     }
 
-    /// `one` against `other`, over the rounds that both were in; None before anything can be said.
+    /// `one` against `other`, over the rounds that both were in; None before the first look.
     pub fn advantage(&self, one: usize, other: usize) -> Option<Advantage> {
+        if self.looks == 0 {
+            return None;
+        }
         let pairs = self.scores.len() * (self.scores.len() - 1) / 2;
-        let look = self.looks.max(1) as f64;
+        let look = self.looks as f64;
         let spent = MISSES / (look * (look + 1.0));
         interval(&self.scores[one], &self.scores[other], spent / (2 * pairs.max(1)) as f64)
     }
@@ -163,7 +166,7 @@ impl Elimination {
         let is_alike = |one: &usize| {
             *one == leader || self.advantage(leader, *one).is_some_and(|advantage| advantage.high < self.margin)
         };
-        if self.looks > 0 && remaining.iter().all(is_alike) { Progress::Alike } else { Progress::Open }
+        if remaining.iter().all(is_alike) { Progress::Alike } else { Progress::Open }
     }
 }
 

@@ -19,7 +19,7 @@ pub struct Noise {
 }
 
 impl Noise {
-    pub(super) fn of(samples: &[Sample], host_cpus: usize) -> Self {
+    pub(crate) fn of(samples: &[Sample], host_cpus: usize) -> Self {
         let share = |of: fn(&Sample, usize) -> f64| {
             let shares: Vec<f64> = samples.iter().map(|sample| of(sample, host_cpus)).collect();
             median(&shares).unwrap_or(0.0)

@@ -88,6 +88,20 @@ impl Placed {
         self.agent.apply(specification)
     }
 
+    /// Fails if a shard was started again or is on another path: then it was not measured as what it was at the start.
+    pub fn check(&mut self) -> Result<(), StartError> {
+        let slots = self.agent.wait_until("its slots could be asked", DEADLINE, |client| client.slots().ok())?;
+        let of = |slot: &Value| (slot["slot"].clone(), pid(slot), slot["path"].clone());
+        if slots.iter().map(of).eq(self.slots.iter().map(of)) {
+            return Ok(());
+        }
+        Err(StartError::Failed {
+            name: self.facts.name.clone(),
+            action: "be believed".into(),
+            source: io::Error::other("a shard was started again, or changed its path, while it was measured"),
+        })
+    }
+
     /// The path that the slots are on; `mixed`, with the first reason, if they aren't on one.
     pub fn path(&self) -> String {
         let of = |slot: &Value| slot["path"].as_str().unwrap_or("unknown").to_owned();

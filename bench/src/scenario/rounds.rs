@@ -130,6 +130,7 @@ impl<'a> Rounds<'a> {
             host_cpu_seconds: host.busy.as_secs_f64(),
             stolen_seconds: host.stolen.as_secs_f64(),
             latency_micros: latency(&outcome),
+            score: None,
             errors: outcome.errors,
         })
     }
@@ -143,7 +144,8 @@ impl<'a> Rounds<'a> {
             _ => (settings.connections, settings.answer_bytes),
         };
         let shape = match kind {
-            LoadKind::KeepAlive | LoadKind::Bulk => Shape::KeepAlive,
+            // Nobody but `tune` has commands.
+            LoadKind::KeepAlive | LoadKind::Bulk | LoadKind::Command => Shape::KeepAlive,
             LoadKind::Connections => Shape::ConnectionPerRequest,
             LoadKind::Echo => Shape::Echo,
             LoadKind::Streams => Shape::Streams,
@@ -165,7 +167,7 @@ impl<'a> Rounds<'a> {
     }
 }
 
-fn latency(outcome: &Outcome) -> Latency {
+pub(super) fn latency(outcome: &Outcome) -> Latency {
     let micros = |quantile: f64| outcome.latency.value_at_quantile(quantile) as f64 / 1000.0;
     Latency { p50: micros(0.5), p90: micros(0.9), p99: micros(0.99), p999: micros(0.999), max: micros(1.0) }
 }
