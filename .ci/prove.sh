@@ -13,6 +13,7 @@ cargo build --workspace --locked --release
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" direct
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" peers
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" memory
+"${CARGO_TARGET_DIR:-target}/release/sherd-bench" sharding
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" stall
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" failover
 cargo run --locked --release --package sherd-lb --example steer_cost

@@ -20,6 +20,8 @@ use super::comparison::{check_connections, choose_cpus, origin, program, run_kep
 
 const UNITS: [&str; 7] = ["pu", "core", "l2", "l3", "die", "numa", "package"];
 const SMTS: [&str; 3] = ["share", "each", "first"];
+/// Where no agent has its sockets: what one of this host has placed doesn't matter here.
+const NO_AGENT: &str = "/proc/nobody";
 const POLICIES: [&str; 4] = ["connection", "balanced", "client", "local"];
 
 /// Tells which layout is best for a program of yours on this machine, by how much, and how sure that is.
@@ -204,7 +206,11 @@ impl Tune {
     /// The specification: the file's, or what `sherd run` would apply.
     fn draft(&self, sherd: Option<&Path>) -> anyhow::Result<Draft> {
         let text = match &self.spec {
-            Some(path) => fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?,
+            Some(path) => {
+                let text = fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+                check(sherd, path)?;
+                text
+            }
             None => self.printed(sherd)?,
         };
         let file = self.spec.as_ref().map_or_else(|| "the specification".into(), |path| path.display().to_string());
@@ -212,19 +218,28 @@ impl Tune {
     }
 
     fn printed(&self, sherd: Option<&Path>) -> anyhow::Result<String> {
-        let sherd = sherd.context(
-            "there is no `sherd` beside sherd-bench and none was given by --sherd: cargo build --release -p sherd",
-        )?;
-        let mut run = Command::new(sherd);
-        run.args(["run", "--print", "--publish", &self.publish]);
-        if self.process {
-            run.arg("--process");
-        }
-        let output = run.arg("--").args(&self.words).stdin(Stdio::null()).output();
-        let output = output.with_context(|| format!("{} cannot be run", sherd.display()))?;
-        ensure!(output.status.success(), "`sherd run` says: {}", String::from_utf8_lossy(&output.stderr).trim());
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let mut words = vec!["run", "--print", "--publish", &self.publish];
+        words.extend(self.process.then_some("--process"));
+        words.push("--");
+        words.extend(self.words.iter().map(String::as_str));
+        ask(sherd, &words)
     }
+}
+
+/// That `sherd` takes a specification as it is; its own words name line, key and remedy.
+fn check(sherd: Option<&Path>, file: &Path) -> anyhow::Result<()> {
+    let file = file.to_str().context("a file's name must be text")?;
+    ask(sherd, &["plan", "--run-dir", NO_AGENT, "--reserved-cpus", "none", "--json", file]).map(drop)
+}
+
+fn ask(sherd: Option<&Path>, words: &[&str]) -> anyhow::Result<String> {
+    let sherd = sherd.context(
+        "there is no `sherd` beside sherd-bench and none was given by --sherd: cargo build --release -p sherd",
+    )?;
+    let output = Command::new(sherd).args(words).stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("{} cannot be run", sherd.display()))?;
+    ensure!(output.status.success(), "`sherd {}` says: {}", words[0], String::from_utf8_lossy(&output.stderr).trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 impl LoadOptions {

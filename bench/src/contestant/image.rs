@@ -157,6 +157,8 @@ pub(super) fn build_go(scratch: &Path, text: &str, target: &Path) -> Result<(), 
     let output = Command::new("go")
         .current_dir(scratch)
         .env("GOCACHE", scratch.join("go-cache"))
+        // What it leaves there when it is killed goes with the run.
+        .env("GOTMPDIR", scratch)
         .envs([("CGO_ENABLED", "0"), ("GO111MODULE", "off"), ("GOFLAGS", "")])
         .args(["build", "-ldflags", "-s -w", "-o"])
         .args([target, &source])

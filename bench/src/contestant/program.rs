@@ -20,6 +20,9 @@ use crate::shard::body_byte;
 /// Of a JVM's own modules, what its HTTP server needs.
 const JAVA_MODULES: &str = "java.base,jdk.httpserver";
 
+/// A JVM that is killed would leave its counters there.
+const NO_FILES_IN_TMP: &str = "-J-XX:-UsePerfData";
+
 /// One of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
@@ -66,7 +69,8 @@ impl Program {
         }
     }
 
-    /// Makes its image; gives that's name in the engine. Files of nginx have these lengths, in bytes.
+    /// Makes its image; gives that's name in the engine. Its files are below `scratch` in a directory of its name, and what
+    /// several programs can use in `scratch` itself. Files of nginx have the lengths `answers`, in bytes.
     pub fn make_image(
         self,
         engine: &Engine,
@@ -74,7 +78,7 @@ impl Program {
         peers: &Path,
         answers: &[usize],
     ) -> Result<String, StartError> {
-        assemble(engine, &scratch.join("image"), self.name(), |root| match self {
+        assemble(engine, &scratch.join(self.name()).join("image"), self.name(), |root| match self {
             Self::GoAllocates | Self::GoComputes => {
                 build_go(scratch, include_str!("program/server.go"), &root.join("server"))
             }
@@ -177,9 +181,17 @@ fn fill_jvm(root: &Path, scratch: &Path) -> Result<(), StartError> {
     let source = scratch.join("Server.java");
     fs::write(&source, include_str!("program/Server.java")).map_err(failed("the JVM", "be put into an image"))?;
     let mut link = Command::new("jlink");
-    link.args(["--strip-debug", "--no-man-pages", "--no-header-files", "--add-modules", JAVA_MODULES, "--output"]);
+    link.args([
+        NO_FILES_IN_TMP,
+        "--strip-debug",
+        "--no-man-pages",
+        "--no-header-files",
+        "--add-modules",
+        JAVA_MODULES,
+        "--output",
+    ]);
     run(link.arg(&jvm))?;
-    run(Command::new("javac").arg("-d").arg(root.join("srv")).arg(&source))?;
+    run(Command::new("javac").arg(NO_FILES_IN_TMP).arg("-d").arg(root.join("srv")).arg(&source))?;
     let fill = || -> io::Result<()> {
         fs::create_dir_all(root.join("tmp"))?;
         for part in ["bin/java", "lib/server/libjvm.so", "lib/libnet.so", "lib/libnio.so", "lib/libzip.so"] {

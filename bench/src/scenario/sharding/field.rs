@@ -64,7 +64,7 @@ impl Field {
         let directory = scratch.join(program.name());
         std::fs::create_dir(&directory).map_err(ComparisonError::Host)?;
         let answers = [0, 1, options.settings.answer_bytes];
-        let image = program.make_image(&engine, &directory, &options.peers, &answers)?;
+        let image = program.make_image(&engine, scratch, &options.peers, &answers)?;
         let (engine, engine_version, image) = (&engine, &*engine_version, &*image);
         let start = Start { options, program, scratch: &directory, sherd, engine, engine_version, image };
         let mut field = Self { _stopped: None, contestants: Vec::new(), shards: Vec::new(), remarks: Vec::new() };

@@ -24,13 +24,15 @@ pub(super) fn conclude(race: &Elimination, names: &[String], measure: Measure, c
         chosen,
         verdict: Verdict { target: format!("the best layout by {}", measure.title()), found, word, because },
     };
+    if let [only] = names {
+        return answer(0, VerdictWord::Held, format!("there is only {only}"), None);
+    }
     let remaining = race.remaining();
     if let Some(because) = complaint {
         return answer(first_that_works(race), VerdictWord::Undecided, String::new(), Some(because));
     }
     match &*remaining {
         [] => answer(0, VerdictWord::Undecided, String::new(), Some("none of them works".into())),
-        [best] if names.len() == 1 => answer(*best, VerdictWord::Held, format!("there is only {}", names[*best]), None),
         [best] => answer(*best, VerdictWord::Held, format!("{}{}", names[*best], gains(race, names, *best)), None),
         [simplest, ..] => {
             let left: Vec<&str> = remaining.iter().map(|one| &*names[*one]).collect();
@@ -136,6 +138,12 @@ mod tests {
         );
         check([1.0, 1.1, 1.1], None, 1, Held, &["between core/balanced, l3/connection (it is at most", "which it was"]);
         check([1.0, 1.1, 1.0], Some("too noisy"), 0, Undecided, &["too noisy"]);
+    }
+
+    #[test]
+    fn one_alone_needs_no_measurement() {
+        let found = conclude(&Elimination::new(1, 1.02), &names()[..1], Measure::Score, Some("too few".into()));
+        assert_eq!((found.chosen, &*found.verdict.found), (0, "there is only core/connection"));
     }
 
     #[test]

@@ -142,7 +142,7 @@ impl<'a> Trials<'a> {
     /// Why nothing should be concluded, if so.
     pub(super) fn complaint(&self, noise: &Noise) -> Option<String> {
         let rounds = self.race.rounds();
-        let too_few = (rounds < MIN_ROUNDS)
+        let too_few = (rounds < MIN_ROUNDS && self.race.remaining().len() > 1)
             .then(|| format!("{rounds} rounds are too few, {MIN_ROUNDS} would do: give a longer --budget"));
         let off = self.control().filter(|control| !control.includes(1.0)).map(|control| {
             let Advantage { low, high, .. } = control;
