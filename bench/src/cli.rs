@@ -22,8 +22,8 @@ mod relay;
 mod reports;
 mod sharding;
 mod trial;
-mod verify;
 mod tune;
+mod verify;
 
 /// Measures sherd side by side with what else could stand in front of a service.
 ///

@@ -16,8 +16,8 @@ pub use self::{
     idle::{IdlePoint, IdleReport, IdleSlope, WhoseMemory},
     page::Page,
     progress::Progress,
-    stored::{AnyReport, FORMAT, Found, ReadError},
     ranking::Tuning,
+    stored::{AnyReport, FORMAT, Found, ReadError},
     table::Table,
 };
 use crate::{
@@ -35,8 +35,8 @@ mod markdown;
 pub(crate) mod page;
 pub(crate) mod plot;
 mod progress;
-mod stored;
 mod ranking;
+mod stored;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -320,7 +320,9 @@ impl Measure {
             | Self::ConnectionsPerSecond
             | Self::GigabytesPerSecond
             | Self::EchoesPerSecond
-            | Self::StreamGigabytesPerSecond => Better::More,
+            | Self::StreamGigabytesPerSecond
+            // What a command says unless somebody says otherwise.
+            | Self::Score => Better::More,
             Self::CpuPerRequest
             | Self::CpuPerConnection
             | Self::CpuPerGigabyte

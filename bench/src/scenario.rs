@@ -29,8 +29,8 @@ pub mod sharding;
 pub mod stall;
 mod told;
 pub mod trial;
-pub mod verify;
 pub mod tune;
+pub mod verify;
 
 /// What makes one scenario another.
 struct Scenario<'a> {

@@ -131,6 +131,7 @@ fn sample(load: LoadKind, name: &str, block: usize, cost: f64, foreign_share: f6
         host_cpu_seconds: if name == "direct" { used - cpu } else { used } + foreign_share,
         stolen_seconds: 0.0,
         context_switches: None,
+        score: None,
         latency_micros: Latency { p50: 100.0 * cost, p90: 200.0 * cost, p99: 500.0 * cost, p999: 2000.0, max: 9000.0 },
     }
 }

@@ -128,6 +128,8 @@ impl Burden {
             Self::Requests { shape: Shape::KeepAlive, .. } => Measure::RequestsPerSecond,
             Self::Requests { shape: Shape::ConnectionPerRequest, .. } => Measure::ConnectionsPerSecond,
             Self::Requests { shape: Shape::Open { .. }, .. } => Measure::LatencyP99,
+            Self::Requests { shape: Shape::Echo, .. } => Measure::EchoesPerSecond,
+            Self::Requests { shape: Shape::Streams, .. } => Measure::StreamGigabytesPerSecond,
             Self::Command { .. } => Measure::Score,
         }
     }
@@ -149,6 +151,7 @@ impl Burden {
             Self::Command { command, .. } => return format!("the load is `{command}`"),
             Self::Requests { request, shape: Shape::KeepAlive } => (request, "kept connections".to_owned()),
             Self::Requests { request, shape: Shape::ConnectionPerRequest } => (request, "a connection for each".into()),
+            Self::Requests { shape: Shape::Echo | Shape::Streams, .. } => return "the load is echoed bytes".to_owned(),
             Self::Requests { request, shape: Shape::Open { requests_per_second, .. } } => {
                 (request, format!("{requests_per_second:.0} of them per second, kept connections"))
             }
@@ -165,7 +168,7 @@ impl Burden {
             LoadKind::KeepAlive => vec![self.measure(), Measure::WholeCpuPerRequest],
             LoadKind::Connections => vec![self.measure(), Measure::WholeCpuPerConnection],
             LoadKind::Open => vec![self.measure(), Measure::LatencyP50],
-            LoadKind::Bulk | LoadKind::Command => vec![self.measure()],
+            LoadKind::Bulk | LoadKind::Echo | LoadKind::Streams | LoadKind::Command => vec![self.measure()],
         }
     }
 }
@@ -208,7 +211,13 @@ pub fn run(
         remarks,
     };
     let analysis = analysis(options, &trials, &names, answer, noise);
-    Ok(Tuning(Report { scenario: NAME, header, analysis, evidence: Evidence::default(), samples: trials.samples }))
+    Ok(Tuning(Report {
+        scenario: NAME.into(),
+        header,
+        analysis,
+        evidence: Evidence::default(),
+        samples: trials.samples,
+    }))
 }
 
 fn analysis(options: &Options, trials: &Trials<'_>, names: &[String], answer: Answer, noise: Noise) -> Analysis {
@@ -233,7 +242,7 @@ fn analysis(options: &Options, trials: &Trials<'_>, names: &[String], answer: An
     let medians =
         measures.iter().flat_map(|measure| names.iter().filter_map(|name| median_of(*measure, name))).collect();
     let control = control.into_iter().collect();
-    Analysis { measures, medians, ratios, control, noise, verdicts: vec![answer.verdict] }
+    Analysis { measures, medians, ratios, control, sought: Vec::new(), noise, verdicts: vec![answer.verdict] }
 }
 
 /// Whole or not at all, and nothing that is there is lost.

@@ -294,6 +294,7 @@ impl<'a> Trials<'a> {
             load_cpu_seconds: 0.0,
             host_cpu_seconds: 0.0,
             stolen_seconds: 0.0,
+            context_switches: None,
             latency_micros: Latency { p50: 0.0, p90: 0.0, p99: 0.0, p999: 0.0, max: 0.0 },
             score: None,
         }
