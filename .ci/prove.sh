@@ -9,6 +9,7 @@ cargo test --package sherd --lib --features simulation --locked --release -- --n
 cargo build --workspace --locked --release
 .ci/install.sh guest
 .ci/guest/sherd.sh "${CARGO_TARGET_DIR:-target}/release/sherd" "${CARGO_TARGET_DIR:-target}/release/sherd-bench"
+"${CARGO_TARGET_DIR:-target}/release/sherd-bench" install
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" relay
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" direct
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" peers

@@ -108,25 +108,33 @@ fn climb(
     }
     let mut connections = IdleConnections::default();
     for size in 0..=options.sizes {
+        let before = connections.len();
         let count = most * size / options.sizes;
-        match connections.grow_to(contestant.addresses(), count, options.answer_bytes, interrupt) {
+        let grown = connections.grow_to(contestant.addresses(), count, options.answer_bytes, interrupt);
+        let memory = match settled(contestant.as_ref(), shards) {
+            // Out of descriptors, a balancer may end: the engine's proxy does.
+            Err(ComparisonError::Process { .. }) if grown.is_err() => None,
+            memory => Some(memory?),
+        };
+        if let Some(memory) = memory.filter(|_| size == 0 || connections.len() > before) {
+            found.points.push(IdlePoint {
+                contestant: facts.name.clone(),
+                round,
+                connections: connections.len(),
+                balancer_bytes: memory.balancer,
+                shard_bytes: memory.shards,
+                kernel_bytes: memory.slab,
+            });
+        }
+        match grown {
             Ok(()) => {}
             Err(IdleError::Interrupted) => return Err(ComparisonError::Interrupted),
             Err(IdleError::Connection { source, .. }) => {
-                let held = connections.len();
-                found.remarks.push(format!("{} held {held} connections of {most}, then: {source}", facts.name));
+                let (held, why) = (connections.len(), Missing::of(&facts.name, &source).why);
+                found.remarks.push(format!("{} held {held} connections of {most}, then: {why}", facts.name));
                 return Ok(());
             }
         }
-        let memory = settled(contestant.as_ref(), shards)?;
-        found.points.push(IdlePoint {
-            contestant: facts.name.clone(),
-            round,
-            connections: connections.len(),
-            balancer_bytes: memory.balancer,
-            shard_bytes: memory.shards,
-            kernel_bytes: memory.slab,
-        });
     }
     Ok(())
 }

@@ -82,8 +82,13 @@ pub fn run(
     field.verify(&[settings.answer_bytes, bulk.answer_bytes, 0])?;
     let mut remarks = vec![format!("the server is {}", options.field.server.name())];
     remarks.push(conditions::check(&field)?);
-    let count =
-        calls::Count { of: &Entrant::ALL, server: options.field.server, settings: &settings, times: options.counted };
+    let count = calls::Count {
+        of: &Entrant::ALL,
+        server: options.field.server,
+        settings: &settings,
+        times: options.counted,
+        interrupt,
+    };
     let calls = calls::count_if_possible(&field, count, scratch, progress, &mut remarks)?;
     let bpf = programs::measure(&field, &settings, scratch, progress, interrupt, &mut remarks)?;
     let control = field.control();

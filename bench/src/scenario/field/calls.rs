@@ -24,6 +24,7 @@ use self::rest::Rest;
 use super::{super::ComparisonError, Entrant, Field};
 use crate::{
     contestant::{STAGE_COMMAND, Server},
+    interrupt::Interrupt,
     load::{FetchError, Moment, repeat_connections, repeat_requests},
     report::{Progress, Settings},
     sample::SystemCalls,
@@ -47,6 +48,7 @@ pub(in crate::scenario) struct Count<'a> {
     pub(in crate::scenario) settings: &'a Settings,
     /// Requests, and as many connections; 0 leaves it out.
     pub(in crate::scenario) times: u64,
+    pub(in crate::scenario) interrupt: &'a Interrupt,
 }
 
 /// Counts; where that cannot be, a remark says why.
@@ -81,6 +83,9 @@ fn counted(field: &Field, count: Count<'_>, scratch: &Path) -> Result<Vec<System
     let Count { settings, times, .. } = count;
     let mut found = Vec::new();
     for (index, contestant) in field.contestants.iter().enumerate() {
+        if count.interrupt.is_raised() {
+            return Err(ComparisonError::Interrupted);
+        }
         let name = &contestant.facts().name;
         if !count.of.contains(&field.entrants[index]) {
             continue;
