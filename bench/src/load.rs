@@ -26,17 +26,20 @@ use std::{
 use hdrhistogram::Histogram;
 
 pub use self::{
+    crowd::{Crowd, Origins},
     fetch::{FetchError, fetch},
     idle::{IdleConnections, IdleError},
     kept::{KeepPlan, Kept, KeptTold, LostKept, MOST_KEPT},
     request::Request,
     series::{Moment, repeat_connections, repeat_requests},
-    visits::{Failure, Reached, Visit, VisitPlan, Visits},
+    visits::{Asks, Failure, Reached, Visit, VisitPlan, Visits},
 };
 use crate::interrupt::Interrupt;
 
 mod arrivals;
 mod client;
+mod crowd;
+mod exchange;
 mod fetch;
 mod http;
 mod idle;

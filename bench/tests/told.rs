@@ -8,7 +8,7 @@ use std::{
 };
 
 use sherd_bench::{
-    load::{KeepPlan, Kept, KeptTold, Reached, Visit, VisitPlan, Visits},
+    load::{Asks, KeepPlan, Kept, KeptTold, Reached, Visit, VisitPlan, Visits},
     measure::allowed_cpus,
     shard::Shard,
 };
@@ -47,7 +47,7 @@ fn visit(target: SocketAddr) -> Vec<Visit> {
     let cpus = vec![allowed_cpus().expect("readable")[0]];
     let plan = VisitPlan {
         target,
-        answer_bytes: 3,
+        asks: Asks::Bytes(3),
         visits_per_second: 200.0,
         cpus,
         seed: 1,

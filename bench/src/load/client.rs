@@ -85,6 +85,12 @@ impl Client {
         Ok(Self { stream: begin_to_connect(None, target)?, state: State::Idle, answer: Answer::of(bytes) })
     }
 
+    /// Takes any answer that isn't an error, up to the connection's end.
+    pub(super) fn until_close(mut self) -> Self {
+        self.answer = Answer::until_close();
+        self
+    }
+
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
@@ -176,6 +182,7 @@ impl Client {
                 }
             };
             let count = match received {
+                Ok(0) if self.answer.ends_with_close() => return Ok(Progress::Ended),
                 Ok(0) => {
                     return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed before the answer was whole"));
                 }

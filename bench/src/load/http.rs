@@ -31,6 +31,8 @@ pub(super) struct Answer {
     closes: bool,
     /// Its length, where it has no head to tell it.
     known_bytes: Option<usize>,
+    /// Its body ends with the connection, and its status may be any that isn't an error.
+    until_close: bool,
 }
 
 /// Why bytes are no answer.
@@ -42,6 +44,9 @@ pub(super) enum BadAnswer {
     /// Another status.
     #[error("the answer's status is not 2xx")]
     Status,
+    /// An error's status, or none.
+    #[error("the answer's status is not 200 to 399")]
+    Error,
     /// No length.
     #[error("the answer has neither Content-Length nor chunks")]
     Length,
@@ -62,6 +67,15 @@ impl Answer {
         Self { body_left: Some(bytes), known_bytes: Some(bytes), ..Self::default() }
     }
 
+    /// One of somebody else's server: its body ends with the connection.
+    pub(super) fn until_close() -> Self {
+        Self { until_close: true, ..Self::default() }
+    }
+
+    /// Whether the end of the connection is its end, now.
+    pub(super) fn ends_with_close(&self) -> bool {
+        self.until_close && self.body_left.is_some()
+    }
     /// A field of its head; None while that is not whole.
     pub(super) fn field(&self, name: &str) -> Option<String> {
         self.body_left?;
@@ -103,7 +117,10 @@ impl Answer {
             return if self.head.len() > MAX_HEAD_BYTES { Err(BadAnswer::HeadTooLong) } else { Ok(0) };
         };
         let end = searched + end + 4;
-        let head = Head::of(&self.head[..end])?;
+        let head = match self.until_close {
+            true => Head { length: Some(any_length(&self.head[..end])?), closes: false },
+            false => Head::of(&self.head[..end])?,
+        };
         self.closes = head.closes;
         let body = before + bytes.len() - end;
         match head.length {
@@ -130,8 +147,9 @@ impl Answer {
 
     /// Takes `bytes` more bytes of the body.
     pub(super) fn skip(&mut self, bytes: usize) -> Result<(), BadAnswer> {
-        let left = self.body_left.unwrap_or(0).checked_sub(bytes).ok_or(BadAnswer::Surplus)?;
-        self.body_left = Some(left);
+        if !self.until_close {
+            self.body_left = Some(self.body_left.unwrap_or(0).checked_sub(bytes).ok_or(BadAnswer::Surplus)?);
+        }
         Ok(())
     }
 
@@ -141,6 +159,16 @@ impl Answer {
         self.body_left = self.known_bytes;
         self.chunks = None;
         self.closes = false;
+    }
+}
+
+/// No end but the connection's.
+fn any_length(head: &[u8]) -> Result<usize, BadAnswer> {
+    let head = String::from_utf8_lossy(head);
+    let status: Option<u16> = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    match status {
+        Some(200..=399) if head.starts_with("HTTP/1.") => Ok(usize::MAX),
+        _ => Err(BadAnswer::Error),
     }
 }
 
@@ -235,6 +263,19 @@ mod tests {
                 .expect("an answer");
             assert_eq!(answer.closes(), expected, "{head}");
         }
+    }
+
+    #[test]
+    fn answers_that_end_with_their_connection() {
+        let check = |text: &str, expected: Result<bool, BadAnswer>| {
+            let mut answer = Answer::until_close();
+            assert_eq!(answer.take(text.as_bytes()).map(|_| answer.ends_with_close()), expected, "{text}");
+        };
+        check("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello", Ok(true));
+        check("HTTP/1.0 302 Found\r\nLocation: /\r\n\r\n", Ok(true));
+        check("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n", Ok(false));
+        check("HTTP/1.1 503 Busy\r\n\r\n", Err(BadAnswer::Error));
+        check("SSH-2.0 200 x\r\n\r\n", Err(BadAnswer::Error));
     }
 
     proptest! {

@@ -2,7 +2,7 @@
 //! is told for itself. Owns its threads (one for each connection, which waits most of the time) and concludes nothing.
 
 use std::{
-    io::{self, Read, Write},
+    io,
     net::{SocketAddr, TcpStream},
     sync::{
         Arc,
@@ -12,17 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    Failure, LoadError, Reached,
-    http::{self, Answer},
-};
+use super::{Failure, LoadError, Reached, exchange::exchange, http};
 use crate::shard::SLOT_FIELD;
 
 /// Connections at a time.
 pub const MOST_KEPT: usize = 256;
 /// How often a thread that waits looks whether it is to end.
 const STEP: Duration = Duration::from_millis(50);
-const READ_BYTES: usize = 16 << 10;
 
 /// How to keep connections.
 #[derive(Debug, Clone)]
@@ -192,29 +188,10 @@ impl Keeper<'_> {
 
 impl One {
     fn ask(&mut self, request: &[u8], patience: Duration) -> io::Result<()> {
-        let asked = Instant::now();
-        (self.asked, self.reached) = (Some(asked), Reached::Asked);
-        self.stream.set_write_timeout(Some(patience))?;
-        self.stream.write_all(request)?;
-        let mut answer = Answer::default();
-        let mut buffer = [0; READ_BYTES];
-        while answer.body_left() != Some(0) {
-            let left = (asked + patience).saturating_duration_since(Instant::now());
-            self.stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-            let count = self.stream.read(&mut buffer).map_err(in_time(patience))?;
-            if count == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed before the answer was whole"));
-            }
-            self.reached = Reached::PartlyAnswered;
-            let taken = match answer.body_left() {
-                None => answer.take(&buffer[..count]).map(|_| ()),
-                Some(_) => answer.skip(count),
-            };
-            taken.map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad))?;
-        }
+        self.asked = Some(Instant::now());
+        let answer = exchange(&mut self.stream, request, patience, &mut self.reached)?;
         self.slot = answer.field(SLOT_FIELD).and_then(|slot| slot.parse().ok()).or(self.slot);
         self.answered += 1;
-        self.reached = Reached::Answered;
         Ok(())
     }
 
@@ -235,14 +212,5 @@ impl One {
         let failure = Failure { error: error.to_string(), client, reached: self.reached };
         let Self { opened, asked, answered, slot, .. } = *self;
         LostKept { opened, asked, ended: Instant::now(), answered, slot, failure }
-    }
-}
-
-fn in_time(patience: Duration) -> impl Fn(io::Error) -> io::Error {
-    move |error| match error.kind() {
-        io::ErrorKind::WouldBlock => {
-            io::Error::new(io::ErrorKind::TimedOut, format!("unanswered for {} s", patience.as_secs_f64()))
-        }
-        _ => error,
     }
 }

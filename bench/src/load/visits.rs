@@ -41,8 +41,8 @@ const TIMER: u64 = u64::MAX;
 pub struct VisitPlan {
     /// Whom.
     pub target: SocketAddr,
-    /// How long each answer's body is.
-    pub answer_bytes: usize,
+    /// What is asked for.
+    pub asks: Asks,
     /// Over all threads.
     pub visits_per_second: f64,
     /// One thread on each of these CPUs.
@@ -51,6 +51,15 @@ pub struct VisitPlan {
     pub seed: u64,
     /// After this nothing is begun any more, whoever forgets to end it.
     pub longest: Duration,
+}
+
+/// What a visit asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asks {
+    /// An answer of so many bytes, of one of our shards.
+    Bytes(usize),
+    /// A path of somebody else's server: any answer that isn't an error is one.
+    Path(String),
 }
 
 /// One connection with one request.
@@ -122,6 +131,7 @@ impl Drop for Visits {
 
 struct Thread {
     target: SocketAddr,
+    asks: Asks,
     request: Vec<u8>,
     arrivals: Arrivals,
     started: Instant,
@@ -148,7 +158,11 @@ impl Thread {
         epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, TIMER))?;
         Ok(Self {
             target: plan.target,
-            request: http::request(plan.answer_bytes, true),
+            asks: plan.asks.clone(),
+            request: match &plan.asks {
+                Asks::Bytes(bytes) => http::request(*bytes, true),
+                Asks::Path(path) => http::get(path, true),
+            },
             arrivals: Arrivals::new(plan.visits_per_second, plan.cpus.len(), index, plan.seed),
             started: Instant::now(),
             longest: plan.longest,
@@ -213,7 +227,10 @@ impl Thread {
     }
 
     fn connect(&mut self) -> io::Result<(usize, Client)> {
-        let mut client = Client::connect(self.target)?;
+        let mut client = match self.asks {
+            Asks::Bytes(_) => Client::connect(self.target)?,
+            Asks::Path(_) => Client::connect(self.target)?.until_close(),
+        };
         client.send(&self.request)?;
         let token = self.free.pop().unwrap_or_else(|| {
             self.guests.push(None);

@@ -16,7 +16,7 @@ use crate::{
     analysis::Verdict,
     contestant::{Contestant, Engine, Ground, Group, GroupLaunch, GroupPath, Image, Server, Trial},
     interrupt::Interrupt,
-    load::{self, Load, Outcome, Shape, VisitPlan},
+    load::{self, Asks, Load, Outcome, Shape, VisitPlan},
     measure::{HostFacts, raise_open_files},
     report::{Findings, Origin, Progress, Series, utc},
 };
@@ -129,7 +129,7 @@ impl<'a> Field<'a> {
     pub(super) fn half_load(&self, maximum: &Outcome) -> VisitPlan {
         VisitPlan {
             target: self.group.addresses()[0],
-            answer_bytes: ANSWER_BYTES,
+            asks: Asks::Bytes(ANSWER_BYTES),
             visits_per_second: (maximum.requests_per_second() / 2.0).max(1.0),
             cpus: self.options.load_cpus.clone(),
             seed: self.options.seed,
