@@ -17,7 +17,7 @@ pub use self::{
     confine::{CONFINE_COMMAND, run_confined},
     containers::{Bare, Containers, Ground, Unsharded},
     direct::Direct,
-    engine::{Engine, Network, sweep},
+    engine::{Engine, Network, OwnEngine, sweep, tell},
     fronted::Fronted,
     generator::{Generator, Installed as InstalledGenerator, Order as GeneratorOrder},
     group::{Change, Group, GroupLaunch, GroupPath, Order, Trial},
@@ -32,6 +32,7 @@ pub use self::{
     sherd::Sherd,
     stage::{STAGE_COMMAND, run_stage},
     whole::Whole,
+    undo::{Container, Process, Undo, UndoList, set_affinity, undo_all},
 };
 
 mod agent;
@@ -59,6 +60,7 @@ mod shards;
 pub mod sherd;
 mod stage;
 mod whole;
+mod undo;
 
 /// Something that takes connections for the shards. Dropping it ends it.
 pub trait Contestant {

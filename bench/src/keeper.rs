@@ -86,6 +86,10 @@ pub fn keep(arguments: &[OsString]) -> io::Result<ExitCode> {
         .spawn()
         .and_then(|worker| await_worker(&worker, &signals));
     let remaining = kill_descendants();
+    // Before what the run made goes: what it did to others may be in the way.
+    if let Err(error) = contestant::undo_all(&scratch) {
+        eprintln!("sherd-bench: something that the run did is not undone: {error}");
+    }
     // After the processes, which could make more of it; before the directory, which says what there is.
     if let Err(error) = contestant::sweep(&scratch) {
         eprintln!("sherd-bench: something of the run is left: {error}");

@@ -111,7 +111,9 @@ pub struct Event {
     pub slot: Option<u32>,
     /// What sort of event.
     pub kind: String,
-    /// One sentence.
+    /// The slot's state, where that is what it is about.
+    pub state: Option<String>,
+    /// One sentence, or nothing.
     pub message: String,
 }
 

@@ -14,9 +14,11 @@ use std::{
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+pub use self::own::OwnEngine;
 use super::{StartError, containers::PORT};
 
 pub(super) mod guard;
+mod own;
 
 /// The label of all that a run makes. Containers inherit their image's, so sherd's have it as well.
 const LABEL: &str = "sherd-bench.run";
@@ -181,10 +183,15 @@ impl Engine {
     }
 
     fn docker(&self, words: &[&str]) -> io::Result<String> {
-        let mut command = Command::new("docker");
-        command.arg("--host").arg(format!("unix://{}", self.socket.display())).args(words);
-        bounded(command)
+        tell(&self.socket, words)
     }
+}
+
+/// Has the engine at `socket` do what `docker WORDS` says; gives what that writes.
+pub fn tell(socket: &Path, words: &[&str]) -> io::Result<String> {
+    let mut command = Command::new("docker");
+    command.arg("--host").arg(format!("unix://{}", socket.display())).args(words);
+    bounded(command)
 }
 
 /// Removes all that the run in `scratch` has made in an engine, and the guards of its agents. To be called by whoever
@@ -195,7 +202,8 @@ pub fn sweep(scratch: &Path) -> io::Result<()> {
         other => other?,
     };
     let engine: Engine = serde_json::from_slice(&record)?;
-    let removed = engine.remove_all();
+    // One of the run's own has ended with it, and its images and containers are files below the scratch directory.
+    let removed = if own::is_in(scratch) { own::sweep(scratch) } else { engine.remove_all() };
     guard::remove_all(engine.run_name()).and(removed)
 }
 

@@ -38,7 +38,7 @@ fn remove_below(top: &Path, run: &str) -> io::Result<()> {
 }
 
 /// A guard has a cgroup for each slot of each address below it.
-fn remove_tree(cgroup: &Path) -> io::Result<()> {
+pub(super) fn remove_tree(cgroup: &Path) -> io::Result<()> {
     for below in fs::read_dir(cgroup)?.flatten().filter(is_directory) {
         remove_tree(&below.path())?;
     }
