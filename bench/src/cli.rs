@@ -12,6 +12,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use sherd_bench::{contestant, keeper, measure::cpus, shard::Announcement};
 
+mod chaos;
 mod comparison;
 mod direct;
 mod field;
@@ -53,6 +54,7 @@ enum Command {
     Compare(reports::Compare),
     Targets(reports::Targets),
     Tune(Box<tune::Tune>),
+    Chaos(Box<chaos::Chaos>),
     Install(Install),
     #[command(hide = true)]
     Shard(Shard),
@@ -135,6 +137,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Compare(compare) => Ok(compare.run()),
         Command::Targets(targets) => targets.run(),
         Command::Tune(tune) => tune.run(),
+        Command::Chaos(chaos) => chaos.run(),
         Command::Install(install) => install.run(),
         Command::Shard(shard) => shard.run(),
         Command::Keep(keep) => keeper::keep(&keep.arguments).context("the run cannot be kept"),

@@ -16,6 +16,7 @@ use crate::{
     sample::{LoadKind, Measure},
 };
 
+pub mod chaos;
 pub mod direct;
 mod error;
 pub mod failover;

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use anyhow::ensure;
 use clap::Args;
 use sherd_bench::{
-    contestant::Engine,
+    contestant::{Engine, GroupPath},
     scenario::{failover, stall, trial::TrialOptions},
 };
 
@@ -13,10 +13,10 @@ use super::comparison::{choose_cpus, origin, program, run_kept, sherd_beside_us}
 
 /// Options of every trial.
 #[derive(Args)]
-struct Trial {
+pub(super) struct Trial {
     /// Under a minute: fewer repetitions.
     #[arg(long)]
-    quick: bool,
+    pub(super) quick: bool,
     /// Seed of arrivals.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -34,7 +34,7 @@ struct Trial {
     docker: Option<PathBuf>,
     /// Where the report goes.
     #[arg(long, value_name = "DIR", default_value = "sherd-bench-results")]
-    output: PathBuf,
+    pub(super) output: PathBuf,
 }
 
 /// Stops shards under half load and asks all of them in a long run at the maximum.
@@ -97,7 +97,7 @@ impl Failover {
 }
 
 impl Trial {
-    fn options(&self, least_cpus: usize) -> anyhow::Result<TrialOptions> {
+    pub(super) fn options(&self, least_cpus: usize) -> anyhow::Result<TrialOptions> {
         let (cpus, load_cpus) = choose_cpus(self.cpus.as_deref(), self.load_cpus.as_deref())?;
         ensure!(cpus.len() >= least_cpus, "this needs shards on {least_cpus} CPUs: give --cpus");
         Ok(TrialOptions {
@@ -113,5 +113,14 @@ impl Trial {
     /// How long the maximum is looked for.
     fn calibrate(&self) -> Duration {
         Duration::from_millis(if self.quick { 500 } else { 3000 })
+    }
+}
+
+/// A path of sherd's.
+pub(super) fn path(name: &str) -> Result<GroupPath, String> {
+    match name {
+        "direct" => Ok(GroupPath::Direct),
+        "relay" => Ok(GroupPath::Relay),
+        _ => Err("choose direct, relay or both".to_owned()),
     }
 }

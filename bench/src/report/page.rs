@@ -105,6 +105,14 @@ impl Column {
 }
 
 impl Page {
+    /// With a part that is told word for word.
+    #[must_use]
+    pub(crate) fn with_text(mut self, title: &str, says: &str, text: String) -> Self {
+        let parts = vec![Part::Verbatim { title: title.into(), text, open: true }];
+        self.sections.push(Section { title: title.into(), says: says.into(), parts });
+        self
+    }
+
     /// For a terminal.
     pub fn text(&self) -> String {
         super::text::text(self)

@@ -4,8 +4,9 @@ use std::{io, time::Duration};
 
 use nix::unistd::Pid;
 
+use super::chaos::ScheduleError;
 use crate::{
-    contestant::{MetricsError, StartError},
+    contestant::{ApiError, MetricsError, StartError},
     load::{FetchError, IdleError, LoadError},
     measure::ProcessError,
     report::Missing,
@@ -98,6 +99,23 @@ pub enum ComparisonError {
     /// A metric that a trial stands on is not there.
     #[error("the agent cannot be asked")]
     Metrics(#[from] MetricsError),
+    /// An agent doesn't answer.
+    #[error("the agent cannot be asked")]
+    Api(#[from] ApiError),
+    /// A group of somebody's can't be tried.
+    #[error("group {group} cannot be tried: {why}")]
+    Group {
+        /// Which.
+        group: String,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// A schedule of faults isn't one.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// The scratch directory can't be written.
+    #[error("the scratch directory cannot be written")]
+    Scratch(#[source] io::Error),
     /// A process could not be stopped, continued or killed.
     #[error("process {pid} cannot {action}")]
     Signal {
