@@ -22,6 +22,7 @@ mod peers;
 mod relay;
 mod reports;
 mod sharding;
+mod rollout;
 mod trial;
 mod tune;
 mod verify;
@@ -55,6 +56,7 @@ enum Command {
     Targets(reports::Targets),
     Tune(Box<tune::Tune>),
     Chaos(Box<chaos::Chaos>),
+    Rollout(Box<rollout::Rollout>),
     Install(Install),
     #[command(hide = true)]
     Shard(Shard),
@@ -138,6 +140,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Targets(targets) => targets.run(),
         Command::Tune(tune) => tune.run(),
         Command::Chaos(chaos) => chaos.run(),
+        Command::Rollout(rollout) => rollout.run(),
         Command::Install(install) => install.run(),
         Command::Shard(shard) => shard.run(),
         Command::Keep(keep) => keeper::keep(&keep.arguments).context("the run cannot be kept"),

@@ -25,6 +25,7 @@ mod idle;
 pub mod memory;
 pub mod peers;
 pub mod relay;
+pub mod rollout;
 mod rounds;
 pub mod sharding;
 pub mod stall;
