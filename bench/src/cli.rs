@@ -12,6 +12,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use sherd_bench::{contestant, keeper, measure::cpus, shard::Announcement};
 
+mod balance;
 mod chaos;
 mod comparison;
 mod direct;
@@ -57,6 +58,7 @@ enum Command {
     Tune(Box<tune::Tune>),
     Chaos(Box<chaos::Chaos>),
     Rollout(Box<rollout::Rollout>),
+    Balance(Box<balance::Balance>),
     Install(Install),
     #[command(hide = true)]
     Shard(Shard),
@@ -141,6 +143,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Tune(tune) => tune.run(),
         Command::Chaos(chaos) => chaos.run(),
         Command::Rollout(rollout) => rollout.run(),
+        Command::Balance(balance) => balance.run(),
         Command::Install(install) => install.run(),
         Command::Shard(shard) => shard.run(),
         Command::Keep(keep) => keeper::keep(&keep.arguments).context("the run cannot be kept"),

@@ -16,6 +16,7 @@ use crate::{
     sample::{LoadKind, Measure},
 };
 
+pub mod balance;
 pub mod chaos;
 pub mod direct;
 mod error;
