@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -109,6 +109,10 @@ impl Group {
             metrics,
             directory: scratch.join(name),
         })?;
+        if let Some(metrics) = metrics {
+            // Until it has that port, it is free for the published one too.
+            agent.wait_until("its metrics were served", GROUP_DEADLINE, |_| TcpStream::connect(metrics).ok())?;
+        }
         let address = free_address().map_err(fail)?;
         let text = specification(&launch, address);
         agent.apply(&text)?;

@@ -29,6 +29,8 @@ pub(super) mod signals;
 const ANSWER_BYTES: usize = 128;
 /// Connections at a time when the maximum is looked for.
 const CONNECTIONS: usize = 64;
+/// What each slot's relay must be able to hold: in an open loop also those that wait.
+const RELAY_CONNECTIONS: usize = 8192;
 const OPEN_FILES: u64 = 20_000;
 /// Of one stall or death, whoever forgets to end it.
 const LONGEST_VISITS: Duration = Duration::from_secs(60);
@@ -101,7 +103,7 @@ impl<'a> Field<'a> {
             program: options.sherd.as_deref(),
             scratch,
             ground: Ground { engine: &engine, image: &image, cpus: &options.cpus },
-            connections: CONNECTIONS,
+            connections: RELAY_CONNECTIONS,
             trial: Some(Trial { policy, network }),
         })?;
         Ok(Self { options, interrupt, group, started })
