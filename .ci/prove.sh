@@ -17,6 +17,9 @@ cargo build --workspace --locked --release
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" sharding
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" stall
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" failover
+"${CARGO_TARGET_DIR:-target}/release/sherd-bench" rollout
+"${CARGO_TARGET_DIR:-target}/release/sherd-bench" balance
+"${CARGO_TARGET_DIR:-target}/release/sherd-bench" chaos
 cargo run --locked --release --package sherd-lb --example steer_cost
 cargo run --locked --release --package sherd-lb --example steer_latency
 cargo run --locked --release --package sherd-lb --example connection_cost
