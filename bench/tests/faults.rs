@@ -237,12 +237,14 @@ fn killed_amid_a_fault_it_leaves_a_running_group_as_it_was() {
     let file = directory.path().join("faults.txt");
     fs::write(&file, "100ms stop slot=1 for=50s\n").expect("writable");
     let socket = running.socket();
-    let of_it =
-        ["chaos", "--group", "web", "--socket", &socket, "--get", "/16", "--schedule", file.to_str().expect("a path")];
+    let of_it = ["chaos", "--group", "web", "--socket", &socket, "--schedule", file.to_str().expect("a path")];
     let refused = bench(directory.path(), &of_it).output().expect("it starts");
     let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && errors.contains("--accept-losses"), "{errors}");
-    let mut command = bench(directory.path(), &[&of_it[..], &["--accept-losses"]].concat());
+    let nothing = bench(directory.path(), &[&of_it[..], &["--get", "/nothing", "--accept-losses"]].concat()).output();
+    let errors = String::from_utf8_lossy(&nothing.expect("it starts").stderr).into_owned();
+    assert!(errors.contains("--get says what its clients ask for"), "{errors}");
+    let mut command = bench(directory.path(), &[&of_it[..], &["--get", "/16", "--accept-losses"]].concat());
     let mut guard = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
     eventually("the shard is stopped", SOON, || is_stopped(before[1]).then_some(()));
     assert!(!is_stopped(before[0]), "the wrong one is stopped");

@@ -16,12 +16,15 @@ use serde_json::Value;
 use super::{
     Api, StartError,
     child::{Child, Launch},
+    engine::bounded,
 };
 
 /// The group of every agent here.
 pub const GROUP: &str = "bench";
 
 const API_DEADLINE: Duration = Duration::from_secs(15);
+/// A hand-over of relayed connections takes up to 10 s.
+const END_GRACE: Duration = Duration::from_secs(20);
 
 /// A running agent; dropping it stops its group and ends it.
 #[derive(Debug)]
@@ -80,7 +83,7 @@ impl Agent {
     /// Ends its process by `signal`, and nothing else of it; comes back when it has ended.
     pub(super) fn end_by(&mut self, signal: Signal) -> Result<(), StartError> {
         let name = self.name.clone();
-        self.child.end_by(signal).map_err(|source| StartError::Failed {
+        self.child.end_by(signal, END_GRACE).map_err(|source| StartError::Failed {
             name,
             action: format!("be ended by {signal}"),
             source,
@@ -149,7 +152,8 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         // Best effort: the shards outlive their agent by design, and what is left then is the keeper's to end.
-        let _ = self.client.run(&["stop", "-g", GROUP, "--purge"].map(OsStr::new));
+        // An agent without its engine would never come to the end of it.
+        let _ = bounded(self.client.command(&["stop", "-g", GROUP, "--purge"].map(OsStr::new)));
     }
 }
 
@@ -161,13 +165,14 @@ impl Client {
         Ok(group.and_then(|group| group["slots"].as_array()).cloned().unwrap_or_default())
     }
 
+    fn command(&self, arguments: &[&OsStr]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--run-dir").arg(&self.run_dir).args(arguments).stdin(Stdio::null());
+        command
+    }
+
     fn run(&self, arguments: &[&OsStr]) -> io::Result<String> {
-        let output = Command::new(&self.program)
-            .arg("--run-dir")
-            .arg(&self.run_dir)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .output()?;
+        let output = self.command(arguments).output()?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }

@@ -93,16 +93,13 @@ impl Child {
         }
     }
 
-    /// Ends it by `signal`; comes back when it has ended.
-    pub(super) fn end_by(&mut self, signal: Signal) -> io::Result<()> {
+    /// Ends it by `signal`; comes back when it has ended, which may take as long as `grace`.
+    pub(super) fn end_by(&mut self, signal: Signal, grace: Duration) -> io::Result<()> {
         kill(self.pid(), signal)?;
         let start = Instant::now();
         while self.process.try_wait()?.is_none() {
-            if start.elapsed() > STOP_GRACE {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("it goes on {STOP_GRACE:?} after {signal}"),
-                ));
+            if start.elapsed() > grace {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("it goes on {grace:?} after {signal}")));
             }
             thread::sleep(Duration::from_millis(1));
         }

@@ -74,8 +74,8 @@ pub struct GroupLaunch<'a> {
 pub struct Trial {
     /// How the published port is steered.
     pub policy: &'static str,
-    /// The containers' network, where it isn't the engine's default.
-    pub network: Option<&'static str>,
+    /// The engine is the run's own: it has no bridge, and is stopped under its containers.
+    pub on_own_engine: bool,
 }
 
 /// A running group; dropping it stops it and ends its agent.
@@ -242,15 +242,16 @@ fn specification(launch: &GroupLaunch<'_>, address: SocketAddr) -> String {
     };
     // A TOML basic string is written as a JSON string is.
     let command = serde_json::to_string(&command).expect("texts are JSON");
-    let network = trial.and_then(|trial| trial.network).map(|network| format!("network = \"{network}\"\n"));
-    let network = network.unwrap_or_default();
+    // The programs have no handler for SIGTERM: an engine that stops would wait 10 s for each.
+    let on_own_engine = trial.is_some_and(|trial| trial.on_own_engine);
+    let engine = if on_own_engine { "network = \"none\"\nextra = { StopTimeout = 1 }\n" } else { "" };
     let policy = trial.map(|trial| format!("policy = \"{}\"\n", trial.policy)).unwrap_or_default();
     // A shard that a trial ends is wanted back at once.
     let backoff = if trial.is_some() { "\n[backoff]\nfirst = \"50ms\"\nmax = \"100ms\"\n" } else { "" };
     format!(
         "name = \"{GROUP}\"\npath = \"{path}\"\ndrain = \"1s\"\nstop_grace = \"1s\"\n\n\
          [layout]\nunit = \"pu\"\nshards = {count}\ncpus = \"{cpus}\"\n\n\
-         [container]\nimage = \"{image}\"\ncommand = {command}\n{network}\n\
+         [container]\nimage = \"{image}\"\ncommand = {command}\n{engine}\n\
          [[ports]]\npublish = \"{address}:{PORT}\"\n{policy}\n\
          [relay]\nmax_connections = {connections}\n{backoff}",
         path = path.word(),

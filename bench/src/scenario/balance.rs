@@ -102,7 +102,7 @@ pub fn run(
             for slots in &options.slots {
                 let cpus = options.trial.cpus[..*slots].to_vec();
                 let trial = TrialOptions { cpus, ..options.trial.clone() };
-                let setting = Setting { path: *path, policy: policy.name(), network: None };
+                let setting = Setting { path: *path, policy: policy.name(), on_own_engine: false };
                 let field = Field::start_as(setting, &trial, scratch, progress, interrupt)?;
                 let word = if *path == GroupPath::Direct { "direct" } else { "relay" };
                 let name = format!("{policy}, {slots} slots, {word}");

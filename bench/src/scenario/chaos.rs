@@ -23,7 +23,7 @@ use super::{ComparisonError, trial::TrialOptions};
 use crate::{
     contestant::{Contestant, Facts, GroupPath, UndoList},
     interrupt::Interrupt,
-    load::{KeepPlan, Kept, KeptTold, LostKept, Visit, VisitPlan, Visits},
+    load::{Kept, KeptTold, LostKept, Visit, Visits},
     report::Progress,
 };
 
@@ -36,9 +36,6 @@ mod watch;
 
 /// How long a run may be: every visit is remembered.
 pub const LONGEST: Duration = Duration::from_secs(3600);
-/// Between two requests of a kept connection, and how long one is used.
-const KEPT_GAP: Duration = Duration::from_millis(50);
-const KEPT_LIFE: Duration = Duration::from_secs(4);
 /// After the last fault's time the group has so long to be whole again.
 const WHOLE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the engine of the run's own is away.
@@ -171,7 +168,7 @@ fn episode(
     progress: &mut Progress,
     interrupt: &Interrupt,
 ) -> Result<Episode, ComparisonError> {
-    target.check()?;
+    target.check(options)?;
     let load = Under::load(options, target, schedule);
     let start = load.start;
     let events = target.api.follow();
@@ -213,25 +210,7 @@ struct Under {
 impl Under {
     fn load(options: &Options, target: &Target<'_>, schedule: &Schedule) -> Self {
         let longest = schedule.duration + WHOLE_DEADLINE;
-        let cpus = options.trial.load_cpus.clone();
-        let visits = VisitPlan {
-            target: target.address,
-            asks: target.asks.clone(),
-            visits_per_second: options.visits_per_second,
-            cpus: cpus.clone(),
-            seed: options.trial.seed,
-            longest,
-        };
-        let kept = KeepPlan {
-            target: target.address,
-            path: target.kept_path.clone(),
-            connections: options.kept,
-            gap: KEPT_GAP,
-            life: KEPT_LIFE,
-            patience: options.patience,
-            cpus,
-            longest,
-        };
+        let (visits, kept) = (target.visits(options, longest), target.kept(options, longest));
         Self { start: Instant::now(), visits: Visits::start(&visits), kept: Kept::start(&kept) }
     }
 

@@ -161,7 +161,7 @@ pub fn run(
 ) -> Result<Findings, ComparisonError> {
     let (mut parts, mut facts, mut findings) = (Vec::new(), Vec::new(), None);
     for path in &options.paths {
-        let setting = Setting { path: *path, policy: "connection", network: None };
+        let setting = Setting { path: *path, policy: "connection", on_own_engine: false };
         let mut field = Field::start_as(setting, &options.trial, scratch, progress, interrupt)?;
         let mut version = 0;
         // The trial's own drain and monitor from the first change on.

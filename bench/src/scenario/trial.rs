@@ -60,8 +60,8 @@ pub struct TrialOptions {
 pub(super) struct Setting {
     pub(super) path: GroupPath,
     pub(super) policy: &'static str,
-    /// The containers' network, where it isn't the engine's default.
-    pub(super) network: Option<&'static str>,
+    /// The engine is the run's own.
+    pub(super) on_own_engine: bool,
 }
 
 /// A group that answers, and whom to ask.
@@ -80,7 +80,7 @@ impl<'a> Field<'a> {
         progress: &mut Progress,
         interrupt: &'a Interrupt,
     ) -> Result<Self, ComparisonError> {
-        let setting = Setting { path: GroupPath::Direct, policy, network: None };
+        let setting = Setting { path: GroupPath::Direct, policy, on_own_engine: false };
         Self::start_as(setting, options, scratch, progress, interrupt)
     }
 
@@ -92,7 +92,7 @@ impl<'a> Field<'a> {
         progress: &mut Progress,
         interrupt: &'a Interrupt,
     ) -> Result<Self, ComparisonError> {
-        let Setting { path, policy, network } = setting;
+        let Setting { path, policy, on_own_engine } = setting;
         let started = SystemTime::now();
         raise_open_files(OPEN_FILES).map_err(|errno| ComparisonError::Host(errno.into()))?;
         progress.say("starting an agent and its containers");
@@ -104,7 +104,7 @@ impl<'a> Field<'a> {
             scratch,
             ground: Ground { engine: &engine, image: &image, cpus: &options.cpus },
             connections: RELAY_CONNECTIONS,
-            trial: Some(Trial { policy, network }),
+            trial: Some(Trial { policy, on_own_engine }),
         })?;
         Ok(Self { options, interrupt, group, started })
     }

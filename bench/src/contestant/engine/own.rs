@@ -22,6 +22,8 @@ use crate::contestant::{
 /// In the scratch directory. Short: a unix socket's path has 108 bytes, and containerd's is below it.
 const DIRECTORY: &str = "engine";
 const DEADLINE: Duration = Duration::from_secs(60);
+/// Each container may take its time to stop, and containerd after them.
+const STOP_GRACE: Duration = Duration::from_secs(60);
 
 /// A running engine; dropping it ends it and removes what it leaves mounted.
 #[derive(Debug)]
@@ -53,7 +55,7 @@ impl OwnEngine {
 
     /// Ends it as a service manager does, and its containers with it; comes back when it has ended.
     pub fn stop(&mut self) -> Result<(), StartError> {
-        self.child.end_by(Signal::SIGTERM).map_err(failed("be stopped"))
+        self.child.end_by(Signal::SIGTERM, STOP_GRACE).map_err(failed("be stopped"))
     }
 
     /// Starts it again; comes back at once.
@@ -72,7 +74,7 @@ impl OwnEngine {
 impl Drop for OwnEngine {
     fn drop(&mut self) {
         // One that stopped already is what we want; what is left then is the keeper's.
-        let _ = self.child.end_by(Signal::SIGTERM);
+        let _ = self.child.end_by(Signal::SIGTERM, STOP_GRACE);
         let _ = sweep(&self.scratch);
     }
 }
@@ -123,8 +125,8 @@ fn arguments(scratch: &Path, directory: &Path) -> Vec<OsString> {
         words.extend([option.into(), directory.join(file).into()]);
     }
     words.extend(["--host".into(), format!("unix://{}", socket(directory).display()).into()]);
-    // Nothing of it is in the host's network. Shards have no handler for SIGTERM, and nobody waits for one.
-    let fixed = ["--iptables=false", "--ip6tables=false", "--bridge=none", "--shutdown-timeout=1"];
+    // Nothing of it is in the host's network.
+    let fixed = ["--iptables=false", "--ip6tables=false", "--bridge=none"];
     words.extend(fixed.map(OsString::from));
     // Where systemd rules the cgroup tree, its driver is the only right one.
     if !Path::new("/run/systemd/system").is_dir() {

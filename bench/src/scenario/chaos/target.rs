@@ -4,6 +4,8 @@ use std::{
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use nix::unistd::Pid;
@@ -12,7 +14,7 @@ use super::{Options, RunningGroup, schedule::Kind};
 use crate::{
     contestant::{Api, Contestant, GroupPath, GroupState, OwnEngine, SlotState},
     interrupt::Interrupt,
-    load::{Asks, fetch},
+    load::{Asks, KeepPlan, Kept, VisitPlan, Visits, fetch},
     report::Progress,
     scenario::{
         ComparisonError,
@@ -20,6 +22,12 @@ use crate::{
     },
 };
 
+/// Between two requests of a kept connection, and how long one is used.
+const KEPT_GAP: Duration = Duration::from_millis(50);
+const KEPT_LIFE: Duration = Duration::from_secs(4);
+/// Of a running group's check.
+const CHECK: Duration = Duration::from_millis(400);
+const CHECK_VISITS_PER_SECOND: f64 = 20.0;
 /// What visits and kept connections of the run's own group ask for.
 const ANSWER_BYTES: usize = 128;
 
@@ -51,9 +59,7 @@ impl<'a> Target<'a> {
         progress: &mut Progress,
         interrupt: &'a Interrupt,
     ) -> Result<Self, ComparisonError> {
-        // An engine without a bridge has no other network.
-        let network = own_engine.as_ref().map(|_| "none");
-        let setting = Setting { path, policy: "connection", network };
+        let setting = Setting { path, policy: "connection", on_own_engine: own_engine.is_some() };
         let field = Field::start_as(setting, trial, scratch, progress, interrupt)?;
         Ok(Self {
             api: field.group.api(),
@@ -133,13 +139,63 @@ impl<'a> Target<'a> {
     }
 
     /// Whether it answers, before anything is done to it.
-    pub(super) fn check(&self) -> Result<(), ComparisonError> {
+    pub(super) fn check(&self, options: &Options) -> Result<(), ComparisonError> {
         match &self.asks {
             Asks::Bytes(bytes) => fetch(self.address, *bytes)
                 .map(drop)
                 .map_err(|source| ComparisonError::Wrong { contestant: self.group.clone(), source }),
-            // Its first visits tell.
-            Asks::Path(_) => Ok(()),
+            Asks::Path(path) => self.check_as_clients_do(options, path),
+        }
+    }
+
+    /// A few visits and one kept connection, as the load's.
+    fn check_as_clients_do(&self, options: &Options, path: &str) -> Result<(), ComparisonError> {
+        let fail = |source| ComparisonError::Load { contestant: self.group.clone(), source };
+        let refused = |why: String| ComparisonError::Group { group: self.group.clone(), why };
+        let (mut visits, mut kept) = (self.visits(options, CHECK), self.kept(options, CHECK));
+        visits.visits_per_second = CHECK_VISITS_PER_SECOND;
+        kept.connections = kept.connections.min(1);
+        let (visits, kept) = (Visits::start(&visits), Kept::start(&kept));
+        thread::sleep(CHECK);
+        let (visits, kept) = (visits.finish().map_err(fail)?, kept.finish().map_err(fail)?);
+        if let Some(failure) = visits.into_iter().find_map(|visit| visit.failure) {
+            let (address, error) = (self.address, failure.error);
+            return Err(refused(format!(
+                "GET {path} at {address} fails: {error}; --get says what its clients ask for"
+            )));
+        }
+        if let Some(lost) = kept.lost.first() {
+            let error = &lost.failure.error;
+            return Err(refused(format!(
+                "a kept connection fails: {error}; --kept 0 does without, or ask for something else by --get"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Connections with one request each.
+    pub(super) fn visits(&self, options: &Options, longest: Duration) -> VisitPlan {
+        VisitPlan {
+            target: self.address,
+            asks: self.asks.clone(),
+            visits_per_second: options.visits_per_second,
+            cpus: options.trial.load_cpus.clone(),
+            seed: options.trial.seed,
+            longest,
+        }
+    }
+
+    /// Connections that are asked again and again.
+    pub(super) fn kept(&self, options: &Options, longest: Duration) -> KeepPlan {
+        KeepPlan {
+            target: self.address,
+            path: self.kept_path.clone(),
+            connections: options.kept,
+            gap: KEPT_GAP,
+            life: KEPT_LIFE,
+            patience: options.patience,
+            cpus: options.trial.load_cpus.clone(),
+            longest,
         }
     }
 }
