@@ -109,7 +109,7 @@ impl Crowd {
     /// Asks who it is that has it. In blocking mode a connection that isn't established yet is waited for.
     fn admit(&mut self, mut stream: TcpStream) -> io::Result<()> {
         let mut reached = Reached::Connecting;
-        let answer = exchange(&mut stream, &http::get("/0?slot", false), PATIENCE, &mut reached)?;
+        let answer = exchange(&mut stream, &http::get("/0?slot", "shard", false), PATIENCE, &mut reached)?;
         let slot = answer.field(SLOT_FIELD).and_then(|slot| slot.parse().ok());
         let nobody = || io::Error::new(io::ErrorKind::InvalidData, "an answer that tells no slot");
         self.open.push((stream, slot.ok_or_else(nobody)?));

@@ -161,7 +161,7 @@ impl Thread {
             asks: plan.asks.clone(),
             request: match &plan.asks {
                 Asks::Bytes(bytes) => http::request(*bytes, true),
-                Asks::Path(path) => http::get(path, true),
+                Asks::Path(path) => http::get(path, &plan.target.to_string(), true),
             },
             arrivals: Arrivals::new(plan.visits_per_second, plan.cpus.len(), index, plan.seed),
             started: Instant::now(),
