@@ -101,11 +101,15 @@ fn figure(changes: &Changes) -> Option<Part> {
     let mut groups: Vec<ForestGroup> = Vec::new();
     for change in changes.changes.iter().filter(|change| change.word != Word::Told) {
         let Some(estimate) = change.relative.or(change.absolute) else { continue };
-        let row =
-            ForestRow { name: change.what.clone(), estimate, pairs: Vec::new(), tone: change.word.tone(), bound: None };
-        match groups.iter_mut().find(|group| group.title == change.who) {
+        // Figures of trials are nobody's, and their names long: each has a line for it.
+        let (title, name) = match &*change.who {
+            "" => (&change.what, ""),
+            _ => (&change.who, &*change.what),
+        };
+        let row = ForestRow { name: name.into(), estimate, pairs: Vec::new(), tone: change.word.tone(), bound: None };
+        match groups.iter_mut().find(|group| group.title == *title) {
             Some(group) => group.rows.push(row),
-            None => groups.push(ForestGroup { title: change.who.clone(), control: None, rows: vec![row] }),
+            None => groups.push(ForestGroup { title: title.clone(), control: None, rows: vec![row] }),
         }
     }
     let says = format!("what changed in {}, new by old", changes.scenario);

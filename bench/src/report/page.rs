@@ -158,6 +158,7 @@ fn title(scenario: &str) -> &str {
         "graft" => "What listen(2) costs behind sherd",
         "plan" => "What planning costs",
         "chaos" => "What faults cost",
+        "verify" => "Whether the benchmark measures right",
         other => other,
     }
 }
@@ -190,6 +191,9 @@ fn about(scenario: &str) -> &'static str {
             "What steering a connection costs, and how soon a change of the table holds, by the number of slots."
         }
         "graft" => "How long a program's listen(2) waits until it has its listener.",
+        "verify" => {
+            "Latencies that were planted, a difference that was planted and one that wasn't, and the maxima that other generators find."
+        }
         "plan" => "How long planning takes, from one core to 4,096.",
         "chaos" => "Faults on a running group, on a schedule or at random from a seed, and every loss counted.",
         _ => "",
