@@ -20,6 +20,9 @@ cargo build --workspace --locked --release
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" rollout
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" balance
 "${CARGO_TARGET_DIR:-target}/release/sherd-bench" chaos
-cargo run --locked --release --package sherd-lb --example steer_cost
-cargo run --locked --release --package sherd-lb --example steer_latency
+"${CARGO_TARGET_DIR:-target}/release/sherd-bench" graft
+"${CARGO_TARGET_DIR:-target}/release/sherd-bench" plan
+cargo build --locked --release --package sherd-lb --examples
+"${CARGO_TARGET_DIR:-target}/release/sherd-bench" steer
+"${CARGO_TARGET_DIR:-target}/release/sherd-bench" verify
 cargo run --locked --release --package sherd-lb --example connection_cost

@@ -10,7 +10,11 @@ use std::{
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use sherd_bench::{contestant, keeper, measure::cpus, shard::Announcement};
+use sherd_bench::{
+    contestant, keeper,
+    measure::cpus,
+    shard::{Announcement, relisten::relisten},
+};
 
 mod balance;
 mod chaos;
@@ -20,10 +24,13 @@ mod field;
 mod load;
 mod memory;
 mod peers;
+mod graft;
+mod plan;
 mod relay;
 mod reports;
 mod sharding;
 mod rollout;
+mod steer;
 mod trial;
 mod tune;
 mod verify;
@@ -49,6 +56,9 @@ enum Command {
     Memory(Box<memory::Memory>),
     Stall(Box<trial::Stall>),
     Failover(Box<trial::Failover>),
+    Graft(Box<graft::Graft>),
+    Plan(Box<plan::Plan>),
+    Steer(Box<steer::Steer>),
     Verify(Box<verify::Verify>),
     Load(load::Load),
     Rollout(Box<rollout::Rollout>),
@@ -88,6 +98,9 @@ struct Shard {
     /// Where to write a file that says where it listens.
     #[arg(long, value_name = "DIR", required_unless_present = "listen")]
     announce: Option<PathBuf>,
+    /// Listens and closes so often before it serves, with pauses and without, and tells how long each listen(2) took.
+    #[arg(long, value_name = "TIMES", requires = "listen")]
+    relisten: Option<usize>,
     /// Rounds of work for nothing before each answer.
     #[arg(long, value_name = "ROUNDS", default_value_t = 0)]
     burn: u64,
@@ -134,6 +147,9 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Command::Memory(memory) => memory.run(),
         Command::Stall(stall) => stall.run(),
         Command::Failover(failover) => failover.run(),
+        Command::Graft(graft) => graft.run(),
+        Command::Plan(plan) => plan.run(),
+        Command::Steer(steer) => steer.run(),
         Command::Verify(verify) => verify.run(),
         Command::Load(load) => load.run(),
         Command::Rollout(rollout) => rollout.run(),
@@ -163,6 +179,9 @@ impl Install {
 impl Shard {
     fn run(&self) -> anyhow::Result<ExitCode> {
         let address = self.listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)));
+        if let Some(times) = self.relisten {
+            relisten(address, times).with_context(|| format!("the shard cannot listen at {address}"))?;
+        }
         let bound = match self.listen {
             Some(_) => sherd_bench::shard::Shard::bind_beside_others(address),
             None => sherd_bench::shard::Shard::bind(address),

@@ -28,6 +28,7 @@ pub use self::{
     peer::Peer,
     placed::{Placed, Placement},
     program::{Program, ProgramError},
+    probe::Probe,
     shards::Shards,
     sherd::Sherd,
     stage::{STAGE_COMMAND, run_stage},
@@ -56,6 +57,7 @@ pub mod nginx;
 mod peer;
 mod placed;
 mod program;
+mod probe;
 mod shards;
 pub mod sherd;
 mod stage;

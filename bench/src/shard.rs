@@ -31,6 +31,7 @@ use self::echo::{ECHO_BYTE, Echo};
 mod announcement;
 pub mod burn;
 mod echo;
+pub mod relisten;
 
 /// The largest answer, in bytes.
 pub const MAX_ANSWER_BYTES: usize = 64 << 20;

@@ -1,91 +1,44 @@
-//! What steering one connection costs, for 1 to 256 slots and the policies that can be told apart: the program's own time as the
-//! kernel counts it, and connect(2) from end to end. The same without counting shows the floor: the first touch of a listener's
-//! own cache lines, which the kernel's choice pays too, outside of any program, and the table's entry. Needs root and bpf(2),
-//! and turns `kernel.bpf_stats_enabled` on meanwhile.
+//! What steering one connection costs, once: `steer_cost POLICY SLOTS` prints the program's own nanoseconds for a connection, as
+//! the kernel counts them, and those of connect(2) from end to end. The policy `uncounted` is `connection` without counting: the
+//! floor, which is the first touch of a listener's own cache lines, that the kernel's choice pays too, outside of any program,
+//! and the table's entry. Needs root and bpf(2). `sherd-bench steer` runs it again and again.
 
 use std::{
-    fs,
+    env, fs,
     net::{SocketAddr, TcpListener},
     time::{Duration, Instant},
 };
 
 use sherd_lb::{
     cells::Cells,
-    front::{Front, FrontConfig},
+    front::{Front, FrontConfig, RunTime},
     table::{Policy, SlotIndex, SteeringTable},
 };
 use socket2::{Domain, Socket, Type};
 
 type Failure = Box<dyn std::error::Error>;
 
-const SLOTS: [u16; 5] = [1, 4, 16, 64, 256];
-/// Each size of each policy has a turn in each, so that a drift hits all of them.
-const BLOCKS: usize = 12;
+const MOST_SLOTS: u16 = 256;
 const CONNECTIONS: usize = 500;
 const AT_A_TIME: usize = 50;
-const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 /// BPF_PROG_TYPE_SK_REUSEPORT of <linux/bpf.h>.
 const SK_REUSEPORT: u64 = 21;
-const MOST_GROWTH: f64 = 1.05;
-
-/// Counting programs' time, as it was before when dropped.
-struct Counting {
-    before: String,
-}
-
-impl Counting {
-    fn on() -> std::io::Result<Self> {
-        let before = fs::read_to_string(SWITCH)?;
-        fs::write(SWITCH, "1")?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for Counting {
-    fn drop(&mut self) {
-        if let Err(error) = fs::write(SWITCH, &self.before) {
-            eprintln!("{SWITCH} was {} and is left at 1: {error}", self.before.trim());
-        }
-    }
-}
 
 fn main() -> Result<(), Failure> {
-    let _counting = Counting::on()?;
-    println!("medians of {BLOCKS} blocks of {CONNECTIONS} connections");
-    println!("policy      slots  steering ns/connection  connect ns");
-    for (policy, counting) in [
-        (Policy::Connection, Counted::Nothing),
-        (Policy::Connection, Counted::Connections),
-        (Policy::Client, Counted::Connections),
-        (Policy::Balanced, Counted::Connections),
-    ] {
-        let mut found = [const { Vec::new() }; SLOTS.len()];
-        for _ in 0..BLOCKS {
-            for (slots, found) in SLOTS.iter().zip(&mut found) {
-                found.push(measure(policy, counting, *slots)?);
-            }
-        }
-        let costs: Vec<(f64, f64)> = found
-            .iter()
-            .map(|samples| {
-                let of = |value: fn(&(f64, f64)) -> f64| median(samples.iter().map(value).collect());
-                (of(|sample| sample.0), of(|sample| sample.1))
-            })
-            .collect();
-        for (slots, (steering, connect)) in SLOTS.iter().zip(&costs) {
-            println!("{:<12}{slots:>5}{steering:>24.0}{connect:>12.0}", policy.to_string());
-        }
-        let growth = |value: fn(&(f64, f64)) -> f64| value(&costs[SLOTS.len() - 1]) / value(&costs[0]);
-        let (steering, connect) = (growth(|cost| cost.0), growth(|cost| cost.1));
-        let word = match counting {
-            Counted::Nothing => "floor",
-            Counted::Connections if steering <= MOST_GROWTH => "held",
-            Counted::Connections => "NOT held",
-        };
-        println!(
-            "{word}: {policy} costs {steering:.3} times as much for 256 slots as for 1 (≤ {MOST_GROWTH}); connect {connect:.3}"
-        );
-    }
+    let usage = "usage: steer_cost connection|client|balanced|uncounted SLOTS";
+    let words: Vec<String> = env::args().skip(1).collect();
+    let [policy, slots] = &*words else { return Err(usage.into()) };
+    let (policy, counted) = match &**policy {
+        "connection" => (Policy::Connection, Counted::Connections),
+        "client" => (Policy::Client, Counted::Connections),
+        "balanced" => (Policy::Balanced, Counted::Connections),
+        "uncounted" => (Policy::Connection, Counted::Nothing),
+        _ => return Err(usage.into()),
+    };
+    let slots = slots.parse().ok().filter(|slots| (1..=MOST_SLOTS).contains(slots)).ok_or(usage)?;
+    let _counting = RunTime::count()?;
+    let (steering, connect) = measure(policy, counted, slots)?;
+    println!("{steering:.1} {connect:.1}");
     Ok(())
 }
 
@@ -103,7 +56,7 @@ fn measure(policy: Policy, counting: Counted, slots: u16) -> Result<(f64, f64), 
         Counted::Nothing => None,
         Counted::Connections => Some(Cells::create()?),
     };
-    let config = FrontConfig { cells, max_slots: 256, ..FrontConfig::new(([127, 0, 0, 1], 0).into()) };
+    let config = FrontConfig { cells, max_slots: MOST_SLOTS, ..FrontConfig::new(([127, 0, 0, 1], 0).into()) };
     let mut front = Front::open(&config, &table)?;
     for slot in (0..slots).map(SlotIndex) {
         front.add_slot(slot)?;
@@ -162,9 +115,4 @@ fn counted() -> Result<(u64, u64), Failure> {
         }
     }
     Ok((nanos, runs))
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -17,6 +17,7 @@ mod error;
 mod listener;
 mod maps;
 mod places;
+mod run_time;
 mod steering;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ pub use error::{AdoptError, OpenError, Owners, SlotError};
 pub(crate) use listener::bound;
 pub use maps::{Misses, Totals};
 pub use places::{Path, Place};
+pub use run_time::RunTime;
 pub use steering::Explanation;
 use steering::Steering;
 

@@ -151,6 +151,13 @@ impl Engine {
         self.docker(&["logs", "--tail", "20", container]).unwrap_or_else(|error| error.to_string())
     }
 
+    /// What each running container of the run has written last.
+    pub fn all_logs(&self) -> io::Result<Vec<String>> {
+        let filter = format!("label={LABEL}={}", self.run);
+        let containers = lines(&self.docker(&["ps", "--quiet", "--no-trunc", "--filter", &filter])?);
+        containers.iter().map(|id| self.docker(&["logs", "--tail", "20", id])).collect()
+    }
+
     /// Ends and removes containers.
     pub(super) fn remove(&self, containers: &[String]) -> io::Result<()> {
         let words = ["rm", "--force", "--volumes"].into_iter().chain(containers.iter().map(String::as_str));

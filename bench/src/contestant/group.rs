@@ -24,6 +24,7 @@ use crate::{keeper::descendants, load::fetch, measure::cpus};
 mod change;
 
 pub(super) const GROUP_DEADLINE: Duration = Duration::from_secs(30);
+const PATH_DEADLINE: Duration = Duration::from_secs(15);
 
 /// How bytes reach the containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +120,7 @@ impl Group {
         let slots = agent.wait_until("its slots were ready", GROUP_DEADLINE, |client| {
             client.slots().ok().filter(|slots| slots.len() == ground.cpus.len() && slots.iter().all(is_ready))
         })?;
-        check_path(path.name(), path, &slots)?;
+        let slots = settle(&mut agent, path, slots)?;
         agent.wait_until("its published port answered", GROUP_DEADLINE, |_| fetch(address, 1).ok())?;
         let facts = Facts {
             name: name.into(),
@@ -218,6 +219,18 @@ pub(super) fn is_ready(slot: &Value) -> bool {
 
 pub(super) fn pid(slot: &Value) -> Option<Pid> {
     slot["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw)
+}
+
+/// A program that has closed its listener is relayed until it listens again; waits for that, and gives the slots then.
+fn settle(agent: &mut Agent, path: GroupPath, slots: Vec<Value>) -> Result<Vec<Value>, StartError> {
+    if check_path(path.name(), path, &slots).is_ok() {
+        return Ok(slots);
+    }
+    let on_path = |slots: &Vec<Value>| slots.iter().all(is_ready) && check_path(path.name(), path, slots).is_ok();
+    let settled =
+        agent.wait_until("its slots were on their path", PATH_DEADLINE, |client| client.slots().ok().filter(on_path));
+    // The reason why one isn't says more than that the time is over.
+    settled.or_else(|_| check_path(path.name(), path, &slots).map(|()| slots))
 }
 
 /// A slot that fell back to its relay would be measured as what it is not.

@@ -55,6 +55,7 @@ impl FromStr for Server {
 pub struct Image {
     name: String,
     server: Server,
+    arguments: Vec<String>,
 }
 
 impl Image {
@@ -64,7 +65,14 @@ impl Image {
             Server::Shard => Ok(()),
             Server::Go => build_go(scratch, include_str!("image/server.go"), &root.join(&GO_SERVER[1..])),
         })?;
-        Ok(Self { name, server })
+        Ok(Self { name, server, arguments: Vec::new() })
+    }
+
+    /// Has its server told more than its address.
+    #[must_use]
+    pub fn with_arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        self
     }
 
     /// Its name in the engine.
@@ -78,7 +86,8 @@ impl Image {
             Server::Shard => [BENCH, "shard", "--listen"].as_slice(),
             Server::Go => &[GO_SERVER],
         };
-        words.iter().map(|word| (*word).to_owned()).chain([address.to_string()]).collect()
+        let words = words.iter().map(|word| (*word).to_owned()).chain([address.to_string()]);
+        words.chain(self.arguments.iter().cloned()).collect()
     }
 
     /// The same, confined as sherd's shim would.
