@@ -25,7 +25,12 @@ fn a_small_run_tells_what_it_planted_and_what_it_found() {
     let directory = tempfile::tempdir().expect("a directory for the test");
     let small = ["--rounds", "1", "--seconds", "3", "--runs", "1", "--pairs", "2", "--duration", "0.05"];
     let large_and_missing = ["--slowdown", "100", "--oha", "/nowhere/oha"];
-    let output = verify(directory.path(), &[&small[..], &large_and_missing].concat());
+    // Latencies have a test of their own in `load`.
+    let parts = [
+        "--parts",
+        if std::env::var_os("SHERD_PROVE").is_some() { "latencies,maxima,differences" } else { "maxima,differences" },
+    ];
+    let output = verify(directory.path(), &[&small[..], &large_and_missing, &parts].concat());
     let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{text}{errors}");
     let json = text.lines().find_map(|line| line.strip_prefix("every sample: ")).expect("it names its report");
@@ -36,8 +41,13 @@ fn a_small_run_tells_what_it_planted_and_what_it_found() {
         let samples = found.unwrap_or_else(|| panic!("{title} in {text}"))["samples"].as_array().expect("a list");
         samples.iter().map(|sample| sample.as_f64().expect("a number")).collect()
     };
-    // What is planted is never missed; how much more a busy host adds is its own business.
-    assert!(samples("delays: ms at p99, where 30.00")[0] >= 29.9 && samples("a stall: ms at max")[0] > 900.0, "{text}");
+    if parts[1].contains("latencies") {
+        // How much more a busy host adds is its own business.
+        assert!(
+            samples("delays: ms at p99, where 30.00")[0] >= 29.9 && samples("a stall: ms at max")[0] > 900.0,
+            "{text}"
+        );
+    }
     let planted = samples("% of a request's CPU time that were planted");
     assert!((95.0..105.0).contains(&planted[0]), "{text}");
     assert!(samples("  found")[0] > 20.0, "twice the CPU time for each request: {text}");
