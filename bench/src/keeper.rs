@@ -8,7 +8,11 @@
 //! The keeper holds the reading end of a pipe whose writing end only the guard has. When the guard ends, by whatever
 //! signal, the pipe says so; the keeper then asks the worker to end, and after it (or after 20 s) kills every
 //! descendant that is left, has removed what the run made in a container engine, puts back what it turned in the kernel, and
-//! removes the scratch directory. A killed keeper takes the worker with it (PDEATHSIG).
+//! removes the scratch directory.
+//!
+//! A killed keeper takes the worker with it (PDEATHSIG), and what it kept becomes the guard's, which is a subreaper too and
+//! does the same in its place. So whichever of the three is killed, nothing is left; only SIGKILL to guard and keeper at once
+//! leaves the run's containers, which its label finds.
 
 use std::{
     env,
@@ -54,6 +58,7 @@ const KILL_GRACE: Duration = Duration::from_secs(10);
 pub fn guard(arguments: &[OsString]) -> io::Result<ExitCode> {
     let signals = ending_signals();
     signals.thread_block()?;
+    prctl::set_child_subreaper(true)?;
     let mut keeper = Command::new(env::current_exe()?)
         .arg(KEEPER_COMMAND)
         .arg("--")
@@ -68,7 +73,12 @@ pub fn guard(arguments: &[OsString]) -> io::Result<ExitCode> {
             drop(pipe.take());
         }
     });
-    Ok(exit_code(keeper.wait()?.code()))
+    let status = keeper.wait()?;
+    if status.code().is_none() {
+        eprintln!("sherd-bench: the keeper of this run was killed; its guard cleans up");
+        clean_up(&scratch_of(Pid::from_raw(keeper.id() as i32)))?;
+    }
+    Ok(exit_code(status.code()))
 }
 
 /// The keeper itself. Its standard input is the guard's pipe.
@@ -85,25 +95,34 @@ pub fn keep(arguments: &[OsString]) -> io::Result<ExitCode> {
         .stdin(Stdio::null())
         .spawn()
         .and_then(|worker| await_worker(&worker, &signals));
+    clean_up(&scratch)?;
+    Ok(exit_code(ended?))
+}
+
+/// Ends and removes all that this process keeps.
+fn clean_up(scratch: &Path) -> io::Result<()> {
     let remaining = kill_descendants();
     // Before what the run made goes: what it did to others may be in the way.
-    if let Err(error) = contestant::undo_all(&scratch) {
+    if let Err(error) = contestant::undo_all(scratch) {
         eprintln!("sherd-bench: something that the run did is not undone: {error}");
     }
     // After the processes, which could make more of it; before the directory, which says what there is.
-    if let Err(error) = contestant::sweep(&scratch) {
+    if let Err(error) = contestant::sweep(scratch) {
         eprintln!("sherd-bench: something of the run is left: {error}");
     }
-    if let Err(error) = measure::bpf::restore(&scratch) {
+    if let Err(error) = measure::bpf::restore(scratch) {
         eprintln!(
             "sherd-bench: kernel.bpf_stats_enabled is not as it was, `sysctl kernel.bpf_stats_enabled=0`: {error}"
         );
     }
-    fs::remove_dir_all(&scratch)?;
     if remaining > 0 {
         eprintln!("sherd-bench: {remaining} processes of the run could not be killed; see `ps --ppid 1`");
     }
-    Ok(exit_code(ended?))
+    match fs::remove_dir_all(scratch) {
+        // A keeper that was killed at its very beginning has made none.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 /// To be called first by a worker: gives its scratch directory, and ties its life to the keeper's. None when this
@@ -202,8 +221,13 @@ fn kill_descendants() -> usize {
     }
 }
 
+/// A keeper's directory.
+fn scratch_of(keeper: Pid) -> PathBuf {
+    env::temp_dir().join(format!("sherd-bench-{keeper}"))
+}
+
 fn make_scratch() -> io::Result<PathBuf> {
-    let path = env::temp_dir().join(format!("sherd-bench-{}", Pid::this()));
+    let path = scratch_of(Pid::this());
     if path.exists() {
         // A keeper with our number that was killed before it could clean up; it is not there any more, we are.
         remove_own(&path)?;
