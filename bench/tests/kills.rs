@@ -16,7 +16,7 @@ use sherd_bench::{keeper::descendants, measure::allowed_cpus, stats::Random};
 use sherd_testkit::{Need, docker_socket, eventually, needs};
 
 /// Runs that start agents, containers, balancers, servers and generators. What is missing on a host is left out by themselves.
-const RUNS: [&[&str]; 7] = [
+const RUNS: [&[&str]; 8] = [
     &["relay", "--quick", "--idle", "2000"],
     &["direct", "--quick", "--counted", "100"],
     &["stall", "--quick"],
@@ -24,6 +24,7 @@ const RUNS: [&[&str]; 7] = [
     &["graft", "--quick", "--rounds", "5"],
     &["verify", "--quick"],
     &["plan", "--quick"],
+    &["steer", "--quick"],
 ];
 const MOMENTS: usize = 6;
 const PROVING_MOMENTS: usize = 60;
@@ -125,7 +126,7 @@ fn start(directory: &Path, run: &[&str]) -> Child {
     fs::create_dir_all(&scratch).expect("writable");
     let mut command = Command::new(bench);
     command.args(run).arg("--output").arg(directory.join("results"));
-    if run[0] != "verify" {
+    if !["steer", "verify"].contains(&run[0]) {
         command.arg("--sherd").arg(sherd);
     }
     if ["direct", "stall", "failover", "graft"].contains(&run[0]) {

@@ -201,17 +201,18 @@ pub fn tell(socket: &Path, words: &[&str]) -> io::Result<String> {
     bounded(command)
 }
 
-/// Removes all that the run in `scratch` has made in an engine, and the guards of its agents. To be called by whoever
-/// survives the run; a run without an engine has nothing there.
+/// Removes all that the run in `scratch` has made in an engine, and the control groups of its agents. To be called by whoever
+/// survives the run.
 pub fn sweep(scratch: &Path) -> io::Result<()> {
-    let record = match fs::read(scratch.join(RECORD)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
+    // Agents with an engine and without are named after the run.
+    let run = scratch.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let removed = match fs::read(scratch.join(RECORD)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // One of the run's own has ended with it, and its images and containers are files below the scratch directory.
+        Ok(_) if own::is_in(scratch) => own::sweep(scratch),
+        record => record.and_then(|record| serde_json::from_slice::<Engine>(&record)?.remove_all()),
     };
-    let engine: Engine = serde_json::from_slice(&record)?;
-    // One of the run's own has ended with it, and its images and containers are files below the scratch directory.
-    let removed = if own::is_in(scratch) { own::sweep(scratch) } else { engine.remove_all() };
-    guard::remove_all(engine.run_name()).and(removed)
+    guard::remove_all(&run).and(removed)
 }
 
 fn failed(action: &str) -> impl FnOnce(io::Error) -> StartError {

@@ -27,7 +27,8 @@ pub struct Sherd {
 }
 
 impl Sherd {
-    /// Starts the agent and one shard on each of `cpus`. `connections` is what each slot must be able to hold.
+    /// Starts the agent and one shard on each of `cpus`. `connections` is what each slot must be able to hold, `scratch` the
+    /// run's own directory.
     pub fn start(
         program: Option<&Path>,
         scratch: &Path,
@@ -35,7 +36,9 @@ impl Sherd {
         connections: usize,
     ) -> Result<Self, StartError> {
         let fail = |source| StartError::Failed { name: NAME.into(), action: "be given its files".into(), source };
-        let instance = format!("bench-{}", std::process::id());
+        // Below the run's name: whoever sweeps up after it finds what bears this.
+        let run = scratch.file_name().unwrap_or_default().to_string_lossy();
+        let instance = format!("{run}-processes");
         let directory = scratch.join(NAME);
         let mut agent = Agent::start(AgentLaunch {
             name: NAME,

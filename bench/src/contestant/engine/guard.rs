@@ -1,5 +1,5 @@
-//! Removes the cgroups of agents that were killed: each keeps its listeners' guard in one below `sherd/INSTANCE`, which no
-//! process's end takes away; rmdir only, so nothing that is in use can go.
+//! Removes the cgroups of agents that were killed: each keeps its listeners' guard, and its shards that are processes, in some
+//! below `sherd/INSTANCE`, which no process's end takes away; rmdir only, so nothing that is in use can go.
 
 use std::{
     fs, io,
