@@ -67,9 +67,10 @@ fn a_small_run_reports_every_sample() {
     // Two in each block under six loads, and the control.
     let samples = report["samples"].as_array().expect("a list");
     assert_eq!(samples.len(), 2 * 2 * 6 * (contestants + 1));
-    let streams = samples.iter().filter(|sample| sample["load"] == "streams");
-    assert!(streams.clone().all(|sample| sample["errors"].as_object().is_some_and(serde_json::Map::is_empty)));
-    assert!(streams.clone().all(|sample| sample["requests"].as_u64() > Some(0)), "{text}");
+    // How much of them goes through in 50 ms is the host's business, and that it is right is not.
+    let streams = || samples.iter().filter(|sample| sample["load"] == "streams");
+    assert!(streams().any(|sample| sample["requests"].as_u64() > Some(0)), "{text}");
+    assert!(streams().all(|sample| sample["errors"]["a stream has a wrong byte"].is_null()), "{text}");
     assert_eq!(report["idle"].as_array().map(Vec::len), Some(contestants));
     assert!(report["host"]["kernel"].is_string() && report["command_line"].is_string());
     check_nothing_is_left(directory.path(), "a whole run");
