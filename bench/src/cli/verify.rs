@@ -17,7 +17,7 @@ use super::comparison::{check_answer, check_connections, choose_cpus, origin, pr
 /// Latencies that a server plants, also while it stalls: the open loop must find them. The maximum of a server, which other
 /// load generators must find as well (wrk and oha, where they are installed). A difference between shards that is planted,
 /// and one that isn't there: a comparison must find the one and not the other. Needs no privilege; two CPUs for the maximum.
-/// A host that does something else gives no verdict. The full run takes about half an hour.
+/// A host that does something else gives no verdict. The full run takes about three quarters of an hour.
 #[derive(Args)]
 pub(crate) struct Verify {
     /// Under two minutes: fewer and shorter runs.
@@ -29,16 +29,16 @@ pub(crate) struct Verify {
     /// How often latencies are planted, and generators run in turn [default: 5 and 12; with --quick 2 and 5].
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
-    /// Seconds for which latencies are planted [default: 20; with --quick 4].
+    /// Seconds for which latencies are planted [default: 20; with --quick 3].
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<u64>,
     /// How often differences are looked for [default: 20; with --quick 2].
     #[arg(long, value_name = "N")]
     runs: Option<usize>,
-    /// Pairs of each run [default: 12; with --quick 6].
+    /// Pairs of each run [default: 60; with --quick 20].
     #[arg(long, value_name = "N")]
     pairs: Option<usize>,
-    /// Seconds of each sample [default: 0.5; with --quick 0.25].
+    /// Seconds of each sample [default: 0.15; with --quick 0.1].
     #[arg(long, value_name = "SECONDS")]
     duration: Option<f64>,
     /// The planted difference, in percent of a request's CPU time.
@@ -73,7 +73,7 @@ pub(crate) struct Verify {
 impl Verify {
     /// Runs it, under a keeper.
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
-        let (runs, rounds, seconds) = if self.quick { (2, 2, 4) } else { (20, 5, 20) };
+        let (runs, rounds, seconds) = if self.quick { (2, 2, 3) } else { (20, 5, 20) };
         let (generator_pairs, generator_seconds) = if self.quick { (5, 1) } else { (12, 3) };
         let options = verify::Options {
             settings: self.settings()?,
@@ -98,7 +98,8 @@ impl Verify {
 
     fn settings(&self) -> anyhow::Result<Settings> {
         let (cpus, load_cpus) = choose_cpus(self.cpus.as_deref(), self.load_cpus.as_deref())?;
-        let (pairs, duration, warm_up) = if self.quick { (6, 0.25, 0.08) } else { (12, 0.5, 0.1) };
+        // Short samples, near each other: what disturbs a host for a second disturbs both sides of a pair.
+        let (pairs, duration, warm_up) = if self.quick { (20, 0.1, 0.03) } else { (60, 0.15, 0.05) };
         let settings = Settings {
             pairs: self.pairs.unwrap_or(pairs),
             duration_seconds: self.duration.unwrap_or(duration),
