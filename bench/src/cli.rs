@@ -21,15 +21,15 @@ mod chaos;
 mod comparison;
 mod direct;
 mod field;
+mod graft;
 mod load;
 mod memory;
 mod peers;
-mod graft;
 mod plan;
 mod relay;
 mod reports;
-mod sharding;
 mod rollout;
+mod sharding;
 mod steer;
 mod trial;
 mod tune;
@@ -49,26 +49,26 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Relay(Box<relay::Relay>),
-    Direct(Box<direct::Direct>),
-    Sharding(Box<sharding::Sharding>),
     Peers(Box<peers::Peers>),
+    Direct(Box<direct::Direct>),
+    Relay(Box<relay::Relay>),
     Memory(Box<memory::Memory>),
+    Sharding(Box<sharding::Sharding>),
+    Tune(Box<tune::Tune>),
     Stall(Box<trial::Stall>),
     Failover(Box<trial::Failover>),
-    Graft(Box<graft::Graft>),
-    Plan(Box<plan::Plan>),
-    Steer(Box<steer::Steer>),
-    Verify(Box<verify::Verify>),
-    Load(load::Load),
     Rollout(Box<rollout::Rollout>),
     Balance(Box<balance::Balance>),
     Chaos(Box<chaos::Chaos>),
-    Render(reports::Render),
-    Figure(reports::Figure),
+    Graft(Box<graft::Graft>),
+    Steer(Box<steer::Steer>),
+    Plan(Box<plan::Plan>),
+    Load(load::Load),
+    Verify(Box<verify::Verify>),
     Compare(reports::Compare),
     Targets(reports::Targets),
-    Tune(Box<tune::Tune>),
+    Render(reports::Render),
+    Figure(reports::Figure),
     Install(Install),
     #[command(hide = true)]
     Shard(Shard),
@@ -140,26 +140,26 @@ struct Stage {
 /// Does what the command line says.
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
-        Command::Relay(relay) => relay.run(),
-        Command::Direct(direct) => direct.run(),
-        Command::Sharding(sharding) => sharding.run(),
         Command::Peers(peers) => peers.run(),
+        Command::Direct(direct) => direct.run(),
+        Command::Relay(relay) => relay.run(),
         Command::Memory(memory) => memory.run(),
+        Command::Sharding(sharding) => sharding.run(),
+        Command::Tune(tune) => tune.run(),
         Command::Stall(stall) => stall.run(),
         Command::Failover(failover) => failover.run(),
-        Command::Graft(graft) => graft.run(),
-        Command::Plan(plan) => plan.run(),
-        Command::Steer(steer) => steer.run(),
-        Command::Verify(verify) => verify.run(),
-        Command::Load(load) => load.run(),
         Command::Rollout(rollout) => rollout.run(),
         Command::Balance(balance) => balance.run(),
         Command::Chaos(chaos) => chaos.run(),
-        Command::Render(render) => render.run(),
-        Command::Figure(figure) => figure.run(),
+        Command::Graft(graft) => graft.run(),
+        Command::Steer(steer) => steer.run(),
+        Command::Plan(plan) => plan.run(),
+        Command::Load(load) => load.run(),
+        Command::Verify(verify) => verify.run(),
         Command::Compare(compare) => Ok(compare.run()),
         Command::Targets(targets) => targets.run(),
-        Command::Tune(tune) => tune.run(),
+        Command::Render(render) => render.run(),
+        Command::Figure(figure) => figure.run(),
         Command::Install(install) => install.run(),
         Command::Shard(shard) => shard.run(),
         Command::Keep(keep) => keeper::keep(&keep.arguments).context("the run cannot be kept"),

@@ -27,13 +27,13 @@ pub use self::{
     metrics::MetricsError,
     peer::Peer,
     placed::{Placed, Placement},
-    program::{Program, ProgramError},
     probe::Probe,
+    program::{Program, ProgramError},
     shards::Shards,
     sherd::Sherd,
     stage::{STAGE_COMMAND, run_stage},
-    whole::Whole,
     undo::{Container, Process, Undo, UndoList, set_affinity, undo_all},
+    whole::Whole,
 };
 
 mod agent;
@@ -56,13 +56,13 @@ mod metrics;
 pub mod nginx;
 mod peer;
 mod placed;
-mod program;
 mod probe;
+mod program;
 mod shards;
 pub mod sherd;
 mod stage;
-mod whole;
 mod undo;
+mod whole;
 
 /// Something that takes connections for the shards. Dropping it ends it.
 pub trait Contestant {

@@ -111,14 +111,16 @@ fn check_nothing_is_left(directory: &Path, how: &str) {
     assert!(left.is_empty(), "after {how}: {left:?}");
 }
 
-/// Guards of agents of benchmarks, wherever cgroup v2 is mounted, whose run, named after its keeper, is over.
+/// Guards of agents of benchmarks, wherever cgroup v2 is mounted, whose run, named after its keeper, is over. Other scenarios'
+/// agents are named after their path, and those may be of somebody else's run.
 fn guards_of_the_dead() -> Vec<String> {
     let tops = ["/sys/fs/cgroup/sherd", "/sys/fs/cgroup/unified/sherd"].map(fs::read_dir);
     let names =
         tops.into_iter().flatten().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     let is_dead = |name: &String| {
         let keeper = name.strip_prefix("sherd-bench-").and_then(|rest| rest.split('-').next());
-        keeper.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+        let of_a_layout = !name.ends_with("-direct") && !name.ends_with("-relay");
+        of_a_layout && keeper.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
     };
     names.filter(is_dead).collect()
 }
@@ -182,10 +184,18 @@ fn a_program_of_somebodys_is_tuned() {
     let _served = Served::new(directory.path());
     let written = directory.path().join("tuned.toml");
     let file = written.to_str().expect("text");
-    let small =
-        ["tune", "--budget", "8s", "--duration", "0.05", "--warm-up", "0.2", "--policies", "balanced", "--write", file];
-    let (reports, text) = run(&mut bench(directory.path(), &small, &["--", IMAGE]));
-    let [report] = &reports[..] else { panic!("one report: {text}") };
+    let tuned = |budget: &str| {
+        let small = ["tune", "--duration", "0.05", "--warm-up", "0.2", "--policies", "balanced", "--write", file];
+        let arguments = [&small[..], &["--budget", budget]].concat();
+        let (mut reports, text) = run(&mut bench(directory.path(), &arguments, &["--", IMAGE]));
+        (reports.pop().expect("a report"), text)
+    };
+    let (mut report, mut text) = tuned("8s");
+    if report["samples"] == serde_json::json!([]) {
+        // On a busy host the containers' start takes that long.
+        fs::remove_file(file).expect("it was written");
+        (report, text) = tuned("60s");
+    }
     let candidates = names(&report["contestants"], "name");
     assert_eq!(candidates[0], "core/connection", "{text}");
     let verdicts = report["analysis"]["verdicts"].as_array().expect("a list");
