@@ -347,6 +347,10 @@ impl Reconciler {
         for _ in 0..MAX_PASSES {
             let Some(group) = self.groups.get(name) else { return };
             if !self.is_listed(group.spec.runtime.kind()) {
+                // Without its engine too, a slot may have left service: nobody takes what waits in the anchors then.
+                if group.fronts.anchor_server().is_some() {
+                    self.settle_service(name);
+                }
                 return;
             }
             self.judge(name);

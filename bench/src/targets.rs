@@ -49,7 +49,6 @@ pub fn gather(reports: &[&(PathBuf, AnyReport)]) -> Vec<Entry> {
     for Planned { scenario, targets, exact } in &planned {
         let report = reports.iter().map(|(_, report)| report).find(|report| report.scenario() == *scenario);
         let judged = report.map(|report| report.verdicts()).unwrap_or_default();
-        let is_it = |target: &str, verdict: &Verdict| verdict.target.starts_with(target);
         if *exact || judged.is_empty() {
             entries.extend(targets.iter().map(|target| {
                 let verdict = judged.iter().find(|verdict| is_it(&target.begin, verdict));
@@ -67,6 +66,12 @@ pub fn gather(reports: &[&(PathBuf, AnyReport)]) -> Vec<Entry> {
         entries.extend(verdicts.map(|verdict| entry(report.scenario(), &verdict.target, Some((verdict, report)))));
     }
     entries
+}
+
+/// Whether the verdict is on the target that begins so: it may say first on whom.
+fn is_it(target: &str, verdict: &Verdict) -> bool {
+    let of_somebody = verdict.target.split_once(": ").is_some_and(|(_, rest)| rest.starts_with(target));
+    of_somebody || verdict.target.starts_with(target)
 }
 
 /// The table of all targets; for the index page of a `directory` also the newest reports, with links to the pages of those that are there.
@@ -258,7 +263,8 @@ mod tests {
         ];
         let entries = gather(&newest(&reports));
         let find = |target: &str| {
-            let found = entries.iter().find(|entry| entry.target.starts_with(target));
+            let is_it = |entry: &&Entry| entry.target.trim_start_matches("sherd: ").starts_with(target);
+            let found = entries.iter().find(is_it);
             found.unwrap_or_else(|| panic!("{target} in {entries:#?}")).answer.is_some()
         };
         assert!(!find("no shard is found hung in 600 s") && find("no shard is found hung in 20 s"));
@@ -271,7 +277,7 @@ mod tests {
     fn verdicts_begin_with_their_targets_titles() {
         let report = testing::report();
         for target in [&relay::TARGETS[0], &relay::TARGETS[4]] {
-            let found = report.analysis.verdicts.iter().any(|verdict| verdict.target.starts_with(&target.title()));
+            let found = report.analysis.verdicts.iter().any(|verdict| is_it(&target.title(), verdict));
             assert!(found, "{} in {:?}", target.title(), report.analysis.verdicts);
         }
     }

@@ -32,6 +32,10 @@ pub(super) enum Command {
         role: Role,
         done: Sender<()>,
     },
+    LeaveAnchor {
+        port: PortKey,
+        done: Sender<()>,
+    },
     SetBackend {
         backend: Option<Backend>,
         done: Sender<Result<(), BackendError>>,

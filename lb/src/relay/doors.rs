@@ -107,6 +107,12 @@ impl Doors {
         }
     }
 
+    /// Lets go of a listener at once; what is in its queue is somebody else's.
+    pub(super) fn close(&mut self, epoll: &Epoll, place: u32) {
+        self.set_open(epoll, place, false);
+        self.places[place as usize] = None;
+    }
+
     pub(super) fn any_stopping(&self) -> bool {
         self.places.iter().flatten().any(Door::is_stopping)
     }

@@ -148,6 +148,12 @@ impl Worker {
         self.command(|done| Command::StopServing { port, role, done })
     }
 
+    /// Closes this worker's descriptor of an anchor, and leaves in its queue what waits there: for whoever serves it next, and
+    /// safe from this process's end. Under load it never gets empty.
+    pub fn leave_anchor(&self, port: PortKey) -> Receiver<()> {
+        self.command(|done| Command::LeaveAnchor { port, done })
+    }
+
     /// New connections go to `backend` from now on; those of the former one stay. `None`: the thread goes back to
     /// the namespace it was born in, and accepting pauses. Completes when the thread has moved.
     pub fn set_backend(&self, backend: Option<Backend>) -> Receiver<Result<(), BackendError>> {

@@ -119,6 +119,26 @@ fn a_listener_that_stops_leaves_nobody_in_its_queue() {
 }
 
 #[test]
+fn an_anchor_that_is_left_keeps_what_waits_in_it() {
+    alone("moves::leave", || {
+        let fronts = [Front::new(0, Limits::default(), None), Front::new(1, Limits::default(), Some(named("one")))];
+        let anchor = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = anchor.local_addr().unwrap();
+        let accepts = anchor.try_clone().unwrap();
+        fronts[0].worker.serve(PORT, anchor.into(), Role::Anchor).recv().unwrap().unwrap();
+        let waiting: Vec<_> = (0..20).map(|_| connect(address)).collect();
+        fronts[0].worker.leave_anchor(PORT).recv_timeout(SOON).unwrap();
+        let later = connect(address);
+        let stats = fronts[0].worker.stats();
+        assert_eq!((stats.accepted.get(), stats.pending.get()), (0, 0), "it has no shard, and no room for what waits");
+        fronts[1].worker.serve(PORT, accepts.into(), Role::Anchor).recv().unwrap().unwrap();
+        for stream in waiting.iter().chain([&later]) {
+            assert_eq!(ask(stream).unwrap(), "one");
+        }
+    });
+}
+
+#[test]
 fn a_worker_that_ends_gives_what_it_has_not_begun_to_its_siblings() {
     alone("moves::shutdown", || {
         let waits = Limits { pending_timeout: Duration::from_secs(60), ..Limits::default() };

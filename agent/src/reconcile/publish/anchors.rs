@@ -26,7 +26,7 @@ impl Fronts {
         if self.anchor_server != server.map(|(slot, _)| slot) {
             for published in &mut self.list {
                 published.anchor_served = false;
-                former.iter().for_each(|former| drop(former.stop_serving(published.key, Role::Anchor)));
+                former.iter().for_each(|former| drop(former.leave_anchor(published.key)));
             }
         }
         self.anchor_server = server.map(|(slot, _)| slot);

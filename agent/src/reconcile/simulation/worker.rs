@@ -151,6 +151,10 @@ impl Worker {
         self.answers(())
     }
 
+    pub(in crate::reconcile) fn leave_anchor(&self, _: PortKey) -> Receiver<()> {
+        self.answers(())
+    }
+
     pub(in crate::reconcile) fn set_backend(&self, backend: Option<Backend>) -> Receiver<Result<(), BackendError>> {
         if backend.is_some() && with(|world| world.faults.strike(&mut world.chance, 10)) {
             self.change(|told| (told.backend, told.is_stranded) = (None, true));

@@ -44,6 +44,12 @@ impl Core {
                 let _ = done.send(self.serve(port, listener, role, account));
             }
             Command::StopServing { port, role, done } => self.stop_serving(port, role, done),
+            Command::LeaveAnchor { port, done } => {
+                if let Some(place) = self.doors.find(port, Role::Anchor) {
+                    self.doors.close(&self.epoll, place);
+                }
+                let _ = done.send(());
+            }
             Command::SetBackend { backend, done } => {
                 let result = self.set_backend(backend);
                 // Before anyone is told: who hears of it may look at once.
