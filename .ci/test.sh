@@ -18,7 +18,7 @@ step() {
 }
 
 # A test that hangs must not take the whole budget with it.
-tests() { timeout --kill-after=30 1500 cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"; }
+tests() { timeout --kill-after=30 1750 cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"; }
 
 simulation() {
     timeout --kill-after=30 600 cargo test --package sherd --lib --features simulation --locked simulation:: 2>&1 | tee --append "$log"
