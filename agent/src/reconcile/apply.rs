@@ -120,6 +120,10 @@ impl Reconciler {
                               holds";
                 Err(ApplyError::Refused { group: name.clone(), reason: reason.to_owned() })
             }
+            Ok(()) if *change == Change::Undo && self.groups.get(&name).is_none_or(Group::is_purged) => {
+                let reason = "it is purged, and with it what there was before: apply a specification";
+                Err(ApplyError::Refused { group: name.clone(), reason: reason.to_owned() })
+            }
             Ok(()) => self.commit(spec, text, change),
             Err(error) => Err(not_prepared(&spec, &error)),
         };

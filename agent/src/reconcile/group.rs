@@ -155,6 +155,11 @@ impl Group {
         matches!(self.intent, Intent::Run) && self.place(id).is_some()
     }
 
+    /// Somebody wants nothing of it to be left.
+    pub(super) fn is_purged(&self) -> bool {
+        matches!(self.intent, Intent::Purge)
+    }
+
     /// Every slot serves, and nothing is waited for but what the world does by itself.
     pub(super) fn is_quiet(&self) -> bool {
         let serves = |slot: &SlotRun| {

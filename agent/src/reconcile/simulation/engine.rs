@@ -266,9 +266,9 @@ pub(super) fn remove_by_hand(world: &mut World, id: &ShardId) {
 
 /// Freezes one that runs, or thaws it.
 pub(super) fn freeze(world: &mut World, id: &ShardId, is_frozen: bool) {
-    let wall = world.wall();
+    let (wall, now) = (world.wall(), world.now());
     let Some(shard) = world.shards.all.get_mut(id) else { return };
-    shard.shown_since = None;
+    (shard.shown_since, shard.frozen_at) = (None, Some(now));
     shard.state = match (shard.state, is_frozen) {
         (ShardState::Running { pid, .. }, true) => ShardState::Paused { pid },
         (ShardState::Paused { pid }, false) => ShardState::Running { pid, started: wall },

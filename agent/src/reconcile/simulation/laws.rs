@@ -294,6 +294,7 @@ fn few_are_given_up(
         let went_to = group.slots.get(&SlotId(u32::from(*slot))).and_then(|run| run.backend.as_ref());
         let served = |id: &ShardId, shard: &Simulated| {
             let known = shard.shown_since.is_some_and(|since| since + KNOWN_READY <= now);
+            let known = known && shard.frozen_at.is_none_or(|at| at + CALLS_TIME <= now);
             let is_of_slot = shard.key.slot.0 == u32::from(*slot) && went_to.is_none_or(|to| to == id);
             is_of_slot && shard.is_ready(now) && known
         };

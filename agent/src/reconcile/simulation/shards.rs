@@ -46,6 +46,8 @@ pub(super) struct Simulated {
     pub(super) is_shown: bool,
     /// Since when it was told so every time.
     pub(super) shown_since: Option<Duration>,
+    /// When it was last frozen or thawed: what the engine said of it just before may be heard later.
+    pub(super) frozen_at: Option<Duration>,
 }
 
 /// All shards, and what is none of ours.
@@ -139,6 +141,7 @@ impl Shards {
             was_shown: false,
             is_shown: false,
             shown_since: None,
+            frozen_at: None,
         };
         self.all.insert(id.clone(), shard);
         id
