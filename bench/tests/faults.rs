@@ -198,10 +198,13 @@ impl Running {
         Command::new(sherd()).arg("--run-dir").arg(&self.run_dir).args(arguments).output().expect("sherd runs")
     }
 
+    /// As the agent tells; of one that it takes for stopped it tells none, until it has seen that it goes on.
     fn shards(&self) -> Vec<i32> {
-        let status: Value = serde_json::from_slice(&self.sherd(&["ps", "--json"]).stdout).expect("JSON");
-        let pid = |slot: &Value| slot["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("it has a shard");
-        list(&status["groups"][0]["slots"], "slots").iter().map(pid).collect()
+        let pid = |slot: &Value| slot["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        eventually("each slot has a shard", SOON, || {
+            let status: Value = serde_json::from_slice(&self.sherd(&["ps", "--json"]).stdout).expect("JSON");
+            list(&status["groups"][0]["slots"], "slots").iter().map(pid).collect()
+        })
     }
 
     fn socket(&self) -> String {
