@@ -34,8 +34,6 @@ pub struct SlotFacts {
     pub shard: Shard,
     /// It gets connections.
     pub serving: bool,
-    /// At every address that the group has; at a new one once it is connected anew.
-    pub everywhere: bool,
     /// Connections go to the shard of the present specification.
     pub serves_present: bool,
     /// Why a shard of the present specification failed in it.
@@ -215,7 +213,7 @@ impl Rollout {
         if let Some(broken) = candidates.iter().find(|slot| !slot.serving) {
             return Some(broken.id);
         }
-        if !slots.iter().all(|slot| (slot.serving && slot.everywhere) || excused(slot)) {
+        if !slots.iter().all(|slot| slot.serving || excused(slot)) {
             return None;
         }
         let others_serve = |id: SlotId| {

@@ -115,8 +115,6 @@ impl RolloutRun {
                 cache: self.caches.iter().find(|(id, _)| *id == view.id).map_or(0, |(_, cache)| *cache),
                 shard,
                 serving,
-                // One that is in for want of a better one isn't connected anew.
-                everywhere: !view.reconnect || view.health == Health::Unready,
                 // One that is in only because too many fail is none that anybody wants.
                 serves_present: view.service == Service::In
                     && view.health != Health::Unready

@@ -23,7 +23,6 @@ fn facts(text: &str) -> Vec<SlotFacts> {
             _ => Shard::None,
         },
         serving: letter.is_ascii_uppercase(),
-        everywhere: true,
         serves_present: letter == 'N',
         failure: None,
         empties: false,
@@ -54,12 +53,6 @@ fn who_begins() {
     // Somebody else is missing: what comes up there is on trial first.
     check_begins(&one, "O-OO", &[1]);
     check_begins(&one, "nOOO", &[0]);
-    // At a new address only those serve that were connected anew.
-    let mut slots = facts("NO");
-    slots[0].everywhere = false;
-    let mut rollout = Rollout::default();
-    rollout.step(&one, Pace::Running, &slots, Instant::now());
-    assert_eq!(turns_of(&rollout), [] as [u32; 0]);
     // A group of one slot has nobody else.
     check_begins(&one, "O", &[0]);
 }

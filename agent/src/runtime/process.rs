@@ -48,8 +48,9 @@ pub use self::{
 /// Fault points of this runtime alone, in the order of a start and a stop.
 pub const FAULT_POINTS: [&str; 4] = ["create.order-written", "start.shim-launched", "stop.signalled", "remove.renamed"];
 
-/// How long a shim may take to get its program to run.
-const START_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a shim may take to get its program to run. It takes milliseconds, and on an overloaded host as long as systemd does to
+/// launch its unit: more than 20 s were seen, and a rollout failed by it.
+const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a shim may take to end once it was told to kill; longer than it gives SIGKILL.
 const KILL_PATIENCE: Duration = Duration::from_secs(15);
 const START_POLL: Duration = Duration::from_millis(3);

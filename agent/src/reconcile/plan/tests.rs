@@ -192,7 +192,6 @@ fn steps_of(slots: &[SlotView], rollout: &mut Rollout, now: Instant) -> Vec<(Slo
             cache: slot.id.0 as usize,
             shard,
             serving,
-            everywhere: !slot.reconnect,
             serves_present: serving && shard == Shard::Present,
             failure: None,
             empties: false,
